@@ -1,0 +1,61 @@
+import { z } from "zod";
+import { RankId } from "./ids.ts";
+
+/** Tokens per KV block; also rows per page (`spec/longcat-flash.md` section 3.4). */
+export const BLOCK_TOKENS = 64;
+/** Bytes of one block hash. */
+export const BLOCK_HASH_BYTES = 16;
+
+/**
+ * A sequence in a rank's engine: slot and generation. Native bumps the generation whenever a slot is given back, so a
+ * late user of an old handle is refused, never obeyed.
+ */
+export const SequenceHandle = z.strictObject({ slot: z.int().min(0), generation: z.int().min(1) });
+export type SequenceHandle = z.infer<typeof SequenceHandle>;
+
+/** Where a decode rank takes KV announcements. `sharedMemory` names the host, so that equal names may share memory. */
+export const KvEndpoint = z.strictObject({
+  host: z.string().min(1),
+  port: z.int().min(1).max(65535),
+  /** Boot id and IPC namespace of the host; two ranks with the same value can map each other's pools. */
+  hostKey: z.string().min(1).max(200),
+});
+export type KvEndpoint = z.infer<typeof KvEndpoint>;
+
+/** A decode rank's promise to receive one request's KV, valid until `deadlineMs` (epoch milliseconds). */
+export const Reservation = z.strictObject({
+  rankId: RankId,
+  epoch: z.int().min(1),
+  handle: SequenceHandle,
+  endpoint: KvEndpoint,
+  /** Leading prompt tokens whose pages the decode rank already holds; a multiple of BLOCK_TOKENS. */
+  cachedTokens: z.int().min(0),
+  deadlineMs: z.number(),
+});
+export type Reservation = z.infer<typeof Reservation>;
+
+/** Changes of a rank's prefix cache, sent after they are visible (B6). `seq` counts messages of one epoch from 0. */
+export const KvEvents = z.strictObject({
+  kind: z.literal("kv-events"),
+  rankId: RankId,
+  epoch: z.int().min(1),
+  seq: z.int().min(0),
+  /** Concatenated block hashes, BLOCK_HASH_BYTES each. */
+  stored: z.instanceof(Uint8Array),
+  removed: z.instanceof(Uint8Array),
+});
+export type KvEvents = z.infer<typeof KvEvents>;
+
+/** Asks a rank for all hashes in its prefix cache, after a gap in `KvEvents.seq`. */
+export const KvSnapshotQuery = z.strictObject({ kind: z.literal("kv-snapshot-query") });
+export type KvSnapshotQuery = z.infer<typeof KvSnapshotQuery>;
+
+/** Answer: the state after the event with number `seq` (-1: before the first). */
+export const KvSnapshot = z.strictObject({
+  kind: z.literal("kv-snapshot"),
+  rankId: RankId,
+  epoch: z.int().min(1),
+  seq: z.int().min(-1),
+  hashes: z.instanceof(Uint8Array),
+});
+export type KvSnapshot = z.infer<typeof KvSnapshot>;

@@ -1,0 +1,53 @@
+import { z } from "zod";
+import { GatewayId, ModelName, RankId, WorkerId } from "./ids.ts";
+import { Done, Refused, Role, WorkerState } from "./worker.ts";
+
+/** `margay status` asks, any control plane answers. */
+export const StatusQuery = z.strictObject({ kind: z.literal("status-query") });
+export type StatusQuery = z.infer<typeof StatusQuery>;
+
+export const RankStatus = z.strictObject({
+  workerId: WorkerId,
+  rankId: RankId,
+  role: Role,
+  state: z.enum([...WorkerState.options, "lost"]),
+  model: ModelName,
+  epoch: z.int(),
+  pid: z.int(),
+  healthUrl: z.string(),
+  requests: z.int(),
+  maxRequests: z.int(),
+  blocksTotal: z.int(),
+  blocksAvailable: z.int(),
+  lastBeatMs: z.number(),
+});
+export type RankStatus = z.infer<typeof RankStatus>;
+
+export const StatusReport = z.strictObject({
+  kind: z.literal("status-report"),
+  gatewayId: GatewayId,
+  upMs: z.number(),
+  ranks: z.array(RankStatus),
+  /** Per model: requests waiting for a worker, and being served by this control plane. */
+  models: z.array(
+    z.strictObject({
+      name: ModelName,
+      waiting: z.int(),
+      running: z.int(),
+      wantedPrefill: z.int(),
+      wantedDecode: z.int(),
+    }),
+  ),
+});
+export type StatusReport = z.infer<typeof StatusReport>;
+
+/** `margay drain WORKER`. */
+export const DrainWorker = z.strictObject({
+  kind: z.literal("drain-worker"),
+  workerId: WorkerId,
+  graceMs: z.number().min(0),
+});
+export type DrainWorker = z.infer<typeof DrainWorker>;
+
+export const DrainWorkerReply = z.discriminatedUnion("kind", [Done, Refused]);
+export type DrainWorkerReply = z.infer<typeof DrainWorkerReply>;

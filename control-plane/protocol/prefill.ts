@@ -1,0 +1,73 @@
+import { z } from "zod";
+import { ErrorCode } from "./errors.ts";
+import { RankId } from "./ids.ts";
+import { Reservation } from "./kv.ts";
+import { FinishReason, Generation, Logprobs, RequestHead } from "./request.ts";
+import { Done, Refused } from "./worker.ts";
+
+/** Control plane -> prefill rank, answered at once by `PrefillAccepted` or `Refused`. */
+export const PrefillWork = z.strictObject({
+  kind: z.literal("prefill-work"),
+  head: RequestHead,
+  generation: Generation,
+  reservation: Reservation,
+  /** Epoch of the prefill rank the sender believes it talks to. */
+  epoch: z.int().min(1),
+  /** When the work is worthless, epoch milliseconds. */
+  deadlineMs: z.number(),
+});
+export type PrefillWork = z.infer<typeof PrefillWork>;
+
+export const PrefillAccepted = z.strictObject({
+  kind: z.literal("prefill-accepted"),
+  /** Prompt tokens already in the prefill rank's own prefix cache. */
+  cachedTokens: z.int().min(0),
+});
+export type PrefillAccepted = z.infer<typeof PrefillAccepted>;
+
+/**
+ * Prefill rank -> owner: the prompt is computed and its first token chosen. All pages are announced; the decode rank
+ * has verified each one it sealed and knows by its own count when it has them all.
+ */
+export const PrefillDone = z.strictObject({
+  kind: z.literal("prefill-done"),
+  head: RequestHead,
+  rankId: RankId,
+  epoch: z.int().min(1),
+  firstToken: z.int().min(0),
+  logprobs: Logprobs.nullable(),
+  /** Set when the first token also ends the request. */
+  finish: FinishReason.nullable(),
+  /** Tokens taken from the prefill rank's prefix cache rather than computed. */
+  cachedTokens: z.int().min(0),
+  /** Waiting on the rank before the first step, then computing, milliseconds. */
+  queueMs: z.number().min(0),
+  computeMs: z.number().min(0),
+});
+export type PrefillDone = z.infer<typeof PrefillDone>;
+
+/** Prefill rank -> owner: this attempt failed. Sent at once, so that the other leg never waits for a deadline. */
+export const PrefillFailed = z.strictObject({
+  kind: z.literal("prefill-failed"),
+  head: RequestHead,
+  rankId: RankId,
+  epoch: z.int().min(1),
+  code: ErrorCode,
+  detail: z.string().max(500),
+});
+export type PrefillFailed = z.infer<typeof PrefillFailed>;
+
+/** Control plane -> either rank: stop; free what the request holds. Answered when nothing is held any more. */
+export const Cancel = z.strictObject({ kind: z.literal("cancel"), head: RequestHead });
+export type Cancel = z.infer<typeof Cancel>;
+
+/** `known` is false when the rank holds nothing of this request (never had, or already ended). */
+export const Cancelled = z.strictObject({ kind: z.literal("cancelled"), known: z.boolean() });
+export type Cancelled = z.infer<typeof Cancelled>;
+
+export const PrefillReply = z.discriminatedUnion("kind", [PrefillAccepted, Refused]);
+export type PrefillReply = z.infer<typeof PrefillReply>;
+export const CancelReply = z.discriminatedUnion("kind", [Cancelled, Refused]);
+export type CancelReply = z.infer<typeof CancelReply>;
+export const DrainReply = z.discriminatedUnion("kind", [Done, Refused]);
+export type DrainReply = z.infer<typeof DrainReply>;

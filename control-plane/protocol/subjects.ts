@@ -1,0 +1,50 @@
+import type { GatewayId, RankId } from "./ids.ts";
+
+/**
+ * Every subject of the bus, as functions. Nobody else spells one.
+ *
+ * Request/reply (answered within a second or so unless the message says otherwise):
+ *   margay.fleet.hello                Hello -> Welcome | Refused          (queue group of control planes)
+ *   margay.rank.RANK.reserve          ReserveKv -> ReserveReply
+ *   margay.rank.RANK.prefill          PrefillWork -> PrefillReply
+ *   margay.rank.RANK.start            StartDecode -> StartReply
+ *   margay.rank.RANK.cancel           Cancel -> CancelReply
+ *   margay.rank.RANK.resume           ResumeStream -> ResumeReply
+ *   margay.rank.RANK.kv-snapshot      KvSnapshotQuery -> KvSnapshot | Refused
+ *   margay.rank.RANK.drain            Drain -> DrainReply
+ *   margay.operator.status            StatusQuery -> StatusReport
+ *   margay.operator.drain             DrainWorker -> Done | Refused
+ * Published:
+ *   margay.fleet.beat.RANK            Heartbeat | Goodbye
+ *   margay.fleet.kv.RANK              KvEvents
+ *   margay.rank.RANK.acks             TokenAcks
+ *   margay.gateway.GATEWAY.tokens     TokenBatch
+ *   margay.gateway.GATEWAY.prefill    PrefillDone | PrefillFailed
+ *   margay.gateway.GATEWAY.beat       GatewayBeat
+ */
+export const subjects = {
+  hello: () => "margay.fleet.hello",
+  beat: (rank: RankId) => `margay.fleet.beat.${rank}`,
+  beats: () => "margay.fleet.beat.*",
+  kvEvents: (rank: RankId) => `margay.fleet.kv.${rank}`,
+  allKvEvents: () => "margay.fleet.kv.*",
+  reserve: (rank: RankId) => `margay.rank.${rank}.reserve`,
+  prefill: (rank: RankId) => `margay.rank.${rank}.prefill`,
+  start: (rank: RankId) => `margay.rank.${rank}.start`,
+  cancel: (rank: RankId) => `margay.rank.${rank}.cancel`,
+  resume: (rank: RankId) => `margay.rank.${rank}.resume`,
+  acks: (rank: RankId) => `margay.rank.${rank}.acks`,
+  kvSnapshot: (rank: RankId) => `margay.rank.${rank}.kv-snapshot`,
+  drain: (rank: RankId) => `margay.rank.${rank}.drain`,
+  tokens: (gateway: GatewayId) => `margay.gateway.${gateway}.tokens`,
+  prefillOutcome: (gateway: GatewayId) => `margay.gateway.${gateway}.prefill`,
+  gatewayBeat: (gateway: GatewayId) => `margay.gateway.${gateway}.beat`,
+  gatewayBeats: () => "margay.gateway.*.beat",
+  operatorStatus: () => "margay.operator.status",
+  operatorDrain: () => "margay.operator.drain",
+} as const;
+
+/** Queue group in which control planes share request/reply subjects. */
+export const CONTROL_PLANE_QUEUE = "control-plane";
+/** JetStream key-value bucket whose revisions are epochs. */
+export const EPOCH_BUCKET = "margay-epochs";

@@ -1,0 +1,112 @@
+import { z } from "zod";
+import { ErrorCode } from "./errors.ts";
+import { GatewayId, RankId, WorkerId } from "./ids.ts";
+import { KvEndpoint } from "./kv.ts";
+import { ModelCard } from "./model-card.ts";
+
+export const Role = z.enum(["prefill", "decode"]);
+export type Role = z.infer<typeof Role>;
+
+/** loading -> ready -> draining -> (gone). Only a ready rank is given work. */
+export const WorkerState = z.enum(["loading", "ready", "draining"]);
+export type WorkerState = z.infer<typeof WorkerState>;
+
+/** First message of a rank; answered by a `Welcome` with its epoch, or a `Refused`. */
+export const Hello = z.strictObject({
+  kind: z.literal("hello"),
+  workerId: WorkerId,
+  rankId: RankId,
+  role: Role,
+  /** Sender's clock, epoch milliseconds: a rank more than MAX_CLOCK_SKEW_MS off is refused. */
+  clockMs: z.number(),
+});
+export type Hello = z.infer<typeof Hello>;
+
+export const MAX_CLOCK_SKEW_MS = 2_000;
+
+/** `epoch` rises with every start of the same rank; messages of an earlier epoch are refused. */
+export const Welcome = z.strictObject({ kind: z.literal("welcome"), epoch: z.int().min(1), gatewayId: GatewayId });
+export type Welcome = z.infer<typeof Welcome>;
+
+/** Load of a rank at the time of a heartbeat. */
+export const Load = z.strictObject({
+  /** Requests admitted and not ended. */
+  requests: z.int().min(0),
+  /** Most requests the rank admits. */
+  maxRequests: z.int().min(1),
+  /** Prompt tokens admitted and not yet computed. */
+  pendingPrefillTokens: z.int().min(0),
+  /** Measured prompt tokens per second, 0 while unknown. */
+  prefillTokensPerSecond: z.number().min(0),
+  blocksTotal: z.int().min(0),
+  /** Blocks that an admission could take now: free or cached and unpinned. */
+  blocksAvailable: z.int().min(0),
+});
+export type Load = z.infer<typeof Load>;
+
+/** Sent every HEARTBEAT_MS and on each change of state. Carries all there is to know, so it needs no history. */
+export const Heartbeat = z.strictObject({
+  kind: z.literal("heartbeat"),
+  workerId: WorkerId,
+  rankId: RankId,
+  rank: z.int().min(0),
+  ranks: z.int().min(1),
+  role: Role,
+  state: WorkerState,
+  epoch: z.int().min(1),
+  /** Sender's clock, epoch milliseconds. */
+  clockMs: z.number(),
+  /** Number of this heartbeat within the epoch. */
+  seq: z.int().min(0),
+  model: ModelCard,
+  /** Only decode ranks receive KV. */
+  kvEndpoint: KvEndpoint.nullable(),
+  /** Last KV event sent, -1 for none. */
+  kvSeq: z.int().min(-1),
+  /** Address of the health server, for people and scrapers. */
+  healthUrl: z.string(),
+  pid: z.int().min(1),
+  load: Load,
+});
+export type Heartbeat = z.infer<typeof Heartbeat>;
+
+export const HEARTBEAT_MS = 500;
+/** A rank silent for this long is lost: its requests are placed elsewhere. */
+export const HEARTBEAT_TIMEOUT_MS = 2_500;
+
+/** Last message of a rank that leaves by its own will. */
+export const Goodbye = z.strictObject({
+  kind: z.literal("goodbye"),
+  rankId: RankId,
+  epoch: z.int().min(1),
+});
+export type Goodbye = z.infer<typeof Goodbye>;
+
+/** Heartbeat of a control-plane process: a rank ends requests whose owner is silent for OWNER_TIMEOUT_MS. */
+export const GatewayBeat = z.strictObject({
+  kind: z.literal("gateway-beat"),
+  gatewayId: GatewayId,
+  clockMs: z.number(),
+});
+export type GatewayBeat = z.infer<typeof GatewayBeat>;
+
+export const GATEWAY_BEAT_MS = 1_000;
+export const OWNER_TIMEOUT_MS = 15_000;
+
+/** Asks a rank to finish or hand back its work by `deadlineMs` and to exit. */
+export const Drain = z.strictObject({ kind: z.literal("drain"), deadlineMs: z.number() });
+export type Drain = z.infer<typeof Drain>;
+
+/** A polite no to any request/reply message. */
+export const Refused = z.strictObject({
+  kind: z.literal("refused"),
+  code: ErrorCode,
+  /** For logs; never prompt text. */
+  detail: z.string().max(500),
+  retryAfterMs: z.number().min(0).nullable(),
+});
+export type Refused = z.infer<typeof Refused>;
+
+/** A plain yes. */
+export const Done = z.strictObject({ kind: z.literal("done") });
+export type Done = z.infer<typeof Done>;

@@ -1,0 +1,70 @@
+import { randomBytes, randomInt } from "node:crypto";
+
+/** Ends a timer. Idempotent. */
+export interface Timer {
+  cancel(): void;
+}
+
+/**
+ * Time and randomness for everything above native. No component touches `Date`, `setTimeout`, `performance` or
+ * `Math.random` itself (test/architecture.test.ts), so the whole system can run under virtual time.
+ */
+export interface Clock {
+  /** Wall clock, epoch milliseconds: for deadlines that cross processes. */
+  now(): number;
+  /** Milliseconds since an arbitrary start, never backwards: for durations. */
+  monotonic(): number;
+  /** Calls `fn` once after `ms`. The timer does not keep the process alive. */
+  after(ms: number, fn: () => void): Timer;
+  /** Calls `fn` every `ms`. The timer does not keep the process alive. */
+  every(ms: number, fn: () => void): Timer;
+  /** Resolves after `ms`, or rejects with the signal's reason. */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>;
+}
+
+export interface Random {
+  /** Uniform in [0, 1). */
+  uniform(): number;
+  /** Uniform integer in [0, 2^53). */
+  seed(): number;
+  /** Lower-case hexadecimal of `bytes` random bytes: for ids. */
+  hex(bytes: number): string;
+}
+
+/** The machine's clock. */
+export const systemClock: Clock = {
+  now: () => Date.now(),
+  monotonic: () => performance.now(),
+  after(ms, fn) {
+    const timer = setTimeout(fn, Math.max(0, ms)).unref();
+    return { cancel: () => clearTimeout(timer) };
+  },
+  every(ms, fn) {
+    const timer = setInterval(fn, ms).unref();
+    return { cancel: () => clearInterval(timer) };
+  },
+  sleep(ms, signal) {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason);
+      const timer = setTimeout(
+        () => {
+          signal?.removeEventListener("abort", onAbort);
+          resolve();
+        },
+        Math.max(0, ms),
+      );
+      const onAbort = () => {
+        clearTimeout(timer);
+        reject(signal?.reason);
+      };
+      signal?.addEventListener("abort", onAbort, { once: true });
+    });
+  },
+};
+
+/** The machine's randomness. */
+export const systemRandom: Random = {
+  uniform: () => randomInt(2 ** 47) / 2 ** 47,
+  seed: () => randomBytes(7).readUIntBE(0, 6) * 32 + randomInt(32),
+  hex: (bytes) => randomBytes(bytes).toString("hex"),
+};

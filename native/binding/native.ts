@@ -1,0 +1,236 @@
+import type { SequenceHandle } from "#protocol/kv.ts";
+import type { BlockState } from "#protocol/lifecycle.ts";
+import type { Generation } from "#protocol/request.ts";
+import { loadAddon } from "./load-addon.ts";
+
+/**
+ * Everything that crosses the native boundary. `native/src/addon/addon.cc` defines the same names in the same order.
+ * Handles, small structs, token arrays and block ids cross; tensors, logits, weights and KV bytes never do.
+ *
+ * Errors thrown by native carry `code` (a `NativeErrorCode`); validation here is no more than "would crash".
+ */
+export type NativeErrorCode =
+  | "stale_handle"
+  | "no_slot"
+  | "no_blocks"
+  | "too_long"
+  | "bad_state"
+  | "bad_argument"
+  | "queue_full"
+  | "checkpoint"
+  | "io"
+  | "closed";
+
+export interface EngineOptions {
+  /** Checkpoint folder: config.json and safetensors. */
+  readonly modelFolder: string;
+  /** `auto` is `cpu`. */
+  readonly backend: "auto" | "ref" | "cpu";
+  /** Threads that compute, the engine thread included; 0: one per core this process may run on. */
+  readonly threads: number;
+  /** Folder of packed weights shared by the processes of this host; null: every process packs for itself. */
+  readonly packedFolder: string | null;
+  /** Eps of q_a_layernorm and kv_a_layernorm; null: the checkpoint's rms_norm_eps (spec 2.2). */
+  readonly latentNormEps: number | null;
+  /** Most sequences at once. */
+  readonly slots: number;
+  /** Blocks of the KV pool; 0: as many as `kvBytes` holds. */
+  readonly kvBlocks: number;
+  readonly kvBytes: number;
+  /** Most rows (tokens) of one step. */
+  readonly maxStepTokens: number;
+  /** `decode` opens the KV endpoint. */
+  readonly role: "prefill" | "decode";
+  readonly rankId: string;
+  /** Host to listen on for KV announcements, and port (0: any). Unused by the prefill role. */
+  readonly kvHost: string;
+  readonly kvPort: number;
+  /** `auto` maps the peer's pool when both share a host, else TCP. */
+  readonly kvTransport: "auto" | "tcp";
+}
+
+/** What was opened. */
+export interface EngineInfo {
+  readonly modelHash: string;
+  readonly layout: string;
+  readonly vocabSize: number;
+  readonly contextLength: number;
+  readonly attentions: number;
+  readonly pageBytes: number;
+  readonly kvBlocks: number;
+  readonly slots: number;
+  readonly maxStepTokens: number;
+  readonly backend: "ref" | "cpu";
+  /** Code path chosen by feature bits, for example "avx512-bf16". */
+  readonly isa: string;
+  readonly threads: number;
+  /** Port of the KV endpoint; 0 for the prefill role. */
+  readonly kvPort: number;
+  readonly hostKey: string;
+  readonly weightBytes: number;
+  /** True when the packed file was already there. */
+  readonly packedHit: boolean;
+  /** Warnings of the loader (unknown tensors), for the log. */
+  readonly warnings: readonly string[];
+}
+
+export interface SequenceSpec {
+  readonly generation: Generation;
+  /** `compute`: runnable at once. `receive`: waits for pages until `attach`, or lapses at `deadlineMs` (epoch ms). */
+  readonly mode: "compute" | "receive";
+  readonly deadlineMs: number;
+  /** Blocks are kept for the whole of prompt + maxNewTokens (decode) or for the prompt alone (prefill). */
+  readonly reserve: "prompt" | "whole";
+}
+
+export interface OpenedSequence {
+  readonly handle: SequenceHandle;
+  /** Prompt tokens found in the prefix cache; a multiple of the block size, below the prompt's length. */
+  readonly cachedTokens: number;
+}
+
+/** Where the pages of a sequence go. */
+export interface ExportTarget {
+  readonly host: string;
+  readonly port: number;
+  readonly hostKey: string;
+  readonly epoch: number;
+  readonly handle: SequenceHandle;
+  readonly cachedTokens: number;
+  readonly deadlineMs: number;
+}
+
+/** Codes in `StepResult.finish`. */
+export const FINISH = { none: 0, stop: 1, length: 2, numeric: 3, skipped: 4 } as const;
+
+/**
+ * What one step did. Entry i belongs to entry i of its plan.
+ * An entry whose sequence had ended or was closed meanwhile is `skipped` and has no token.
+ */
+export interface StepResult {
+  /** Number of the plan, as `submit` returned it. */
+  readonly step: number;
+  /** Per entry: slot, generation, rows computed, token produced or -1, finish code, KV length after the step. */
+  readonly entries: Int32Array;
+  /** Per entry that produced a token and asked for it, in order. */
+  readonly logprobs: readonly StepLogprobs[];
+  readonly startMs: number;
+  readonly computeMs: number;
+}
+/** Int32 values per entry of `StepResult.entries`. */
+export const STEP_ENTRY_WIDTH = 6;
+
+export interface StepLogprobs {
+  readonly slot: number;
+  readonly chosen: number;
+  readonly ids: Int32Array;
+  readonly values: Float32Array;
+}
+
+/** Something that happened outside a step. Delivered in order, one call for all that happened since the last. */
+export type EngineEvent =
+  /** A full set of pages arrived and verified: `attach` may be called. */
+  | {
+      readonly kind: "received";
+      readonly handle: SequenceHandle;
+      readonly pages: number;
+      readonly bytes: number;
+      readonly ms: number;
+    }
+  | { readonly kind: "receive-failed"; readonly handle: SequenceHandle; readonly cause: string }
+  | {
+      readonly kind: "sent";
+      readonly handle: SequenceHandle;
+      readonly pages: number;
+      readonly bytes: number;
+      readonly ms: number;
+    }
+  | { readonly kind: "send-failed"; readonly handle: SequenceHandle; readonly cause: string }
+  /** A reservation passed its deadline; its sequence is closed. */
+  | { readonly kind: "lapsed"; readonly handle: SequenceHandle }
+  /** Changes of the prefix cache: concatenated 16-byte hashes. */
+  | { readonly kind: "kv"; readonly stored: Uint8Array; readonly removed: Uint8Array };
+
+/** Counters since the start; gauges now. */
+export interface EngineStats {
+  readonly blocks: Readonly<Record<BlockState, number>>;
+  readonly sequences: number;
+  readonly steps: number;
+  readonly computeMs: number;
+  readonly prefillTokens: number;
+  readonly decodeTokens: number;
+  readonly prefixCachedTokens: number;
+  readonly pagesSent: number;
+  readonly bytesSent: number;
+  readonly pagesReceived: number;
+  readonly bytesReceived: number;
+  /** Announced pages that were refused, by cause (see FRAME_REFUSALS). */
+  readonly framesRefused: Readonly<Record<FrameRefusal, number>>;
+  /** Pages announced by P that D already had or got before: harmless. */
+  readonly duplicatePages: number;
+}
+
+/** Why a receiver refuses an announced page or a connection. */
+export const FRAME_REFUSALS = [
+  "checksum",
+  "truncated",
+  "stale_epoch",
+  "stale_handle",
+  "unknown_page",
+  "incompatible",
+  "stale_source",
+  "malformed",
+  "late",
+] as const;
+export type FrameRefusal = (typeof FRAME_REFUSALS)[number];
+
+export interface EngineListener {
+  /** Called once per finished step, in order. */
+  onStep(result: StepResult): void;
+  onEvents(events: readonly EngineEvent[]): void;
+  /** The engine thread failed and will do nothing more. */
+  onFatal(message: string): void;
+}
+
+/** One engine: one model, one KV pool, one thread that steps. */
+export interface Engine {
+  readonly info: EngineInfo;
+  /** Announced epoch of this rank: incoming KV must name it. Set once, before any sequence is opened. */
+  setEpoch(epoch: number): void;
+  /** Takes a slot and blocks. Throws `no_slot`, `no_blocks`, `too_long`. */
+  openSequence(spec: SequenceSpec): OpenedSequence;
+  /** Sends the pages of a `compute` sequence to a decode rank as they are computed. Call before its first step. */
+  exportTo(handle: SequenceHandle, target: ExportTarget): void;
+  /**
+   * Makes a `receive` sequence runnable. With a token: all pages must have arrived (else `bad_state`), the token is
+   * appended as generated. With null: what is missing of the prompt is to be computed by steps.
+   */
+  attach(handle: SequenceHandle, firstToken: number | null): void;
+  /**
+   * Ends a sequence: full blocks go to the prefix cache when `keep`, everything else is free. Takes effect at once for
+   * later calls, for a running step at its end. A sequence being sent is held until the peer has acknowledged or the
+   * deadline passed. Throws `stale_handle`.
+   */
+  closeSequence(handle: SequenceHandle, keep: boolean): void;
+  /**
+   * Queues one step: per entry slot, generation, rows. `rows` is 1 for a sequence that decodes (its input is the token
+   * it produced last, even if a queued step is about to produce it), else the next prompt tokens to compute. A sequence
+   * produces a token in the step that computes its last known token. At most two steps may be queued, the running one
+   * included; a third throws `queue_full`. Returns the step's number.
+   */
+  submit(plan: Int32Array): number;
+  stats(): EngineStats;
+  /** Hashes in the prefix cache, concatenated. */
+  prefixHashes(): Uint8Array;
+  /** Walks pool, sequences and cache: null, or the first broken invariant in words (B1..B5). */
+  checkInvariants(): string | null;
+  /** Ends the engine thread and all connections. Idempotent. */
+  close(): Promise<void>;
+}
+/** Int32 values per entry of a plan. */
+export const PLAN_ENTRY_WIDTH = 3;
+
+/** Loads the model and starts the engine. Rejects with `checkpoint` or `io` and a sentence that names the cause. */
+export function openEngine(options: EngineOptions, listener: EngineListener): Promise<Engine> {
+  return loadAddon().openEngine(options, listener);
+}

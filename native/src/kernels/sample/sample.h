@@ -1,0 +1,39 @@
+// Choice of the next token. One call per sequence; a function of its arguments alone, so the same seed gives the same
+// token whatever else is in the batch.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace margay {
+
+// Mirrors Sampling in control-plane/protocol/request.ts; neutral values are the defaults.
+struct SampleParams {
+  float temperature = 0;  // 0: greedy
+  int top_k = 0;          // 0: all
+  float top_p = 1;
+  float min_p = 0;
+  uint64_t seed = 0;
+  float frequency_penalty = 0;
+  float presence_penalty = 0;
+  float repetition_penalty = 1;
+  std::vector<int32_t> bias_ids;
+  std::vector<float> bias_values;
+  std::vector<int32_t> banned;  // tokens that may not be chosen (stop tokens before minNewTokens)
+  int top_logprobs = -1;        // -1: no log-probabilities
+};
+
+struct Sampled {
+  int32_t token = -1;  // -1: a logit was not a number
+  float logprob = 0;   // of `token`, under the raw distribution (before temperature and filters)
+  std::vector<int32_t> top_ids;
+  std::vector<float> top_logprobs;
+};
+
+// logits: [vocab], overwritten. history: prompt and generated tokens; generated ones start at prompt_length.
+// position: absolute position of the token being chosen; draws are a function of (seed, position).
+Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length,
+               int position);
+
+}  // namespace margay

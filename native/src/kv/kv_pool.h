@@ -1,0 +1,90 @@
+// Owns the KV memory of one rank, the state of every block and the prefix cache.
+//
+//   prefill:  free -> reserved -> filling -> sealed -> sending -> cached -> free
+//   decode:   free -> reserved -> receiving -> sealed -> attached -> cached -> free
+//
+// B1 only this class changes a block's state; every return to free bumps the block's generation
+// B2 a lease names block and generation; a late user is refused
+// B3 readable only when sealed, sending, attached or cached
+// B4 pinned or attached blocks are never evicted
+// B5 the counts of all states add up to the pool's size
+// B7 only the owner's process writes the memory
+//
+// Thread-safe: one mutex, held for bookkeeping only, never while bytes are copied.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/kv_memory.h"
+#include "core/status.h"
+
+namespace margay {
+
+// Order and names as BLOCK_STATES in control-plane/protocol/lifecycle.ts.
+enum class BlockState : uint8_t { kFree, kReserved, kFilling, kReceiving, kSealed, kSending, kAttached, kCached };
+inline constexpr int kBlockStates = 8;
+const char* BlockStateName(BlockState state);
+
+using BlockHash = std::array<uint8_t, 16>;
+
+// Prefix-cache changes since the last call, concatenated 16-byte hashes.
+struct KvChanges {
+  std::vector<uint8_t> stored;
+  std::vector<uint8_t> removed;
+};
+
+// The blocks of one sequence. Obtained from KvPool::Open; every other use goes through the pool.
+using SequenceKvId = uint64_t;  // never reused
+
+struct OpenedKv {
+  SequenceKvId id = 0;
+  int cached_tokens = 0;  // multiple of kBlockTokens, < tokens.size()
+};
+
+enum class KvUse : uint8_t { kCompute, kReceive };
+
+class KvPool {
+ public:
+  // Memory is a memfd, so that a peer on the same host may map it read-only.
+  static Result<std::unique_ptr<KvPool>> Create(const KvLayout& layout, int blocks, const std::string& model_hash);
+  virtual ~KvPool() = default;
+
+  virtual KvMemory memory() const = 0;
+  virtual int memory_fd() const = 0;
+
+  // Leases blocks for `capacity` tokens: a cached prefix of `tokens` is pinned and shared, the rest is reserved (cached
+  // unpinned blocks are evicted least recently used first). kNoBlocks when there are not enough.
+  virtual Result<OpenedKv> Open(std::span<const int32_t> tokens, int capacity, KvUse use) = 0;
+
+  // Physical block of each logical block; stable until Close. Empty for an unknown id.
+  virtual std::span<const int32_t> BlockTable(SequenceKvId id) = 0;
+
+  // Rows [0, length) of all attentions are written and hold `tokens` (all of them, length >= tokens computed so far).
+  // Full blocks are hashed and published to the prefix cache; a block equal to a cached one stays private.
+  virtual void Advance(SequenceKvId id, std::span<const int32_t> tokens, int length) = 0;
+
+  // kReceive sequences: all expected pages have arrived; blocks become attached.
+  virtual Status Attach(SequenceKvId id) = 0;
+
+  // Gives the lease back. Full published blocks stay cached when `keep`; the rest is freed. Blocks with bytes in flight
+  // (a copy into or out of them) are freed when the last flight ends.
+  virtual void Close(SequenceKvId id, bool keep) = 0;
+
+  virtual std::array<int, kBlockStates> Counts() const = 0;
+  virtual int Available() const = 0;  // free, and cached without a pin
+  virtual KvChanges TakeChanges() = 0;
+  virtual std::vector<uint8_t> PrefixHashes() const = 0;
+  // Walks everything; empty, or the first broken invariant.
+  virtual std::string CheckInvariants() const = 0;
+};
+
+// h(-1) = SHA-256("margay-kv-1" || model_hash)[0..16); h(i) = SHA-256(h(i-1) || 64 tokens as LE int32)[0..16).
+// Same as control-plane/protocol/block-hash.ts.
+std::vector<BlockHash> BlockHashes(const std::string& model_hash, std::span<const int32_t> tokens);
+
+}  // namespace margay

@@ -1,0 +1,68 @@
+// The LongCat forward pass over paged latent KV (spec/longcat-flash.md, sections 2 to 4).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/kv_memory.h"
+#include "core/status.h"
+
+namespace margay {
+
+enum class BackendKind { kRef, kCpu };
+
+struct ModelOptions {
+  std::string folder;
+  BackendKind backend = BackendKind::kCpu;
+  int threads = 0;             // 0: one per usable core
+  std::string packed_folder;   // empty: pack privately
+  float latent_norm_eps = -1;  // < 0: the checkpoint's rms_norm_eps
+  int max_rows = 512;          // most rows of one Forward
+};
+
+struct ModelFacts {
+  std::string model_hash;  // hex digest of config and tensors: equal on every host with the same checkpoint
+  int vocab_size = 0;
+  int context_length = 0;
+  int attentions = 0;
+  KvLayout kv;
+  std::vector<int32_t> eos_tokens;  // config.json and generation_config.json eos_token_id (number or list)
+  std::string isa;                  // code path chosen, "ref" for the ref backend
+  int threads = 0;
+  uint64_t weight_bytes = 0;
+  bool packed_hit = false;
+  std::vector<std::string> warnings;
+};
+
+// The rows of one sequence in one step: tokens at positions position .. position + count - 1.
+struct SequenceRows {
+  const int32_t* tokens = nullptr;       // [count]
+  int count = 0;
+  int position = 0;                      // rows before it are already in the KV pool
+  const int32_t* block_table = nullptr;  // physical block of logical block i; covers position + count tokens
+  int logits_rows = 0;                   // logits wanted for the last this-many rows: 0, 1, or more in tests
+};
+
+// Called on the engine thread when the KV rows of one attention are written for all sequences of the step, before the
+// next attention starts: pages may be announced from here.
+using AttentionDone = std::function<void(int attention)>;
+
+class Model {
+ public:
+  static Result<std::unique_ptr<Model>> Load(const ModelOptions& options);
+  virtual ~Model() = default;
+  virtual const ModelFacts& facts() const = 0;
+  // Runs one step. `logits` holds [sum of logits_rows, vocab_size] floats, sequences in order. The KV of a row is
+  // written before it is read; the sum of counts is at most max_rows. One thread at a time.
+  virtual Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
+                         float* logits) = 0;
+  // Tests only: overrides the router's choice (spec 4.1) by a recorded one, or records it.
+  // ids: [layers][rows][topk] in order of processing; nullptr switches off.
+  virtual void ForceRouting(const std::vector<int32_t>* forced, std::vector<int32_t>* recorded) = 0;
+};
+
+}  // namespace margay
