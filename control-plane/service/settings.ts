@@ -1,0 +1,158 @@
+import { z } from "zod";
+
+/**
+ * Every `MARGAY_*` environment variable, once. A process's `config.ts` picks the ones it reads; the README's table is
+ * made from this list (test/docs.test.ts). Children inherit the environment, so a variable unknown to *all* of them is
+ * the error, not one that a single process does not use.
+ */
+interface Setting<S extends z.ZodType> {
+  readonly schema: S;
+  /** What a user types when nothing is set, for the table; null: unset. */
+  readonly default: string | null;
+  readonly about: string;
+}
+
+function setting<S extends z.ZodType>(schema: S, fallback: string | null, about: string): Setting<S> {
+  return { schema, default: fallback, about };
+}
+
+const whole = (min: number, max: number) =>
+  z.string().regex(/^\d+$/, "must be a whole number").transform(Number).pipe(z.int().min(min).max(max));
+const text = z.string().min(1, "must not be empty");
+const range = z
+  .string()
+  .regex(/^\d+\.\.\d+$/, "must be MIN..MAX, for example 0..2")
+  .transform((value) => {
+    const [min, max] = value.split("..").map(Number) as [number, number];
+    return { min, max };
+  })
+  .refine(
+    (value) => value.min <= value.max && value.max >= 1 && value.max <= 64,
+    "must be MIN..MAX with MIN <= MAX and MAX within 1..64",
+  );
+
+export const SETTINGS = {
+  MARGAY_HOST: setting(text, "127.0.0.1", "Address the HTTP gateway listens on."),
+  MARGAY_PORT: setting(whole(0, 65535), "8000", "Port of the HTTP gateway; 0 takes any free one."),
+  MARGAY_MODEL: setting(
+    text,
+    "models/nano",
+    "Checkpoint folder to serve. Several: comma-separated, each `folder` or `name=folder`; the default name is the folder's.",
+  ),
+  MARGAY_STATE_DIR: setting(text, ".margay", "Folder of NATS data, credentials and packed weights."),
+  MARGAY_PREFILL: setting(range, "0..2", "Fewest and most prefill workers per model, MIN..MAX."),
+  MARGAY_DECODE: setting(range, "0..2", "Fewest and most decode workers per model, MIN..MAX."),
+  MARGAY_IDLE_SECONDS: setting(
+    whole(1, 86_400),
+    "300",
+    "Workers above the minimum stop after this long without a request.",
+  ),
+  MARGAY_BACKEND: setting(
+    z.enum(["auto", "ref", "cpu"]),
+    "auto",
+    "Kernels: `cpu` (vectorised), `ref` (plain fp32, slow, the oracle).",
+  ),
+  MARGAY_THREADS: setting(whole(0, 1024), "0", "Compute threads of one worker; 0: one per core."),
+  MARGAY_KV_MIB: setting(whole(1, 16_777_216), "256", "KV pool of one worker, in MiB."),
+  MARGAY_SLOTS: setting(whole(1, 4096), "64", "Most requests at once on one worker."),
+  MARGAY_STEP_TOKENS: setting(whole(1, 65_536), "256", "Most tokens one step computes: the budget of chunked prefill."),
+  MARGAY_LOCAL_PREFILL_TOKENS: setting(
+    whole(0, 131_072),
+    "0",
+    "A decode worker computes a prompt itself when at most this many of its tokens are not in its cache; 0: never.",
+  ),
+  MARGAY_LATENT_NORM_EPS: setting(
+    z.string().transform(Number).pipe(z.number().gt(0).lt(1)),
+    null,
+    "Epsilon of the two latent norms; unset: the checkpoint's rms_norm_eps. 1e-6 matches transformers.",
+  ),
+  MARGAY_PACKED_WEIGHTS: setting(
+    z.enum(["on", "off"]),
+    "on",
+    "Keep packed weights in the state folder, shared by all workers of the host.",
+  ),
+  MARGAY_KV_TRANSPORT: setting(
+    z.enum(["auto", "tcp"]),
+    "auto",
+    "How KV moves: shared memory on one host and TCP between hosts, or TCP always.",
+  ),
+  MARGAY_KV_HOST: setting(text, "127.0.0.1", "Address a decode worker listens on for KV."),
+  MARGAY_KV_ADVERTISE: setting(
+    z.string().regex(/^[^:]+:\d+$/, "must be HOST:PORT"),
+    null,
+    "HOST:PORT told to prefill workers where it differs from the address listened on.",
+  ),
+  MARGAY_HEALTH_HOST: setting(text, "127.0.0.1", "Address of a worker's health and metrics server."),
+  MARGAY_HEALTH_PORT: setting(
+    whole(0, 65535),
+    "0",
+    "Port of a worker's health and metrics server; 0 takes any free one.",
+  ),
+  MARGAY_WORKER_ID: setting(
+    z.string().regex(/^[A-Za-z0-9_-]{1,64}$/, "must be 1 to 64 letters, digits, _ or -"),
+    null,
+    "Name of a worker; set by whoever starts it.",
+  ),
+  MARGAY_MODEL_NAME: setting(text, null, "Name of the one model a worker serves; set by whoever starts it."),
+  MARGAY_NATS_URL: setting(text, null, "An existing NATS server; unset: `npm start` runs one."),
+  MARGAY_NATS_USER: setting(text, null, "NATS user of this process."),
+  MARGAY_NATS_PASSWORD: setting(text, null, "NATS password of this process."),
+  MARGAY_MAX_WAITING: setting(
+    whole(1, 1_000_000),
+    "1000",
+    "Most requests per model that wait for a worker; further ones get 429.",
+  ),
+  MARGAY_WAIT_SECONDS: setting(whole(1, 3600), "120", "Longest wait for a worker; then 503 with Retry-After."),
+  MARGAY_REQUEST_SECONDS: setting(whole(1, 86_400), "600", "Longest life of one request."),
+  MARGAY_BODY_MIB: setting(whole(1, 1024), "10", "Largest request body, in MiB."),
+  MARGAY_MAX_N: setting(whole(1, 128), "16", "Largest `n` of one request."),
+  MARGAY_DRAIN_SECONDS: setting(
+    whole(0, 3600),
+    "30",
+    "Time running requests get to finish when a process is asked to stop.",
+  ),
+  MARGAY_LOG_LEVEL: setting(
+    z.enum(["debug", "info", "warn", "error", "silent"]),
+    "info",
+    "Least severe log line written.",
+  ),
+} as const;
+
+type Settings = typeof SETTINGS;
+export type SettingName = keyof Settings;
+type ValueOf<N extends SettingName> = Settings[N]["default"] extends null
+  ? z.output<Settings[N]["schema"]> | null
+  : z.output<Settings[N]["schema"]>;
+
+/** Settings that could not be understood, each in one line. */
+export class SettingsError extends Error {
+  override readonly name = "SettingsError";
+}
+
+/**
+ * Parses the named settings out of `environment` (a `config.ts` passes `process.env`). Throws one `SettingsError` that
+ * lists every bad value and every unknown `MARGAY_*` name at once.
+ */
+export function readSettings<N extends SettingName>(
+  environment: Readonly<Record<string, string | undefined>>,
+  names: readonly N[],
+): { readonly [K in N]: ValueOf<K> } {
+  const problems: string[] = [];
+  for (const name of Object.keys(environment)) {
+    if (name.startsWith("MARGAY_") && !(name in SETTINGS)) problems.push(`${name} is not a setting of Margay`);
+  }
+  const values: Record<string, unknown> = {};
+  for (const name of names) {
+    const { schema, default: fallback } = SETTINGS[name];
+    const raw = environment[name] ?? fallback;
+    if (raw === null) {
+      values[name] = null;
+      continue;
+    }
+    const parsed = schema.safeParse(raw);
+    if (parsed.success) values[name] = parsed.data;
+    else problems.push(`${name}=${raw}: ${parsed.error.issues[0]?.message ?? "is not valid"}`);
+  }
+  if (problems.length > 0) throw new SettingsError(problems.join("\n"));
+  return values as { readonly [K in N]: ValueOf<K> };
+}
