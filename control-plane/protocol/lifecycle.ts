@@ -31,7 +31,7 @@ export const BLOCK_TRANSITIONS: Readonly<Record<BlockState, readonly BlockState[
   filling: ["sealed", "free"],
   receiving: ["sealed", "free"],
   sealed: ["sending", "attached", "cached", "free"],
-  sending: ["cached", "free"],
+  sending: ["sealed", "cached", "free"],
   attached: ["filling", "cached", "free"],
   cached: ["sending", "attached", "free"],
 };

@@ -22,13 +22,9 @@
 
 #include "core/kv_memory.h"
 #include "core/status.h"
+#include "kv/block_state.h"
 
 namespace margay {
-
-// Order and names as BLOCK_STATES in control-plane/protocol/lifecycle.ts.
-enum class BlockState : uint8_t { kFree, kReserved, kFilling, kReceiving, kSealed, kSending, kAttached, kCached };
-inline constexpr int kBlockStates = 8;
-const char* BlockStateName(BlockState state);
 
 using BlockHash = std::array<uint8_t, 16>;
 
@@ -47,6 +43,16 @@ struct OpenedKv {
 };
 
 enum class KvUse : uint8_t { kCompute, kReceive };
+
+// Bytes on their way out of a block (a sender reads it) or into it (a receiver writes it).
+enum class Flight : uint8_t { kOut, kIn };
+
+// B2: a block as somebody holds it. A generation that is no longer the block's makes the lease void.
+struct BlockLease {
+  int32_t block = -1;
+  uint32_t generation = 0;
+  bool readable = false;  // every row was there when the lease was made
+};
 
 class KvPool {
  public:
@@ -71,9 +77,23 @@ class KvPool {
   // kReceive sequences: all expected pages have arrived; blocks become attached.
   virtual Status Attach(SequenceKvId id) = 0;
 
+  // kReceive sequences whose pages will not all come; the receiver must have forgotten them. The leading blocks that
+  // arrived whole become attached, the others are to be computed. Returns how many leading tokens need no computing:
+  // a multiple of kBlockTokens, < tokens.size().
+  virtual Result<int> AttachArrived(SequenceKvId id) = 0;
+
   // Gives the lease back. Full published blocks stay cached when `keep`; the rest is freed. Blocks with bytes in flight
   // (a copy into or out of them) are freed when the last flight ends.
   virtual void Close(SequenceKvId id, bool keep) = 0;
+
+  // For the transport. Holds logical blocks [first, first + count) against reuse until EndFlight, beyond Close.
+  virtual Result<std::vector<BlockLease>> StartFlight(SequenceKvId id, int first, int count, Flight way) = 0;
+  // Void leases are passed over.
+  virtual void EndFlight(std::span<const BlockLease> leases, Flight way) = 0;
+  // A block held kIn: its first page is about to be written (reserved -> receiving); all its pages are verified
+  // (receiving -> sealed). False when the lease is void.
+  virtual bool MarkReceiving(const BlockLease& lease) = 0;
+  virtual bool MarkReceived(const BlockLease& lease) = 0;
 
   virtual std::array<int, kBlockStates> Counts() const = 0;
   virtual int Available() const = 0;  // free, and cached without a pin

@@ -1,10 +1,10 @@
 // KV pages from a prefill rank to a decode rank: announced by P as they are computed, taken by D (B7).
 //
-// One connection per (P process, D endpoint), made by P. P sends HELLO (version, model hash, layout, D's epoch it means),
-// then PAGE frames {reservation handle, attention, logical block, rows, source block, source generation, checksum,
-// length}; over shared memory D copies the bytes from its read-only mapping of P's pool (fd passed over a Unix socket)
-// and checks source generation before and after the copy, over TCP the bytes follow the frame. D answers ACK or
-// REFUSE{cause} per frame; P keeps the pages pinned until acknowledged or past the deadline.
+// One connection per (P process, D endpoint), made by P. P sends HELLO (version, model hash, layout), then PAGE frames
+// {epoch, reservation handle, attention, logical block, rows, source block, source generation, checksum, length}; over
+// shared memory D copies the bytes from its read-only mapping of P's pool (fd passed over a Unix socket) and checks
+// source generation before and after the copy, over TCP the bytes follow the frame. D answers ACK or REFUSE{cause} per
+// frame; P keeps the pages pinned until acknowledged or past the deadline. frame.h has the bytes.
 #pragma once
 
 #include <array>
@@ -42,7 +42,7 @@ struct TransferCounters {
 struct TransferOutcome {
   SequenceRef sequence;  // of the local engine
   bool ok = false;
-  std::string cause;  // when not ok
+  std::string cause;  // when not ok: a name of FRAME_REFUSALS, "deadline", "connect", "connection" or "aborted"
   uint64_t pages = 0;
   uint64_t bytes = 0;
   double ms = 0;  // first announcement to last acknowledgement
@@ -58,15 +58,17 @@ class KvReceiver {
   virtual int port() const = 0;
   virtual void SetEpoch(int64_t epoch) = 0;
   // Expects the pages of logical blocks [cached_tokens / 64, ceil(tokens / 64)) of all attentions; the last block holds
-  // tokens % 64 rows. on_transfer is called once: when all are sealed, or on failure (deadline).
+  // tokens % 64 rows. on_transfer is called once: when all are sealed, or on failure (deadline); not after Forget.
+  // Every Expect is followed by a Forget, before the sequence is attached or closed.
   virtual Status Expect(SequenceRef sequence, SequenceKvId kv, int cached_tokens, int tokens, int64_t deadline_ms) = 0;
-  // No further byte is written for this sequence once it returns (waits for a copy in progress).
+  // No further byte is written for this sequence once it returns (waits for a copy in progress, microseconds). Late
+  // frames are then refused as stale. Unknown sequences are passed over.
   virtual void Forget(SequenceRef sequence) = 0;
   virtual TransferCounters counters() const = 0;
 };
 
 struct SendTarget {
-  std::string host;
+  std::string host;  // an IP address or "localhost": names are resolved before, not here
   int port = 0;
   bool shared_memory = false;  // same host and allowed
   int64_t epoch = 0;
@@ -80,11 +82,14 @@ class KvSender {
  public:
   static Result<std::unique_ptr<KvSender>> Create(KvPool* pool, const std::string& model_hash, OnTransfer on_transfer);
   virtual ~KvSender() = default;
-  // Registers where the pages of a sequence of `tokens` tokens go. on_transfer is called once for it.
+  // Registers where the pages of a sequence of `tokens` tokens go. on_transfer is called once for it, unless the sender
+  // is destroyed before.
   virtual Status Begin(SequenceRef sequence, SequenceKvId kv, int tokens, const SendTarget& target) = 0;
   // Rows [0, length) of `attention` are written: every page that became full, and the partial last page once length
-  // reaches `tokens`, is announced. Never blocks the engine thread. Pages of a prefix hit are announced too.
+  // reaches `tokens`, is announced. Never blocks the engine thread. Pages of a prefix hit are announced too, without
+  // waiting for a call. Unknown sequences are passed over.
   virtual void Written(SequenceRef sequence, int attention, int length) = 0;
+  // Ends the transfer with cause "aborted"; its blocks are released within a moment, by the transport thread.
   virtual void Abort(SequenceRef sequence) = 0;
   virtual TransferCounters counters() const = 0;
 };
