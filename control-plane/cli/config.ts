@@ -1,0 +1,31 @@
+import { join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { readSettings } from "#service/settings.ts";
+
+/** Folder of the checkout or installed package. */
+export const installFolder = fileURLToPath(new URL("../..", import.meta.url));
+
+/** What the command line reads of the environment. Throws `SettingsError` for any bad or unknown `MARGAY_*` variable. */
+export function cliConfig() {
+  const settings = readSettings(process.env, [
+    "MARGAY_STATE_DIR",
+    "MARGAY_HOST",
+    "MARGAY_PORT",
+    "MARGAY_NATS_URL",
+    "MARGAY_DRAIN_SECONDS",
+  ]);
+  const stateFolder = resolve(installFolder, settings.MARGAY_STATE_DIR);
+  return {
+    stateFolder,
+    host: settings.MARGAY_HOST,
+    port: settings.MARGAY_PORT,
+    natsUrl: settings.MARGAY_NATS_URL,
+    drainMs: settings.MARGAY_DRAIN_SECONDS * 1000,
+    /** Told to nobody else: children get it merged with what they need. */
+    environment: { ...process.env, MARGAY_STATE_DIR: stateFolder } as Readonly<Record<string, string | undefined>>,
+    path: process.env.PATH ?? "",
+    runFile: join(stateFolder, "run.json"),
+  };
+}
+
+export type CliConfig = ReturnType<typeof cliConfig>;

@@ -1,0 +1,76 @@
+import { parseArgs } from "node:util";
+import { drain } from "./drain.ts";
+import { send } from "./send.ts";
+import { status } from "./status.ts";
+import { up } from "./up.ts";
+
+const USAGE = `margay up                        run everything on this machine: NATS, control plane, workers
+margay status [--watch]          workers, pages and requests
+margay send [options] QUESTION   ask one question and print the answer as it comes
+    --model NAME  --think | --no-think  --max-tokens N  --temperature T
+margay drain WORKER              let a worker finish its requests, then stop it
+
+Settings are MARGAY_* environment variables; README.md lists them.
+`;
+
+/** A mistake in how a command was called: printed as one sentence, exit code 2. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+async function main(argv: readonly string[]): Promise<number> {
+  const { values, positionals } = parseArgs({
+    args: [...argv],
+    allowPositionals: true,
+    options: {
+      help: { type: "boolean", short: "h", default: false },
+      watch: { type: "boolean", short: "w", default: false },
+      model: { type: "string" },
+      think: { type: "boolean", default: false },
+      "no-think": { type: "boolean", default: false },
+      "max-tokens": { type: "string" },
+      temperature: { type: "string" },
+    },
+  });
+  const [command, ...rest] = positionals;
+  if (values.help || command === undefined) {
+    process.stdout.write(USAGE);
+    return values.help ? 0 : 2;
+  }
+  switch (command) {
+    case "up":
+      return up();
+    case "status":
+      return status(values.watch);
+    case "send": {
+      const question = rest.join(" ");
+      if (question === "") throw new UsageError("send needs a question");
+      return send(question, {
+        model: values.model ?? null,
+        thinking: values.think ? true : values["no-think"] ? false : null,
+        maxTokens: numeric("--max-tokens", values["max-tokens"]),
+        temperature: numeric("--temperature", values.temperature),
+      });
+    }
+    case "drain":
+      if (rest.length !== 1) throw new UsageError("drain needs the name of one worker");
+      return drain(rest[0]!);
+    default:
+      throw new UsageError(`unknown command ${command}`);
+  }
+}
+
+function numeric(option: string, value: string | undefined): number | null {
+  if (value === undefined) return null;
+  const parsed = Number(value);
+  if (value.trim() === "" || !Number.isFinite(parsed)) throw new UsageError(`${option} must be a number`);
+  return parsed;
+}
+
+try {
+  process.exitCode = await main(process.argv.slice(2));
+} catch (error) {
+  process.stderr.write(`margay: ${error instanceof Error ? error.message : String(error)}\n`);
+  const usage = error instanceof UsageError || (error as { code?: string }).code?.startsWith("ERR_PARSE_ARGS");
+  process.exitCode = usage ? 2 : 1;
+}
