@@ -52,7 +52,9 @@ export async function send(question: string, options: SendOptions): Promise<numb
     if (delta.reasoning_content) process.stdout.write(dim(delta.reasoning_content));
     if (delta.content) process.stdout.write(delta.content);
     for (const call of delta.tool_calls ?? []) {
-      process.stdout.write(`${call.function?.name ? `\n-> ${call.function.name} ` : ""}${call.function?.arguments ?? ""}`);
+      process.stdout.write(
+        `${call.function?.name ? `\n-> ${call.function.name} ` : ""}${call.function?.arguments ?? ""}`,
+      );
     }
   }
   process.stdout.write("\n");
@@ -72,7 +74,9 @@ async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<string>
 }
 
 async function firstModel(url: string): Promise<string> {
-  const list = (await (await fetch(`${url}/v1/models`)).json()) as { readonly data: readonly { readonly id: string }[] };
+  const list = (await (await fetch(`${url}/v1/models`)).json()) as {
+    readonly data: readonly { readonly id: string }[];
+  };
   const first = list.data[0];
   if (first === undefined) throw new Error("no model is served");
   return first.id;

@@ -27,7 +27,12 @@ const LONGEST_PAUSE_MS = 10_000;
  * The child has its own process group, so that Ctrl-C reaches this process alone and children end in order.
  * A crash is said and answered by a restart after a growing pause; `onGiveUp` is called when restarting does not help.
  */
-export function supervise(spec: ChildSpec, clock: Clock, say: (text: string) => void, onGiveUp: () => void): Supervised {
+export function supervise(
+  spec: ChildSpec,
+  clock: Clock,
+  say: (text: string) => void,
+  onGiveUp: () => void,
+): Supervised {
   let child: ChildProcess | null = null;
   let stopping = false;
   let crashes = 0;
@@ -61,7 +66,9 @@ export function supervise(spec: ChildSpec, clock: Clock, say: (text: string) => 
         });
       };
       running.once("error", (error) => onEnd(`could not be started (${error.message})`));
-      running.once("exit", (code, signal) => onEnd(signal === null ? `ended with code ${code}` : `was ended by ${signal}`));
+      running.once("exit", (code, signal) =>
+        onEnd(signal === null ? `ended with code ${code}` : `was ended by ${signal}`),
+      );
     });
   };
 

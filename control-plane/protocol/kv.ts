@@ -6,6 +6,9 @@ export const BLOCK_TOKENS = 64;
 /** Bytes of one block hash. */
 export const BLOCK_HASH_BYTES = 16;
 
+/** Raw bytes. Travels binary. */
+export const Bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array, "must be a Uint8Array");
+
 /**
  * A sequence in a rank's engine: slot and generation. Native bumps the generation whenever a slot is given back, so a
  * late user of an old handle is refused, never obeyed.
@@ -41,8 +44,8 @@ export const KvEvents = z.strictObject({
   epoch: z.int().min(1),
   seq: z.int().min(0),
   /** Concatenated block hashes, BLOCK_HASH_BYTES each. */
-  stored: z.instanceof(Uint8Array),
-  removed: z.instanceof(Uint8Array),
+  stored: Bytes,
+  removed: Bytes,
 });
 export type KvEvents = z.infer<typeof KvEvents>;
 
@@ -56,6 +59,6 @@ export const KvSnapshot = z.strictObject({
   rankId: RankId,
   epoch: z.int().min(1),
   seq: z.int().min(-1),
-  hashes: z.instanceof(Uint8Array),
+  hashes: Bytes,
 });
 export type KvSnapshot = z.infer<typeof KvSnapshot>;

@@ -2,7 +2,9 @@ import { z } from "zod";
 import { GatewayId, RequestId } from "./ids.ts";
 
 /** Token ids of the model's vocabulary, in order. Travels binary. */
-export const Tokens = z.instanceof(Int32Array);
+export const Tokens = z.custom<Int32Array>((value) => value instanceof Int32Array, "must be an Int32Array");
+/** Numbers per token. Travels binary. */
+export const Floats = z.custom<Float32Array>((value) => value instanceof Float32Array, "must be a Float32Array");
 
 /** At most this many alternatives are reported per token (`top_logprobs` of the OpenAI API). */
 export const MAX_TOP_LOGPROBS = 20;
@@ -30,7 +32,7 @@ export const Sampling = z.strictObject({
   repetitionPenalty: z.number().gt(0).max(10),
   /** Added to the logits before anything else; ids and values have equal length. */
   logitBiasIds: Tokens,
-  logitBiasValues: z.instanceof(Float32Array),
+  logitBiasValues: Floats,
   /** Tokens that end the request; the ending token is reported as the last one. */
   stopTokens: Tokens,
   /** End-of-text and `stopTokens` are not obeyed before this many tokens were generated. */
@@ -66,11 +68,11 @@ export type Generation = z.infer<typeof Generation>;
 /** Log-probabilities of a run of tokens, flat. Row i belongs to token i of the run. */
 export const Logprobs = z.strictObject({
   /** log p of each emitted token. Length n. */
-  chosen: z.instanceof(Float32Array),
+  chosen: Floats,
   /** Alternatives per token; `ids` and `values` have length n * width, each row in falling order. */
   width: z.int().min(0).max(MAX_TOP_LOGPROBS),
   ids: Tokens,
-  values: z.instanceof(Float32Array),
+  values: Floats,
 });
 export type Logprobs = z.infer<typeof Logprobs>;
 
