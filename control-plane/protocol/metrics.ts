@@ -1,0 +1,249 @@
+import { ERRORS, type ErrorCode } from "./errors.ts";
+import { BLOCK_STATES } from "./lifecycle.ts";
+import { Role, WorkerState } from "./worker.ts";
+
+/**
+ * Every metric, declared once. service/metrics.ts turns a declaration into a typed handle, so a wrong name, label or
+ * (for closed labels) value does not compile; dashboards, alerts and documentation are checked against this list.
+ */
+interface MetricSpec {
+  readonly type: "counter" | "gauge" | "histogram";
+  readonly help: string;
+  readonly unit: "seconds" | "bytes" | "tokens" | "blocks" | "requests" | "workers" | "events" | "boolean";
+  /** Label names with their closed set of values, or TEXT where the set is bounded but known only at run time. */
+  readonly labels: Readonly<Record<string, readonly string[] | typeof TEXT>>;
+  /** Upper bounds of a histogram, rising, in its unit. */
+  readonly buckets?: readonly number[];
+}
+
+/** A label value known only at run time: few values all the same. */
+const TEXT = "text";
+
+const roles = Role.options;
+const codes = Object.keys(ERRORS) as ErrorCode[];
+const outcomes: readonly ("ok" | ErrorCode)[] = ["ok", ...codes];
+
+/** 1 ms to 10 min: anything a client or a phase of a request waits for. */
+const WAIT_SECONDS = [
+  0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
+] as const;
+/** 0.1 ms to 2.5 s: one step, one token. */
+const STEP_SECONDS = [
+  0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
+] as const;
+const TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072] as const;
+
+export const METRICS = {
+  margay_requests_total: {
+    type: "counter",
+    help: "Requests that ended, by how: ok or the error's code.",
+    unit: "requests",
+    labels: { model: TEXT, outcome: outcomes },
+  },
+  margay_http_requests_in_flight: {
+    type: "gauge",
+    help: "HTTP requests being answered now.",
+    unit: "requests",
+    labels: {},
+  },
+  margay_request_seconds: {
+    type: "histogram",
+    help: "Whole life of a request, from parsed to last token.",
+    unit: "seconds",
+    labels: { model: TEXT },
+    buckets: WAIT_SECONDS,
+  },
+  margay_time_to_first_token_seconds: {
+    type: "histogram",
+    help: "From a parsed request to its first generated token.",
+    unit: "seconds",
+    labels: { model: TEXT },
+    buckets: WAIT_SECONDS,
+  },
+  margay_time_per_output_token_seconds: {
+    type: "histogram",
+    help: "Time after the first token divided by the further tokens, per request.",
+    unit: "seconds",
+    labels: { model: TEXT },
+    buckets: STEP_SECONDS,
+  },
+  margay_queue_seconds: {
+    type: "histogram",
+    help: "Wait of a request in the control plane before it was placed.",
+    unit: "seconds",
+    labels: { model: TEXT },
+    buckets: WAIT_SECONDS,
+  },
+  margay_waiting_requests: {
+    type: "gauge",
+    help: "Requests waiting for a worker now.",
+    unit: "requests",
+    labels: { model: TEXT },
+  },
+  margay_prompt_tokens_total: {
+    type: "counter",
+    help: "Prompt tokens of accepted requests.",
+    unit: "tokens",
+    labels: { model: TEXT },
+  },
+  margay_generated_tokens_total: {
+    type: "counter",
+    help: "Tokens delivered to clients.",
+    unit: "tokens",
+    labels: { model: TEXT },
+  },
+  margay_retries_total: {
+    type: "counter",
+    help: "Attempts that failed and were followed by another, by the failure's code.",
+    unit: "events",
+    labels: { code: codes },
+  },
+  margay_streams_resumed_total: {
+    type: "counter",
+    help: "Token streams repaired by asking the decode worker again after a gap or a silence.",
+    unit: "events",
+    labels: {},
+  },
+  margay_cold_starts_total: {
+    type: "counter",
+    help: "Workers started because a request waited while there was none.",
+    unit: "workers",
+    labels: {},
+  },
+  margay_worker_restarts_total: {
+    type: "counter",
+    help: "Workers started again after a crash.",
+    unit: "workers",
+    labels: { role: roles },
+  },
+  margay_workers: {
+    type: "gauge",
+    help: "Worker ranks known to this control plane, by state.",
+    unit: "workers",
+    labels: { role: roles, state: [...WorkerState.options, "lost"] as const },
+  },
+  margay_worker_requests: {
+    type: "gauge",
+    help: "Requests admitted by this worker and not ended.",
+    unit: "requests",
+    labels: { role: roles },
+  },
+  margay_worker_refused_total: {
+    type: "counter",
+    help: "Requests this worker refused, by code.",
+    unit: "requests",
+    labels: { role: roles, code: codes },
+  },
+  margay_orphans_total: {
+    type: "counter",
+    help: "Requests ended because the control plane that owned them fell silent.",
+    unit: "requests",
+    labels: { role: roles },
+  },
+  margay_kv_pages: {
+    type: "gauge",
+    help: "Blocks of the KV pool (the pages of 64 tokens) by state; they add up to the pool.",
+    unit: "blocks",
+    labels: { role: roles, state: BLOCK_STATES },
+  },
+  margay_kv_transfer_bytes_total: {
+    type: "counter",
+    help: "KV bytes moved between workers.",
+    unit: "bytes",
+    labels: { role: roles, direction: ["sent", "received"] },
+  },
+  margay_kv_transfer_seconds: {
+    type: "histogram",
+    help: "From the first announced page of a request to its last sealed one.",
+    unit: "seconds",
+    labels: {},
+    buckets: WAIT_SECONDS,
+  },
+  margay_kv_frames_refused_total: {
+    type: "counter",
+    help: "Announced KV pages or connections refused by the receiver, by cause.",
+    unit: "events",
+    labels: { cause: TEXT },
+  },
+  margay_prefix_cached_tokens_total: {
+    type: "counter",
+    help: "Prompt tokens taken from the prefix cache rather than computed.",
+    unit: "tokens",
+    labels: { role: roles },
+  },
+  margay_prefill_tokens_total: {
+    type: "counter",
+    help: "Prompt tokens computed.",
+    unit: "tokens",
+    labels: { role: roles },
+  },
+  margay_decode_tokens_total: {
+    type: "counter",
+    help: "Tokens generated by decode steps.",
+    unit: "tokens",
+    labels: { role: roles },
+  },
+  margay_batch_tokens: {
+    type: "histogram",
+    help: "Tokens computed by one step.",
+    unit: "tokens",
+    labels: { role: roles },
+    buckets: TOKENS,
+  },
+  margay_step_seconds: {
+    type: "histogram",
+    help: "Compute time of one step.",
+    unit: "seconds",
+    labels: { role: roles },
+    buckets: STEP_SECONDS,
+  },
+  margay_duplicate_messages_total: {
+    type: "counter",
+    help: "Messages ignored because they were already obeyed or belong to an earlier attempt, by message kind.",
+    unit: "events",
+    labels: { kind: TEXT },
+  },
+  margay_bus_connected: {
+    type: "gauge",
+    help: "1 while the message bus is connected.",
+    unit: "boolean",
+    labels: {},
+  },
+  margay_bus_reconnects_total: {
+    type: "counter",
+    help: "Times the message bus came back after an outage.",
+    unit: "events",
+    labels: {},
+  },
+  margay_bus_rejected_total: {
+    type: "counter",
+    help: "Messages received that were not understood, by kind of subject.",
+    unit: "events",
+    labels: { subject: TEXT },
+  },
+  margay_bus_dropped_total: {
+    type: "counter",
+    help: "Messages not sent because the bus was disconnected, by kind of subject.",
+    unit: "events",
+    labels: { subject: TEXT },
+  },
+  margay_bus_denied_total: {
+    type: "counter",
+    help: "Publications and subscriptions the NATS server denied to this process.",
+    unit: "events",
+    labels: { operation: ["publish", "subscribe"] },
+  },
+} as const satisfies Readonly<Record<string, MetricSpec>>;
+
+type Metrics = typeof METRICS;
+export type MetricName = keyof Metrics;
+/** Names of all metrics of one type. */
+export type MetricOf<T extends MetricSpec["type"]> = {
+  [N in MetricName]: Metrics[N]["type"] extends T ? N : never;
+}[MetricName];
+/** Exactly the labels of one metric; `Record<string, never>` for none. */
+export type LabelsOf<N extends MetricName> = keyof Metrics[N]["labels"] extends never
+  ? Readonly<Record<string, never>>
+  : {
+      readonly [L in keyof Metrics[N]["labels"]]: Metrics[N]["labels"][L] extends readonly (infer V)[] ? V : string;
+    };
