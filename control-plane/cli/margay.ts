@@ -4,11 +4,11 @@ import { send } from "./send.ts";
 import { status } from "./status.ts";
 import { up } from "./up.ts";
 
-const USAGE = `margay up                        run everything on this machine: NATS, control plane, workers
-margay status [--watch]          workers, pages and requests
-margay send [options] QUESTION   ask one question and print the answer as it comes
+const USAGE = `margay up                         run everything on this machine: NATS, control plane, workers
+margay status [--watch | --json]  workers, pages and requests
+margay send [options] QUESTION    ask one question and print the answer as it comes
     --model NAME  --think | --no-think  --max-tokens N  --temperature T
-margay drain WORKER              let a worker finish its requests, then stop it
+margay drain WORKER               let a worker finish its requests, then stop it
 
 Settings are MARGAY_* environment variables; README.md lists them.
 `;
@@ -25,6 +25,7 @@ async function main(argv: readonly string[]): Promise<number> {
     options: {
       help: { type: "boolean", short: "h", default: false },
       watch: { type: "boolean", short: "w", default: false },
+      json: { type: "boolean", default: false },
       model: { type: "string" },
       think: { type: "boolean", default: false },
       "no-think": { type: "boolean", default: false },
@@ -41,7 +42,7 @@ async function main(argv: readonly string[]): Promise<number> {
     case "up":
       return up();
     case "status":
-      return status(values.watch);
+      return status({ watch: values.watch, json: values.json });
     case "send": {
       const question = rest.join(" ");
       if (question === "") throw new UsageError("send needs a question");

@@ -77,6 +77,7 @@ export const SETTINGS = {
     "How KV moves: shared memory on one host and TCP between hosts, or TCP always.",
   ),
   MARGAY_KV_HOST: setting(text, "127.0.0.1", "Address a decode worker listens on for KV."),
+  MARGAY_KV_PORT: setting(whole(0, 65535), "0", "Port a decode worker listens on for KV; 0 takes any free one."),
   MARGAY_KV_ADVERTISE: setting(
     z.string().regex(/^[^:]+:\d+$/, "must be HOST:PORT"),
     null,

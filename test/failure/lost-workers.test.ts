@@ -1,0 +1,162 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type Answer, stream } from "../support/client.ts";
+import { expectNothingHeld } from "../support/pools.ts";
+import { type System, startSystem, waitFor } from "../support/system.ts";
+
+/** `ref` computes each row by itself, so the text with a fault must be the text without it, to the letter. */
+
+let system: System;
+
+beforeAll(async () => {
+  system = await startSystem({
+    MARGAY_BACKEND: "ref",
+    MARGAY_PREFILL: "2..2",
+    MARGAY_DECODE: "2..2",
+    MARGAY_STEP_TOKENS: "32",
+  });
+  await system.ready("prefill", 2);
+  await system.ready("decode", 2);
+});
+afterAll(async () => expect(await system.stop()).toBe(0));
+
+/** A prompt long enough that its prefill takes many chunks; different numbers give different prompts, so no cache helps. */
+function longPrompt(number: number, words: number): string {
+  return Array.from({ length: words }, (_, i) => `item ${number} is ${(i * 7919 + number * 104729) % 997}`).join(", ");
+}
+
+const body = (prompt: string, tokens: number) => ({
+  model: "nano",
+  prompt,
+  temperature: 0,
+  max_tokens: tokens,
+  min_tokens: tokens,
+});
+
+const run = (prompt: string, tokens: number, onChunk?: (answer: Answer) => void | Promise<void>) =>
+  stream(system.url, "/v1/completions", body(prompt, tokens), onChunk ? { onChunk } : {});
+
+const sum = (samples: ReadonlyMap<string, number>) => [...samples.values()].reduce((a, b) => a + b, 0);
+
+/** The rank of a role that has something to do. */
+function busy(role: "prefill" | "decode") {
+  return waitFor(
+    `a ${role} rank at work`,
+    async () =>
+      (await system.ranks()).find((rank) => rank.role === role && rank.state === "ready" && rank.requests > 0) ?? null,
+    30_000,
+  );
+}
+
+/** Waits until pages of a prompt have arrived at some decode rank, while its prefill is still running. */
+async function pagesArriving(before: number): Promise<void> {
+  await waitFor("the first pages to arrive", async () => ((await received()) > before ? true : null), 30_000);
+}
+
+async function received(): Promise<number> {
+  let bytes = 0;
+  for (const rank of await system.ranks()) {
+    if (rank.role === "decode" && rank.state === "ready")
+      bytes += sum(await system.metric(rank.healthUrl, "margay_kv_transfer_bytes_total"));
+  }
+  return bytes;
+}
+
+function alive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+describe("a worker that is killed", () => {
+  test("prefill, after a chunk arrived at the decode rank and before it was done: the text is the same", async () => {
+    const prompt = longPrompt(1, 150);
+    const before = await received();
+    let firstChunk = false;
+    const faulty = run(prompt, 24, () => {
+      firstChunk = true;
+    });
+    await pagesArriving(before);
+    const victim = await busy("prefill");
+    expect(firstChunk).toBe(false);
+    process.kill(victim.pid, "SIGKILL");
+    await waitFor("the process to be gone", () => (alive(victim.pid) ? null : true), 5_000);
+    const answer = await faulty;
+    expect(answer.error).toBeNull();
+    expect(answer.finish).toBe("length");
+    await system.ready("prefill", 2);
+    expect(answer.content).toBe((await run(prompt, 24)).content);
+    await expectNothingHeld(system);
+  }, 180_000);
+
+  test("decode, in the middle of a stream: no token is missing or doubled", async () => {
+    const prompt = "Tell me a story about a fox.";
+    const clean = await run(prompt, 90);
+    expect(clean.usage?.completion_tokens).toBe(90);
+    let killed: number | null = null;
+    const answer = await run(prompt, 90, async (soFar) => {
+      if (killed === null && soFar.chunks >= 10) {
+        killed = (await busy("decode")).pid;
+        process.kill(killed, "SIGKILL");
+      }
+    });
+    expect(killed).not.toBeNull();
+    expect(alive(killed!)).toBe(false);
+    expect(answer.error).toBeNull();
+    expect(answer.content).toBe(clean.content);
+    expect(answer.usage).toEqual(clean.usage);
+    expect(answer.comments.at(-1)).toMatch(/attempts=2/);
+    await system.ready("decode", 2);
+    await expectNothingHeld(system);
+  }, 180_000);
+});
+
+describe("a worker that is stopped", () => {
+  test("prefill, in mid transfer, woken after its pages were reused: it changes nobody's text", async () => {
+    const prompt = longPrompt(2, 150);
+    const before = await received();
+    const faulty = run(prompt, 24);
+    await pagesArriving(before);
+    const victim = await busy("prefill");
+    process.kill(victim.pid, "SIGSTOP");
+    try {
+      const answer = await faulty;
+      expect(answer.error).toBeNull();
+      // Others take the pages of the decode ranks, then the sleeper wakes while they are being read.
+      const others = [3, 4, 5, 6].map((number) => longPrompt(number, 60));
+      const running = others.map((other) => run(other, 60));
+      await waitFor("the others to stream", async () => ((await received()) > before ? true : null), 30_000);
+      process.kill(victim.pid, "SIGCONT");
+      const texts = (await Promise.all(running)).map((a) => a.content);
+      await system.ready("prefill", 2);
+      for (const [i, other] of others.entries()) expect((await run(other, 60)).content).toBe(texts[i]);
+      expect(answer.content).toBe((await run(prompt, 24)).content);
+    } finally {
+      if (alive(victim.pid)) process.kill(victim.pid, "SIGCONT");
+    }
+    await expectNothingHeld(system);
+  }, 240_000);
+
+  test("decode, in the middle of a stream: the stream goes on elsewhere, the sleeper's tokens are ignored", async () => {
+    const prompt = "Tell me a story about a bear.";
+    const clean = await run(prompt, 90);
+    let stopped: number | null = null;
+    try {
+      const answer = await run(prompt, 90, async (soFar) => {
+        if (stopped === null && soFar.chunks >= 10) {
+          stopped = (await busy("decode")).pid;
+          process.kill(stopped, "SIGSTOP");
+        }
+      });
+      expect(stopped).not.toBeNull();
+      expect(answer.error).toBeNull();
+      expect(answer.content).toBe(clean.content);
+    } finally {
+      if (stopped !== null && alive(stopped)) process.kill(stopped, "SIGCONT");
+    }
+    await system.ready("decode", 2);
+    await expectNothingHeld(system);
+  }, 180_000);
+});
