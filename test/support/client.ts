@@ -98,7 +98,8 @@ function take(answer: Answer, chunk: WireChunk): void {
   answer.content += text;
   answer.reasoning += reasoning;
   for (const call of choice.delta?.tool_calls ?? []) {
-    const known = (answer.toolCalls[call.index] ??= { id: "", name: "", arguments: "" });
+    answer.toolCalls[call.index] ??= { id: "", name: "", arguments: "" };
+    const known = answer.toolCalls[call.index]!;
     known.id ||= call.id ?? "";
     known.name += call.function?.name ?? "";
     known.arguments += call.function?.arguments ?? "";
