@@ -1,0 +1,59 @@
+import type { SequenceHandle } from "#protocol/kv.ts";
+import type { FrameRefusal } from "./native.ts";
+
+/** One block of one sequence on its way from a simulated prefill rank to a simulated decode rank. */
+export interface SimPage {
+  readonly from: string;
+  readonly handle: SequenceHandle;
+  readonly epoch: number;
+  readonly modelHash: string;
+  /** Logical block, and the tokens whose rows it holds. */
+  readonly index: number;
+  readonly tokens: Int32Array;
+}
+
+/** What a receiver says to a page. */
+export type SimAnswer = "ok" | "duplicate" | FrameRefusal;
+
+/** Where pages arrive. */
+export interface SimPort {
+  accept(page: SimPage): SimAnswer;
+  refuse(cause: FrameRefusal): void;
+}
+
+/**
+ * The network between the simulated engines of one process: finds the receiver of an address and counts what passes.
+ * `fault` may lose a page or have it refused.
+ */
+export class SimFabric {
+  pages = 0;
+  fault: (page: SimPage) => "deliver" | "lose" | FrameRefusal = () => "deliver";
+  readonly #receivers = new Map<string, SimPort>();
+  #nextPort = 40_000;
+
+  /** Returns the port taken. */
+  listen(host: string, port: number, receiver: SimPort): number {
+    const taken = port === 0 ? this.#nextPort++ : port;
+    this.#receivers.set(`${host}:${taken}`, receiver);
+    return taken;
+  }
+
+  leave(host: string, port: number): void {
+    this.#receivers.delete(`${host}:${port}`);
+  }
+
+  /** `lost` gets no answer, `unreachable` is known at once. */
+  carry(host: string, port: number, page: SimPage): SimAnswer | "lost" | "unreachable" {
+    const receiver = this.#receivers.get(`${host}:${port}`);
+    if (receiver === undefined) return "unreachable";
+    const fate = this.fault(page);
+    if (fate === "lose") return "lost";
+    if (fate !== "deliver") {
+      receiver.refuse(fate);
+      return fate;
+    }
+    const answer = receiver.accept(page);
+    if (answer === "ok") this.pages++;
+    return answer;
+  }
+}

@@ -1,0 +1,39 @@
+import type { Clock } from "#service/clock.ts";
+import type { SimFabric } from "./sim-fabric.ts";
+
+/** What a simulated engine pretends to be. Times in milliseconds. */
+export interface SimModel {
+  readonly clock: Clock;
+  readonly fabric: SimFabric;
+  readonly modelHash: string;
+  readonly vocabSize: number;
+  readonly contextLength: number;
+  readonly attentions: number;
+  readonly pageBytes: number;
+  /** One step costs `stepMs + rows * rowMs`; a block needs `transferMs` to reach the peer. */
+  readonly stepMs: number;
+  readonly rowMs: number;
+  readonly transferMs: number;
+  /** True where generated token number `index` of this prompt is end of text, or not a number. */
+  readonly eosAt: (tokens: Int32Array, index: number) => boolean;
+  readonly numericAt: (tokens: Int32Array, index: number) => boolean;
+}
+
+/** A small model that never ends by itself. */
+export function simModel(clock: Clock, fabric: SimFabric, changes: Partial<SimModel> = {}): SimModel {
+  return {
+    clock,
+    fabric,
+    modelHash: "sim",
+    vocabSize: 2048,
+    contextLength: 4096,
+    attentions: 6,
+    pageBytes: 32_768,
+    stepMs: 1,
+    rowMs: 0.01,
+    transferMs: 1,
+    eosAt: () => false,
+    numericAt: () => false,
+    ...changes,
+  };
+}

@@ -1,0 +1,158 @@
+import { BLOCK_STATES, BLOCK_TRANSITIONS, type BlockState } from "#protocol/lifecycle.ts";
+
+interface Block {
+  state: BlockState;
+  generation: number;
+  /** Name of the content once it is in the prefix cache. */
+  hash: string | null;
+  /** Sequences that lease it. */
+  leases: number;
+}
+
+/** Blocks of one sequence: the first `shared` were found in the prefix cache. */
+export interface SimLease {
+  readonly blocks: readonly number[];
+  readonly shared: number;
+}
+
+/**
+ * Owns the blocks of a simulated pool and their prefix cache: states, generations, leases, least recently used
+ * eviction, and no bytes. The life of a block is `BLOCK_TRANSITIONS`; B1 to B5 are checked by `broken`.
+ */
+export class SimPool {
+  readonly #blocks: Block[];
+  readonly #free: number[];
+  readonly #cache = new Map<string, number>();
+  /** Cached blocks nobody leases, least recently used first. */
+  readonly #idle = new Set<number>();
+  #violation: string | null = null;
+  #stored: string[] = [];
+  #removed: string[] = [];
+
+  constructor(size: number) {
+    this.#blocks = Array.from({ length: size }, () => ({ state: "free", generation: 1, hash: null, leases: 0 }));
+    this.#free = Array.from({ length: size }, (_, id) => size - 1 - id);
+  }
+
+  get size(): number {
+    return this.#blocks.length;
+  }
+
+  /** Leases `count` blocks, of which as many as possible are the cached blocks named by `hashes`. Null: not enough. */
+  open(hashes: readonly string[], count: number, use: "attached" | "sending"): SimLease | null {
+    const shared: number[] = [];
+    for (const hash of hashes) {
+      const id = this.#cache.get(hash);
+      if (id === undefined) break;
+      shared.push(id);
+    }
+    const pinned = shared.filter((id) => this.#idle.has(id)).length;
+    if (this.#free.length + this.#idle.size - pinned < count - shared.length) return null;
+    for (const id of shared) {
+      this.#idle.delete(id);
+      this.#blocks[id]!.leases++;
+      if (this.#blocks[id]!.state === "cached") this.#move(id, use);
+    }
+    const blocks = [...shared];
+    while (blocks.length < count) blocks.push(this.#take());
+    return { blocks, shared: shared.length };
+  }
+
+  /** Moves a leased block to its next state. */
+  set(id: number, state: BlockState): void {
+    if (this.#blocks[id]!.state !== state) this.#move(id, state);
+  }
+
+  state(id: number): BlockState {
+    return this.#blocks[id]!.state;
+  }
+
+  /** Puts a full block under its content's name. A block whose content is there already stays private. */
+  publish(id: number, hash: string): void {
+    if (this.#cache.has(hash)) return;
+    this.#blocks[id]!.hash = hash;
+    this.#cache.set(hash, id);
+    this.#stored.push(hash);
+  }
+
+  /** Gives leases back. A published block stays cached when `keep`, or when it came from the cache. */
+  release(lease: SimLease, keep: boolean): void {
+    lease.blocks.forEach((id, index) => {
+      const block = this.#blocks[id]!;
+      if (--block.leases > 0) return;
+      if (block.hash !== null && (keep || index < lease.shared)) {
+        this.#move(id, "cached");
+        this.#idle.add(id);
+      } else this.#reclaim(id);
+    });
+  }
+
+  counts(): Record<BlockState, number> {
+    const counts = Object.fromEntries(BLOCK_STATES.map((state) => [state, 0])) as Record<BlockState, number>;
+    for (const block of this.#blocks) counts[block.state]++;
+    return counts;
+  }
+
+  hashes(): string[] {
+    return [...this.#cache.keys()];
+  }
+
+  /** Changes of the cache since the last call. */
+  takeChanges(): { readonly stored: readonly string[]; readonly removed: readonly string[] } {
+    const changes = { stored: this.#stored, removed: this.#removed };
+    this.#stored = [];
+    this.#removed = [];
+    return changes;
+  }
+
+  /** Null, or the first broken invariant. `leased` holds the blocks of every sequence, repeated as often as leased. */
+  broken(leased: readonly number[]): string | null {
+    if (this.#violation !== null) return this.#violation;
+    const leases = new Map<number, number>();
+    for (const id of leased) leases.set(id, (leases.get(id) ?? 0) + 1);
+    for (const [id, block] of this.#blocks.entries()) {
+      if (block.leases !== (leases.get(id) ?? 0)) return `B2: block ${id} counts ${block.leases} leases`;
+      const idle = block.state === "free" || block.state === "cached";
+      if (idle !== (block.leases === 0)) return `B4: block ${id} is ${block.state} with ${block.leases} leases`;
+      if (block.state === "cached" && (block.hash === null || !this.#idle.has(id))) return `block ${id} is lost`;
+      if (block.hash !== null && this.#cache.get(block.hash) !== id) return `block ${id} is not under its name`;
+    }
+    const counts = this.counts();
+    if (counts.free !== this.#free.length) return "B5: the free list does not match the states";
+    if (counts.cached !== this.#idle.size) return "B5: the idle list does not match the states";
+    return null;
+  }
+
+  #take(): number {
+    let id = this.#free.pop();
+    if (id === undefined) {
+      id = this.#idle.values().next().value!;
+      this.#idle.delete(id);
+      this.#reclaim(id);
+      this.#free.pop();
+    }
+    this.#move(id, "reserved");
+    this.#blocks[id]!.leases = 1;
+    return id;
+  }
+
+  #reclaim(id: number): void {
+    const block = this.#blocks[id]!;
+    if (block.hash !== null) {
+      this.#cache.delete(block.hash);
+      this.#removed.push(block.hash);
+      block.hash = null;
+    }
+    block.state = "free";
+    block.generation++;
+    this.#free.push(id);
+  }
+
+  #move(id: number, state: BlockState): void {
+    const block = this.#blocks[id]!;
+    if (!BLOCK_TRANSITIONS[block.state].includes(state)) {
+      this.#violation ??= `B1: block ${id} went from ${block.state} to ${state}`;
+    }
+    block.state = state;
+  }
+}

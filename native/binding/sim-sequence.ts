@@ -1,0 +1,62 @@
+import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
+import type { Timer } from "#service/clock.ts";
+import { type ExportTarget, PLAN_ENTRY_WIDTH, type SequenceSpec } from "./native.ts";
+import type { SimLease } from "./sim-pool.ts";
+
+/** The sending half of a sequence. */
+export interface SimExport {
+  readonly target: ExportTarget;
+  readonly deadline: Timer;
+  readonly startMs: number;
+  announced: number;
+  acked: number;
+}
+
+/** A sequence of a simulated engine. */
+export interface SimSequence {
+  readonly handle: SequenceHandle;
+  readonly spec: SequenceSpec;
+  readonly lease: SimLease;
+  readonly cachedTokens: number;
+  /** Known tokens: given, then generated. */
+  readonly tokens: number[];
+  /** KV rows written. */
+  length: number;
+  runnable: boolean;
+  finish: number;
+  closing: { readonly keep: boolean } | null;
+  exporting: SimExport | null;
+  /** Logical blocks that arrived; null unless waiting for pages. */
+  arrived: Set<number> | null;
+  arrivalMs: number;
+  lapse: Timer | null;
+}
+
+/** Blocks that the given tokens of a sequence fill, the last one perhaps in part. */
+export function givenBlocks(sequence: SimSequence): number {
+  return Math.ceil(sequence.spec.generation.tokens.length / BLOCK_TOKENS);
+}
+
+/** Rows that could be computed once `plans` are done; one of them may produce the next one's input. */
+export function computableRows(sequence: SimSequence, plans: readonly Int32Array[]): number {
+  const { tokens, promptLength, maxNewTokens } = sequence.spec.generation;
+  const most = sequence.spec.reserve === "prompt" ? tokens.length : promptLength + maxNewTokens;
+  let { length } = sequence;
+  let known = sequence.tokens.length;
+  for (const plan of plans) {
+    for (let at = 0; at < plan.length; at += PLAN_ENTRY_WIDTH) {
+      if (plan[at] !== sequence.handle.slot || plan[at + 1] !== sequence.handle.generation) continue;
+      length += plan[at + 2]!;
+      if (length === known) known++;
+    }
+  }
+  return Math.min(known, most) - length;
+}
+
+/** True while a plan holds an entry of this sequence. */
+export function inPlan(sequence: SimSequence, plan: Int32Array | undefined): boolean {
+  for (let at = 0; plan !== undefined && at < plan.length; at += PLAN_ENTRY_WIDTH) {
+    if (plan[at] === sequence.handle.slot && plan[at + 1] === sequence.handle.generation) return true;
+  }
+  return false;
+}
