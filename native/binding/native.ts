@@ -203,9 +203,10 @@ export interface Engine {
   exportTo(handle: SequenceHandle, target: ExportTarget): void;
   /**
    * Makes a `receive` sequence runnable. With a token: all pages must have arrived (else `bad_state`), the token is
-   * appended as generated. With null: what is missing of the prompt is to be computed by steps.
+   * appended as generated. With null: what is missing of the prompt is to be computed by steps. Returns how many of the
+   * given tokens need no computing: all of them, or the leading blocks that were cached or arrived whole.
    */
-  attach(handle: SequenceHandle, firstToken: number | null): void;
+  attach(handle: SequenceHandle, firstToken: number | null): number;
   /**
    * Ends a sequence: full blocks go to the prefix cache when `keep`, everything else is free. Takes effect at once for
    * later calls, for a running step at its end. A sequence being sent is held until the peer has acknowledged or the

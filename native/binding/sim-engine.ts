@@ -1,6 +1,5 @@
 import { blockHashes } from "#protocol/block-hash.ts";
 import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
-import type { Timer } from "#service/clock.ts";
 import {
   type Engine,
   type EngineEvent,
@@ -17,7 +16,7 @@ import {
   STEP_ENTRY_WIDTH,
   type StepLogprobs,
 } from "./native.ts";
-import type { SimModel } from "./sim-model.ts";
+import type { SimModel, SimTimer } from "./sim-model.ts";
 import { SimPool } from "./sim-pool.ts";
 import { SimReceiver } from "./sim-receiver.ts";
 import { SimSender } from "./sim-sender.ts";
@@ -50,9 +49,9 @@ export class SimEngine implements Engine {
   readonly #slots: (SimSequence | null)[];
   readonly #generations: number[];
   #queue: Step[] = [];
-  #stepTimer: Timer | null = null;
+  #stepTimer: SimTimer | null = null;
   #events: EngineEvent[] = [];
-  #eventTimer: Timer | null = null;
+  #eventTimer: SimTimer | null = null;
   #closed = false;
   readonly #counters = {
     steps: 0,
@@ -157,21 +156,27 @@ export class SimEngine implements Engine {
     this.#sender.written(sequence);
   }
 
-  attach(handle: SequenceHandle, firstToken: number | null): void {
+  attach(handle: SequenceHandle, firstToken: number | null): number {
     const sequence = this.#require(handle);
-    if (sequence.arrived === null) throw failure("bad_state", "does not wait for pages");
-    const given = sequence.tokens.length;
+    const { arrived, lease } = sequence;
+    if (arrived === null) throw failure("bad_state", "does not wait for pages");
     if (firstToken !== null && !this.#receiver.complete(sequence)) throw failure("bad_state", "pages are missing");
-    for (const index of sequence.arrived) this.#pool.set(sequence.lease.blocks[index]!, "attached");
+    for (const index of arrived) this.#pool.set(lease.blocks[index]!, "attached");
+    const given = sequence.tokens.length;
     if (firstToken !== null) {
       sequence.length = given;
-      this.#publish(sequence, sequence.cachedTokens);
       sequence.tokens.push(firstToken);
+    } else {
+      while (arrived.has(sequence.length / BLOCK_TOKENS) && sequence.length + BLOCK_TOKENS < given) {
+        sequence.length += BLOCK_TOKENS;
+      }
     }
+    this.#publish(sequence, sequence.cachedTokens);
     sequence.arrived = null;
     sequence.lapse?.cancel();
     sequence.runnable = true;
     this.#emitCacheChanges();
+    return sequence.length;
   }
 
   closeSequence(handle: SequenceHandle, keep: boolean): void {

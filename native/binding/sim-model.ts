@@ -1,9 +1,20 @@
-import type { Clock } from "#service/clock.ts";
 import type { SimFabric } from "./sim-fabric.ts";
+
+/** Ends a timer. */
+export interface SimTimer {
+  cancel(): void;
+}
+
+/** The part of a clock that a simulated engine needs: epoch milliseconds, a steady count of milliseconds, and timers. */
+export interface SimClock {
+  now(): number;
+  monotonic(): number;
+  after(ms: number, fn: () => void): SimTimer;
+}
 
 /** What a simulated engine pretends to be. Times in milliseconds. */
 export interface SimModel {
-  readonly clock: Clock;
+  readonly clock: SimClock;
   readonly fabric: SimFabric;
   readonly modelHash: string;
   readonly vocabSize: number;
@@ -20,7 +31,7 @@ export interface SimModel {
 }
 
 /** A small model that never ends by itself. */
-export function simModel(clock: Clock, fabric: SimFabric, changes: Partial<SimModel> = {}): SimModel {
+export function simModel(clock: SimClock, fabric: SimFabric, changes: Partial<SimModel> = {}): SimModel {
   return {
     clock,
     fabric,

@@ -1,12 +1,12 @@
 import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
-import type { Timer } from "#service/clock.ts";
 import { type ExportTarget, PLAN_ENTRY_WIDTH, type SequenceSpec } from "./native.ts";
+import type { SimTimer } from "./sim-model.ts";
 import type { SimLease } from "./sim-pool.ts";
 
 /** The sending half of a sequence. */
 export interface SimExport {
   readonly target: ExportTarget;
-  readonly deadline: Timer;
+  readonly deadline: SimTimer;
   readonly startMs: number;
   announced: number;
   acked: number;
@@ -29,7 +29,7 @@ export interface SimSequence {
   /** Logical blocks that arrived; null unless waiting for pages. */
   arrived: Set<number> | null;
   arrivalMs: number;
-  lapse: Timer | null;
+  lapse: SimTimer | null;
 }
 
 /** Blocks that the given tokens of a sequence fill, the last one perhaps in part. */
