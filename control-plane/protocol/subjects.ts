@@ -48,3 +48,14 @@ export const subjects = {
 export const CONTROL_PLANE_QUEUE = "control-plane";
 /** JetStream key-value bucket whose revisions are epochs. */
 export const EPOCH_BUCKET = "margay-epochs";
+/** Prefix of the subjects on which a user of this role takes replies; the others of the role share it. */
+export function inboxPrefix(role: string): string {
+  return `_INBOX.${role}`;
+}
+
+/** A subject without the names in it, for labels of metrics: "rank.reserve", "gateway.tokens", "fleet.beat". */
+export function subjectKind(subject: string): string {
+  const [root, family, second, third] = subject.split(".");
+  if (root !== "margay" || family === undefined) return "other";
+  return `${family}.${family === "rank" || family === "gateway" ? third : second}`;
+}
