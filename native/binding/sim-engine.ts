@@ -9,9 +9,7 @@ import {
   type EngineStats,
   type ExportTarget,
   FINISH,
-  type NativeErrorCode,
   type OpenedSequence,
-  PLAN_ENTRY_WIDTH,
   type SequenceSpec,
   STEP_ENTRY_WIDTH,
   type StepLogprobs,
@@ -20,8 +18,9 @@ import type { SimModel, SimTimer } from "./sim-model.ts";
 import { SimPool } from "./sim-pool.ts";
 import { SimReceiver } from "./sim-receiver.ts";
 import { SimSender } from "./sim-sender.ts";
-import { computableRows, inPlan, type SimSequence } from "./sim-sequence.ts";
+import { computableRows, type SimSequence, simFailure } from "./sim-sequence.ts";
 import { nextSimToken, simLogprobs } from "./sim-token.ts";
+import { PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";
 
 interface Step {
   readonly number: number;
@@ -46,6 +45,7 @@ export class SimEngine implements Engine {
   readonly #pool: SimPool;
   readonly #sender: SimSender;
   readonly #receiver: SimReceiver;
+  readonly #inUse: "attached" | "sending";
   readonly #slots: (SimSequence | null)[];
   readonly #generations: number[];
   #queue: Step[] = [];
@@ -63,6 +63,7 @@ export class SimEngine implements Engine {
   constructor(options: EngineOptions, listener: EngineListener, model: SimModel) {
     this.#options = options;
     this.#listener = listener;
+    this.#inUse = options.role === "prefill" ? "sending" : "attached";
     this.#model = model;
     const blockBytes = model.attentions * model.pageBytes;
     this.#pool = new SimPool(options.kvBlocks > 0 ? options.kvBlocks : Math.floor(options.kvBytes / blockBytes));
@@ -107,12 +108,13 @@ export class SimEngine implements Engine {
     this.#requireOpen();
     const { tokens, promptLength, maxNewTokens } = spec.generation;
     const capacity = spec.reserve === "prompt" ? tokens.length : Math.max(tokens.length, promptLength + maxNewTokens);
-    if (capacity > this.info.contextLength) throw failure("too_long", `${capacity} tokens are more than the context`);
+    if (capacity > this.info.contextLength)
+      throw simFailure("too_long", `${capacity} tokens are more than the context`);
     const slot = this.#slots.indexOf(null);
-    if (slot < 0) throw failure("no_slot", "every slot is taken");
+    if (slot < 0) throw simFailure("no_slot", "every slot is taken");
     const prefix = blockHashes(this.info.modelHash, tokens, tokens.length - 1);
     const lease = this.#pool.open(prefix, Math.ceil(capacity / BLOCK_TOKENS), this.#inUse);
-    if (lease === null) throw failure("no_blocks", "not enough free blocks");
+    if (lease === null) throw simFailure("no_blocks", "not enough free blocks");
     const cachedTokens = lease.shared * BLOCK_TOKENS;
     this.#counters.prefixCachedTokens += cachedTokens;
     const receive = spec.mode === "receive";
@@ -144,7 +146,7 @@ export class SimEngine implements Engine {
 
   exportTo(handle: SequenceHandle, target: ExportTarget): void {
     const sequence = this.#require(handle);
-    if (sequence.exporting !== null || !sequence.runnable) throw failure("bad_state", "cannot be exported");
+    if (sequence.exporting !== null || !sequence.runnable) throw simFailure("bad_state", "cannot be exported");
     const { clock } = this.#model;
     sequence.exporting = {
       target,
@@ -159,8 +161,8 @@ export class SimEngine implements Engine {
   attach(handle: SequenceHandle, firstToken: number | null): number {
     const sequence = this.#require(handle);
     const { arrived, lease } = sequence;
-    if (arrived === null) throw failure("bad_state", "does not wait for pages");
-    if (firstToken !== null && !this.#receiver.complete(sequence)) throw failure("bad_state", "pages are missing");
+    if (arrived === null) throw simFailure("bad_state", "does not wait for pages");
+    if (firstToken !== null && !this.#receiver.complete(sequence)) throw simFailure("bad_state", "pages are missing");
     for (const index of arrived) this.#pool.set(lease.blocks[index]!, "attached");
     const given = sequence.tokens.length;
     if (firstToken !== null) {
@@ -185,14 +187,14 @@ export class SimEngine implements Engine {
 
   submit(plan: Int32Array): number {
     this.#requireOpen();
-    if (this.#queue.length >= 2) throw failure("queue_full", "two steps are queued");
+    if (this.#queue.length >= 2) throw simFailure("queue_full", "two steps are queued");
     const seen = new Set<number>();
     let total = 0;
     for (let at = 0; at < plan.length; at += PLAN_ENTRY_WIDTH) {
       const [slot, generation, rows] = plan.subarray(at, at + PLAN_ENTRY_WIDTH) as unknown as [number, number, number];
       const sequence = this.#require({ slot, generation });
-      if (!sequence.runnable) throw failure("bad_state", `slot ${slot} waits for pages`);
-      if (seen.has(slot)) throw failure("bad_argument", `slot ${slot} is planned twice`);
+      if (!sequence.runnable) throw simFailure("bad_state", `slot ${slot} waits for pages`);
+      if (seen.has(slot)) throw simFailure("bad_argument", `slot ${slot} is planned twice`);
       seen.add(slot);
       total += rows;
       if (
@@ -204,10 +206,11 @@ export class SimEngine implements Engine {
               this.#queue.map((step) => step.plan),
             ))
       ) {
-        throw failure("bad_argument", `slot ${slot} has not ${rows} rows to compute`);
+        throw simFailure("bad_argument", `slot ${slot} has not ${rows} rows to compute`);
       }
     }
-    if (seen.size === 0 || total > this.info.maxStepTokens) throw failure("bad_argument", `${total} rows in one step`);
+    if (seen.size === 0 || total > this.info.maxStepTokens)
+      throw simFailure("bad_argument", `${total} rows in one step`);
     const step = { number: this.#counters.steps + this.#queue.length, plan: plan.slice() };
     this.#queue.push(step);
     if (this.#queue.length === 1) this.#start();
@@ -255,18 +258,14 @@ export class SimEngine implements Engine {
     this.#model.clock.after(0, () => this.#listener.onFatal(message));
   }
 
-  get #inUse(): "attached" | "sending" {
-    return this.#options.role === "prefill" ? "sending" : "attached";
-  }
-
   #requireOpen(): void {
-    if (this.#closed) throw failure("closed", "the engine is closed");
+    if (this.#closed) throw simFailure("closed", "the engine is closed");
   }
 
   #require(handle: SequenceHandle): SimSequence {
     this.#requireOpen();
     const sequence = this.#find(handle);
-    if (sequence === null) throw failure("stale_handle", `slot ${handle.slot} has moved on`);
+    if (sequence === null) throw simFailure("stale_handle", `slot ${handle.slot} has moved on`);
     return sequence;
   }
 
@@ -363,11 +362,11 @@ export class SimEngine implements Engine {
   }
 
   #release(sequence: SimSequence): void {
-    const { slot } = sequence.handle;
-    if (sequence.closing === null || this.#slots[slot] !== sequence) return;
-    if (sequence.exporting !== null || inPlan(sequence, this.#queue[0]?.plan)) return;
+    if (sequence.closing === null || this.#slots[sequence.handle.slot] !== sequence) return;
+    const running = this.#queue.slice(0, 1).some((step) => plannedRows(step.plan, sequence.handle) > 0);
+    if (running || sequence.exporting !== null) return;
     this.#pool.release(sequence.lease, sequence.closing.keep);
-    this.#slots[slot] = null;
+    this.#slots[sequence.handle.slot] = null;
   }
 
   #emitCacheChanges(): void {
@@ -391,10 +390,6 @@ export class SimEngine implements Engine {
     this.#events = [];
     this.#listener.onEvents(events);
   }
-}
-
-function failure(code: NativeErrorCode, message: string): Error {
-  return Object.assign(new Error(message), { code });
 }
 
 /** `openEngine` of a simulated model. */

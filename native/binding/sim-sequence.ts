@@ -1,7 +1,8 @@
 import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
-import { type ExportTarget, PLAN_ENTRY_WIDTH, type SequenceSpec } from "./native.ts";
+import type { ExportTarget, NativeErrorCode, SequenceSpec } from "./native.ts";
 import type { SimTimer } from "./sim-model.ts";
 import type { SimLease } from "./sim-pool.ts";
+import { plannedRows } from "./step-plan.ts";
 
 /** The sending half of a sequence. */
 export interface SimExport {
@@ -44,19 +45,14 @@ export function computableRows(sequence: SimSequence, plans: readonly Int32Array
   let { length } = sequence;
   let known = sequence.tokens.length;
   for (const plan of plans) {
-    for (let at = 0; at < plan.length; at += PLAN_ENTRY_WIDTH) {
-      if (plan[at] !== sequence.handle.slot || plan[at + 1] !== sequence.handle.generation) continue;
-      length += plan[at + 2]!;
-      if (length === known) known++;
-    }
+    const rows = plannedRows(plan, sequence.handle);
+    length += rows;
+    if (rows > 0 && length === known) known++;
   }
   return Math.min(known, most) - length;
 }
 
-/** True while a plan holds an entry of this sequence. */
-export function inPlan(sequence: SimSequence, plan: Int32Array | undefined): boolean {
-  for (let at = 0; plan !== undefined && at < plan.length; at += PLAN_ENTRY_WIDTH) {
-    if (plan[at] === sequence.handle.slot && plan[at + 1] === sequence.handle.generation) return true;
-  }
-  return false;
+/** What native would throw. */
+export function simFailure(code: NativeErrorCode, message: string): Error {
+  return Object.assign(new Error(message), { code });
 }

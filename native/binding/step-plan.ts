@@ -1,0 +1,12 @@
+import type { SequenceHandle } from "#protocol/kv.ts";
+
+/** Int32 values per entry of a plan: slot, generation, rows. */
+export const PLAN_ENTRY_WIDTH = 3;
+
+/** Rows that a plan holds of a sequence; 0: it does not name it. */
+export function plannedRows(plan: Int32Array, handle: SequenceHandle): number {
+  for (let at = 0; at < plan.length; at += PLAN_ENTRY_WIDTH) {
+    if (plan[at] === handle.slot && plan[at + 1] === handle.generation) return plan[at + 2]!;
+  }
+  return 0;
+}
