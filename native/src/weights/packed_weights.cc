@@ -1,0 +1,192 @@
+#include "weights/packed_weights.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <bit>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+namespace margay {
+namespace {
+
+constexpr size_t kHeaderBytes = 4096;
+constexpr size_t kChecksumChunk = size_t{4} << 20;
+constexpr auto kLockPatience = std::chrono::minutes(30);
+constexpr char kMagic[8] = {'M', 'A', 'R', 'G', 'A', 'Y', 'W', '1'};
+
+struct Header {
+  char magic[8];
+  uint64_t payload_bytes;
+  uint64_t checksum;  // of the payload
+  char key[64];
+  uint64_t own_checksum;  // of what stands above
+};
+
+// 64 bits over four independent lanes: meant to notice damage at memory speed, not to resist an adversary.
+uint64_t Checksum(const std::byte* data, size_t bytes) {
+  constexpr uint64_t kA = 0x9e3779b97f4a7c15;
+  constexpr uint64_t kB = 0xd6e8feb86659fd93;
+  uint64_t lanes[4] = {kA, kB, ~kA, ~kB};
+  size_t at = 0;
+  for (; at + 32 <= bytes; at += 32) {
+    uint64_t words[4];
+    std::memcpy(words, data + at, 32);
+    for (int i = 0; i < 4; ++i) lanes[i] = std::rotl((lanes[i] ^ words[i]) * kA, 29);
+  }
+  uint64_t sum = bytes;
+  for (; at < bytes; ++at) sum = (sum ^ static_cast<uint64_t>(data[at])) * kB;
+  for (const uint64_t lane : lanes) sum = std::rotl((sum ^ lane) * kB, 31);
+  return sum ^ sum >> 32;
+}
+
+uint64_t ChecksumOf(const std::byte* data, size_t bytes, ThreadPool* pool) {
+  std::vector<uint64_t> sums((bytes + kChecksumChunk - 1) / kChecksumChunk);
+  pool->Run(static_cast<int>(sums.size()), [&](int item, int) {
+    const size_t at = static_cast<size_t>(item) * kChecksumChunk;
+    sums[static_cast<size_t>(item)] = Checksum(data + at, std::min(kChecksumChunk, bytes - at));
+  });
+  return Checksum(reinterpret_cast<const std::byte*>(sums.data()), sums.size() * sizeof(uint64_t));
+}
+
+uint64_t HeaderChecksum(const Header& header) {
+  return Checksum(reinterpret_cast<const std::byte*>(&header), offsetof(Header, own_checksum));
+}
+
+// Maps the file when it is whole and of this key; an empty mapping otherwise.
+Mapping OpenWhole(const std::string& path, const std::string& key, size_t payload_bytes, ThreadPool* pool) {
+  if (!FileExists(path)) return {};
+  Result<File> file = File::Open(path);
+  if (!file.ok()) return {};
+  const Result<FileIdentity> identity = file->Identity();
+  if (!identity.ok() || identity.value().size != kHeaderBytes + payload_bytes) return {};
+  Header header{};
+  if (!file->ReadAt(0, &header, sizeof(header)).ok()) return {};
+  const bool fits = std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.payload_bytes == payload_bytes &&
+                    std::memcmp(header.key, key.data(), sizeof(header.key)) == 0 &&
+                    header.own_checksum == HeaderChecksum(header);
+  if (!fits) return {};
+  Result<Mapping> mapping = Mapping::OfFile(*file, kHeaderBytes + payload_bytes, false);
+  if (!mapping.ok()) return {};
+  if (ChecksumOf(mapping->data() + kHeaderBytes, payload_bytes, pool) != header.checksum) return {};
+  return std::move(mapping.value());
+}
+
+// Only one process of the host packs one key; the others wait for it, and pack for themselves when it takes too long.
+class FileLock {
+ public:
+  explicit FileLock(const std::string& path) : fd_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+    const auto end = std::chrono::steady_clock::now() + kLockPatience;
+    while (fd_ >= 0 && flock(fd_, LOCK_EX | LOCK_NB) != 0 && std::chrono::steady_clock::now() < end) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+  ~FileLock() {
+    if (fd_ >= 0) close(fd_);
+  }
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  int fd_;
+};
+
+// What a process that died while packing left behind.
+void RemoveLeftovers(const std::string& folder, const std::string& stem) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename();
+    if (name.starts_with(stem) && name.ends_with(".tmp")) std::filesystem::remove(entry.path(), error);
+  }
+}
+
+Status WriteFile(const std::string& aside, const std::string& key, size_t payload_bytes, ThreadPool* pool,
+                 const std::function<Status(std::byte*)>& fill) {
+  Result<File> file = File::Create(aside);
+  if (!file.ok()) return file.status();
+  const size_t bytes = kHeaderBytes + payload_bytes;
+  // Space is taken now: a full disk is an error here and not a fault while the mapping is written.
+  if (const int error = posix_fallocate(file->fd(), 0, static_cast<off_t>(bytes)); error != 0) {
+    return Status(Code::kIo, aside + " cannot hold " + std::to_string(bytes) + " bytes: " + std::strerror(error));
+  }
+  Result<Mapping> mapping = Mapping::OfFile(*file, bytes, true);
+  if (!mapping.ok()) return mapping.status();
+  if (Status filled = fill(mapping->data() + kHeaderBytes); !filled.ok()) return filled;
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  std::memcpy(header.key, key.data(), sizeof(header.key));
+  header.payload_bytes = payload_bytes;
+  header.checksum = ChecksumOf(mapping->data() + kHeaderBytes, payload_bytes, pool);
+  header.own_checksum = HeaderChecksum(header);
+  std::memcpy(mapping->data(), &header, sizeof(header));
+  if (msync(mapping->data(), bytes, MS_SYNC) != 0) return Status(Code::kIo, aside + " cannot be synced: " + std::strerror(errno));
+  return file->Sync();
+}
+
+}  // namespace
+
+size_t PackPlan::Add(size_t bytes, Fill fill) {
+  const size_t offset = bytes_;
+  parts_.push_back({offset, std::move(fill)});
+  bytes_ += (bytes + 63) / 64 * 64;
+  return offset;
+}
+
+Result<PackedWeights> PackedWeights::Materialise(const PackPlan& plan, const std::string& folder, const std::string& key,
+                                                 ThreadPool* pool) {
+  const auto fill = [&](std::byte* base) {
+    std::vector<Status> results(plan.parts_.size());
+    pool->Run(static_cast<int>(plan.parts_.size()), [&](int item, int) {
+      const PackPlan::Part& part = plan.parts_[static_cast<size_t>(item)];
+      results[static_cast<size_t>(item)] = part.fill(base + part.offset);
+    });
+    for (const Status& result : results) {
+      if (!result.ok()) return result;
+    }
+    return Status::Ok();
+  };
+  PackedWeights packed;
+  packed.bytes_ = plan.bytes();
+  if (folder.empty()) {
+    Result<Mapping> memory = Mapping::Anonymous(plan.bytes());
+    if (!memory.ok()) return memory.status();
+    if (Status filled = fill(memory->data()); !filled.ok()) return filled;
+    mprotect(memory->data(), plan.bytes(), PROT_READ);
+    packed.mapping_ = std::move(memory.value());
+    packed.base_ = packed.mapping_.data();
+    return packed;
+  }
+  if (Status made = MakeFolder(folder); !made.ok()) return made;
+  const std::string path = folder + "/" + key + ".weights";
+  packed.mapping_ = OpenWhole(path, key, plan.bytes(), pool);
+  packed.hit_ = packed.mapping_.data() != nullptr;
+  if (!packed.hit_) {
+    const FileLock lock(folder + "/" + key + ".lock");
+    packed.mapping_ = OpenWhole(path, key, plan.bytes(), pool);
+    packed.hit_ = packed.mapping_.data() != nullptr;
+    if (!packed.hit_) {
+      RemoveLeftovers(folder, key);
+      const std::string aside = path + "." + std::to_string(getpid()) + ".tmp";
+      Status written = WriteFile(aside, key, plan.bytes(), pool, fill);
+      if (written.ok() && rename(aside.c_str(), path.c_str()) != 0) {
+        written = Status(Code::kIo, path + " cannot be renamed: " + std::strerror(errno));
+      }
+      if (written.ok()) written = SyncFolder(folder);
+      if (!written.ok()) {
+        unlink(aside.c_str());
+        return written;
+      }
+      packed.mapping_ = OpenWhole(path, key, plan.bytes(), pool);
+      if (packed.mapping_.data() == nullptr) return Status(Code::kIo, path + " does not hold what was just written to it");
+    }
+  }
+  packed.base_ = packed.mapping_.data() + kHeaderBytes;
+  return packed;
+}
+
+}  // namespace margay
