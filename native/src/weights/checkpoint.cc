@@ -217,7 +217,7 @@ Result<std::string> Checkpoint::Hash(ThreadPool* pool) const {
   for (size_t i = 0; i < order.size(); ++i) {
     if (!results[i].ok()) return results[i];
     std::string line = order[i]->name + " " + order[i]->dtype_name;
-    for (const int64_t side : order[i]->shape) line += " " + std::to_string(side);
+    for (const int64_t side : order[i]->shape) line.append(1, ' ').append(std::to_string(side));
     sha.Update(line + " " + Hex(digests[i]) + "\n");
   }
   return Hex(sha.Finish());
