@@ -1,0 +1,83 @@
+import type { GatewayId, RankId } from "./ids.ts";
+import { EPOCH_BUCKET, inboxPrefix, subjects } from "./subjects.ts";
+
+/** The users of the bus. Everybody in a role has the same rights and shares an inbox prefix. */
+export const BUS_ROLES = ["control-plane", "prefill", "decode", "operator"] as const;
+export type BusRole = (typeof BUS_ROLES)[number];
+
+/** What a role may do; everything else is denied by the server. */
+export interface BusPermissions {
+  readonly publish: readonly string[];
+  readonly subscribe: readonly string[];
+  /** May answer a message it received, on the inbox named there. */
+  readonly answers: boolean;
+}
+
+const anyRank = "*" as RankId;
+const anyGateway = "*" as GatewayId;
+
+const rankPublishes = [subjects.hello(), subjects.beat(anyRank), subjects.kvEvents(anyRank)];
+const rankSubscribes = [
+  subjects.cancel(anyRank),
+  subjects.kvSnapshot(anyRank),
+  subjects.drain(anyRank),
+  subjects.gatewayBeats(),
+];
+
+const rules: Readonly<Record<BusRole, BusPermissions>> = {
+  "control-plane": {
+    publish: [
+      subjects.reserve(anyRank),
+      subjects.prefill(anyRank),
+      subjects.start(anyRank),
+      subjects.cancel(anyRank),
+      subjects.resume(anyRank),
+      subjects.acks(anyRank),
+      subjects.kvSnapshot(anyRank),
+      subjects.drain(anyRank),
+      subjects.gatewayBeat(anyGateway),
+      // The epoch bucket: look it up, make it, put keys.
+      `$JS.API.STREAM.INFO.KV_${EPOCH_BUCKET}`,
+      `$JS.API.STREAM.CREATE.KV_${EPOCH_BUCKET}`,
+      `$KV.${EPOCH_BUCKET}.>`,
+    ],
+    subscribe: [
+      subjects.hello(),
+      subjects.beats(),
+      subjects.allKvEvents(),
+      subjects.tokens(anyGateway),
+      subjects.prefillOutcome(anyGateway),
+      subjects.gatewayBeats(),
+      subjects.operatorStatus(),
+      subjects.operatorDrain(),
+    ],
+    answers: true,
+  },
+  prefill: {
+    publish: [...rankPublishes, subjects.prefillOutcome(anyGateway)],
+    subscribe: [...rankSubscribes, subjects.prefill(anyRank)],
+    answers: true,
+  },
+  decode: {
+    publish: [...rankPublishes, subjects.tokens(anyGateway)],
+    subscribe: [
+      ...rankSubscribes,
+      subjects.reserve(anyRank),
+      subjects.start(anyRank),
+      subjects.resume(anyRank),
+      subjects.acks(anyRank),
+    ],
+    answers: true,
+  },
+  operator: {
+    publish: [subjects.operatorStatus(), subjects.operatorDrain()],
+    subscribe: [],
+    answers: false,
+  },
+};
+
+/** The rights of one role, its inbox included. */
+export function permissionsOf(role: BusRole): BusPermissions {
+  const { publish, subscribe, answers } = rules[role];
+  return { publish, subscribe: [...subscribe, `${inboxPrefix(role)}.>`], answers };
+}
