@@ -80,8 +80,12 @@ export interface SequenceSpec {
   readonly generation: Generation;
   /** `compute`: runnable at once. `receive`: waits for pages until `attach`, or lapses at `deadlineMs` (epoch ms). */
   readonly mode: "compute" | "receive";
+  /** Of a `receive` sequence; `compute` ones have none. */
   readonly deadlineMs: number;
-  /** Blocks are kept for the whole of prompt + maxNewTokens (decode) or for the prompt alone (prefill). */
+  /**
+   * Tokens that blocks are kept for: `prompt`: `generation.tokens` alone, so that only one token can be produced
+   * (prefill); `whole`: promptLength + maxNewTokens, at most the context length (decode).
+   */
   readonly reserve: "prompt" | "whole";
 }
 
@@ -102,7 +106,11 @@ export interface ExportTarget {
   readonly deadlineMs: number;
 }
 
-/** Codes in `StepResult.finish`. */
+/**
+ * Finish codes of `StepResult.entries`. A sequence ends by itself with `stop` (the produced token is end of text or one of
+ * `stopTokens`; neither can be chosen before `minNewTokens`), `length` (maxNewTokens or the context is reached) or
+ * `numeric` (a logit was not a number; no token). It keeps slot and blocks until `closeSequence`.
+ */
 export const FINISH = { none: 0, stop: 1, length: 2, numeric: 3, skipped: 4 } as const;
 
 /**
@@ -112,7 +120,10 @@ export const FINISH = { none: 0, stop: 1, length: 2, numeric: 3, skipped: 4 } as
 export interface StepResult {
   /** Number of the plan, as `submit` returned it. */
   readonly step: number;
-  /** Per entry: slot, generation, rows computed, token produced or -1, finish code, KV length after the step. */
+  /**
+   * Per entry: slot, generation, rows computed, token produced or -1, finish code, KV length after the step.
+   * A `skipped` entry has 0 rows, token -1 and length 0.
+   */
   readonly entries: Int32Array;
   /** Per entry that produced a token and asked for it, in order. */
   readonly logprobs: readonly StepLogprobs[];
@@ -139,6 +150,7 @@ export type EngineEvent =
       readonly bytes: number;
       readonly ms: number;
     }
+  /** Not all pages will come; not told when the deadline is the cause (`lapsed` is). `attach(handle, null)` still works. */
   | { readonly kind: "receive-failed"; readonly handle: SequenceHandle; readonly cause: string }
   | {
       readonly kind: "sent";
@@ -186,8 +198,9 @@ export const FRAME_REFUSALS = [
 ] as const;
 export type FrameRefusal = (typeof FRAME_REFUSALS)[number];
 
+/** Never called from inside a call of the engine, nor after `close` was called. */
 export interface EngineListener {
-  /** Called once per finished step, in order. */
+  /** Called once per finished step, in order; events that the step caused come before. */
   onStep(result: StepResult): void;
   onEvents(events: readonly EngineEvent[]): void;
   /** The engine thread failed and will do nothing more. */
@@ -199,27 +212,38 @@ export interface Engine {
   readonly info: EngineInfo;
   /** Announced epoch of this rank: incoming KV must name it. Set once, before any sequence is opened. */
   setEpoch(epoch: number): void;
-  /** Takes a slot and blocks. Throws `no_slot`, `no_blocks`, `too_long`. */
+  /**
+   * Takes a slot and blocks. Throws `no_slot`, `no_blocks`, `too_long` (the context has no room for one token after
+   * `generation.tokens`), `bad_argument` (an id outside the vocabulary, or nothing left of maxNewTokens), `bad_state`
+   * (`receive` on a prefill engine).
+   */
   openSequence(spec: SequenceSpec): OpenedSequence;
-  /** Sends the pages of a `compute` sequence to a decode rank as they are computed. Call before its first step. */
+  /**
+   * Sends the pages of a `compute` sequence to a decode rank as they are computed; ends with `sent` or `send-failed`.
+   * Call before its first step is submitted, once (else `bad_state`).
+   */
   exportTo(handle: SequenceHandle, target: ExportTarget): void;
   /**
    * Makes a `receive` sequence runnable. With a token: all pages must have arrived (else `bad_state`), the token is
-   * appended as generated. With null: what is missing of the prompt is to be computed by steps. Returns how many of the
-   * given tokens need no computing: all of them, or the leading blocks that were cached or arrived whole.
+   * appended as generated (whether it ends the request is the caller's to see). With null: what is missing of the prompt
+   * is to be computed by steps. Returns how many of the given tokens need no computing: all of them, or the leading
+   * blocks that were cached or arrived whole.
    */
   attach(handle: SequenceHandle, firstToken: number | null): number;
   /**
    * Ends a sequence: full blocks go to the prefix cache when `keep`, everything else is free. Takes effect at once for
    * later calls, for a running step at its end. A sequence being sent is held until the peer has acknowledged or the
-   * deadline passed. Throws `stale_handle`.
+   * deadline passed; if part of its prompt was not computed yet, the transfer is aborted. Throws `stale_handle`.
    */
   closeSequence(handle: SequenceHandle, keep: boolean): void;
   /**
    * Queues one step: per entry slot, generation, rows. `rows` is 1 for a sequence that decodes (its input is the token
    * it produced last, even if a queued step is about to produce it), else the next prompt tokens to compute. A sequence
    * produces a token in the step that computes its last known token. At most two steps may be queued, the running one
-   * included; a third throws `queue_full`. Returns the step's number.
+   * included; a third throws `queue_full`. Throws `stale_handle` (closed), `bad_state` (waits for pages), `bad_argument`
+   * (an empty plan, a slot twice, more rows than there are to compute, than the step holds or than blocks were kept for);
+   * then nothing is queued. An entry of a sequence that has ended is accepted, and skipped.
+   * Returns the step's number, counted from 0.
    */
   submit(plan: Int32Array): number;
   stats(): EngineStats;
