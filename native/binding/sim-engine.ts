@@ -107,9 +107,10 @@ export class SimEngine implements Engine {
   openSequence(spec: SequenceSpec): OpenedSequence {
     this.#requireOpen();
     const { tokens, promptLength, maxNewTokens } = spec.generation;
-    const capacity = spec.reserve === "prompt" ? tokens.length : Math.max(tokens.length, promptLength + maxNewTokens);
-    if (capacity > this.info.contextLength)
-      throw simFailure("too_long", `${capacity} tokens are more than the context`);
+    const { contextLength } = this.info;
+    if (tokens.length >= contextLength) throw simFailure("too_long", `${tokens.length} tokens fill the context`);
+    if (tokens.length >= promptLength + maxNewTokens) throw simFailure("bad_argument", "nothing is left to generate");
+    const capacity = spec.reserve === "prompt" ? tokens.length : Math.min(promptLength + maxNewTokens, contextLength);
     const slot = this.#slots.indexOf(null);
     if (slot < 0) throw simFailure("no_slot", "every slot is taken");
     const prefix = blockHashes(this.info.modelHash, tokens, tokens.length - 1);

@@ -37,7 +37,8 @@ export function nextSimToken(
   const ends = mayStop && model.eosAt(tokens, index);
   const token = ends ? SIM_EOS_TOKEN : simToken(known, promptLength, known.length, model.vocabSize);
   if (ends || (mayStop && sampling.stopTokens.includes(token))) return { token, finish: FINISH.stop };
-  return { token, finish: index + 1 >= maxNewTokens ? FINISH.length : FINISH.none };
+  const full = index + 1 >= maxNewTokens || known.length + 1 >= model.contextLength;
+  return { token, finish: full ? FINISH.length : FINISH.none };
 }
 
 /** Log-probabilities in the form native reports them; the values mean nothing. */

@@ -43,9 +43,10 @@ export function createStepLoop(parts: StepLoopParts): StepLoop {
   const inFlight: Int32Array[] = [];
   let waiters: Waiter[] = [];
   let stopped = false;
+  let settling = false;
 
   function fill(): void {
-    while (!stopped && inFlight.length < DEPTH) {
+    while (!stopped && !settling && inFlight.length < DEPTH) {
       const plan = parts.plan(inFlight);
       if (plan === null) return;
       try {
@@ -65,7 +66,9 @@ export function createStepLoop(parts: StepLoopParts): StepLoop {
     wake: fill,
     settle(result) {
       inFlight.shift();
+      settling = true;
       parts.onResult(result);
+      settling = false;
       fill();
       if (waiters.length === 0) return;
       const ready = waiters.filter((waiter) => !flying(waiter.handle));

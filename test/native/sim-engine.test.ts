@@ -164,7 +164,7 @@ test("a plan for rows that are not there, twice one slot, or too many rows is re
 test("slots, blocks and the context are limits, each with its code", async () => {
   const { engine } = await openRank("decode", { slots: 2, kvBlocks: 4 });
   const thrown = (code: string) => expect.objectContaining({ code });
-  expect(() => compute(engine, promptOf(4090))).toThrow(thrown("too_long"));
+  expect(() => compute(engine, promptOf(4096))).toThrow(thrown("too_long"));
   expect(() => compute(engine, promptOf(300))).toThrow(thrown("no_blocks"));
   const a = compute(engine, promptOf(20));
   const b = compute(engine, promptOf(30));
