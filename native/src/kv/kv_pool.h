@@ -22,11 +22,10 @@
 
 #include "core/kv_memory.h"
 #include "core/status.h"
+#include "kv/block_hash.h"
 #include "kv/block_state.h"
 
 namespace margay {
-
-using BlockHash = std::array<uint8_t, 16>;
 
 // Prefix-cache changes since the last call, concatenated 16-byte hashes.
 struct KvChanges {
@@ -103,8 +102,7 @@ class KvPool {
   virtual std::string CheckInvariants() const = 0;
 };
 
-// h(-1) = SHA-256("margay-kv-1" || model_hash)[0..16); h(i) = SHA-256(h(i-1) || 64 tokens as LE int32)[0..16).
-// Same as control-plane/protocol/block-hash.ts.
+// Hashes of all full blocks of `tokens`. Same as control-plane/protocol/block-hash.ts.
 std::vector<BlockHash> BlockHashes(const std::string& model_hash, std::span<const int32_t> tokens);
 
 }  // namespace margay
