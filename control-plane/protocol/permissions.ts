@@ -37,6 +37,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.drain(anyRank),
       subjects.gatewayBeat(anyGateway),
       // The epoch bucket: look it up, make it, put keys.
+      "$JS.API.INFO",
       `$JS.API.STREAM.INFO.KV_${EPOCH_BUCKET}`,
       `$JS.API.STREAM.CREATE.KV_${EPOCH_BUCKET}`,
       `$KV.${EPOCH_BUCKET}.>`,
