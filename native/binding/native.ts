@@ -7,21 +7,19 @@ import { loadAddon } from "./load-addon.ts";
  * Everything that crosses the native boundary. `native/src/addon/addon.cc` defines the same names in the same order.
  * Handles, small structs, token arrays and block ids cross; tensors, logits, weights and KV bytes never do.
  *
- * Errors thrown by native carry `code`, one of NATIVE_ERROR_CODES; validation here is no more than "would crash".
+ * Errors thrown by native carry `code` (a `NativeErrorCode`); validation here is no more than "would crash".
  */
-export const NATIVE_ERROR_CODES = [
-  "stale_handle",
-  "no_slot",
-  "no_blocks",
-  "too_long",
-  "bad_state",
-  "bad_argument",
-  "queue_full",
-  "checkpoint",
-  "io",
-  "closed",
-] as const;
-export type NativeErrorCode = (typeof NATIVE_ERROR_CODES)[number];
+export type NativeErrorCode =
+  | "stale_handle"
+  | "no_slot"
+  | "no_blocks"
+  | "too_long"
+  | "bad_state"
+  | "bad_argument"
+  | "queue_full"
+  | "checkpoint"
+  | "io"
+  | "closed";
 
 export interface EngineOptions {
   /** Checkpoint folder: config.json and safetensors. */
@@ -259,11 +257,6 @@ export function openEngine(options: EngineOptions, listener: EngineListener): Pr
   return loadAddon().openEngine(options, listener);
 }
 
-/** The code of an error thrown by native, or null for any other error. */
-export function nativeErrorCode(thrown: unknown): NativeErrorCode | null {
-  if (!(thrown instanceof Error) || !("code" in thrown)) return null;
-  return NATIVE_ERROR_CODES.find((code) => code === thrown.code) ?? null;
-}
-
+export { refusalCode } from "./refusal-code.ts";
 export { createStepLoop, type StepLoop } from "./step-loop.ts";
 export { PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";

@@ -1,0 +1,62 @@
+import { BLOCK_TOKENS } from "#protocol/kv.ts";
+import type { PrefillWork } from "#protocol/prefill.ts";
+import type { Refused } from "#protocol/worker.ts";
+
+/** The rank admits what it can start within this time; what must wait longer waits in the control plane. */
+export const START_WITHIN_MS = 1_000;
+
+/** What the decision depends on besides the work itself. */
+export interface IntakeState {
+  readonly nowMs: number;
+  readonly epoch: number;
+  readonly draining: boolean;
+  readonly vocabSize: number;
+  /** Longest prompt the model and the KV pool allow. */
+  readonly contextLength: number;
+  readonly requests: number;
+  readonly maxRequests: number;
+  /** Prompt tokens admitted and not computed, and how fast they go; 0: not measured yet. */
+  readonly pendingTokens: number;
+  readonly tokensPerSecond: number;
+  /** Rows of one step. */
+  readonly stepTokens: number;
+}
+
+/** Why this work may not start now, or null. Nothing was taken for it yet. */
+export function judgeWork(work: PrefillWork, state: IntakeState): Refused | null {
+  const { generation, reservation } = work;
+  const { tokens, promptLength } = generation;
+  if (work.epoch !== state.epoch) return refusal("stale_epoch", `this rank is in epoch ${state.epoch}`);
+  if (state.draining) return refusal("draining", "this rank takes no new work");
+  if (tokens.length > state.contextLength) {
+    return refusal("context_length_exceeded", `${tokens.length} prompt tokens, at most ${state.contextLength}`);
+  }
+  if (tokens.length < promptLength) return refusal("invalid_request", "tokens are fewer than promptLength");
+  if (tokens.length - promptLength >= generation.maxNewTokens) {
+    return refusal("invalid_request", "nothing is left to generate");
+  }
+  if (tokens.some((token) => token < 0 || token >= state.vocabSize)) {
+    return refusal("invalid_request", `token ids must be within 0..${state.vocabSize - 1}`);
+  }
+  if (reservation.cachedTokens % BLOCK_TOKENS !== 0 || reservation.cachedTokens >= tokens.length) {
+    return refusal("invalid_request", "reservation.cachedTokens must be whole blocks and leave a token to compute");
+  }
+  if (work.deadlineMs <= state.nowMs) return refusal("timeout", "the deadline has passed");
+  if (state.requests >= state.maxRequests) return refusal("busy", "every slot is taken", waitMs(state));
+  const wait = waitMs(state);
+  if (wait > START_WITHIN_MS)
+    return refusal("busy", `${state.pendingTokens} tokens are waiting`, wait - START_WITHIN_MS);
+  return null;
+}
+
+/** Milliseconds until everything admitted is computed. While unmeasured, two steps are taken to fit. */
+function waitMs(state: IntakeState): number {
+  if (state.pendingTokens === 0) return 0;
+  if (state.tokensPerSecond === 0) return state.pendingTokens > 2 * state.stepTokens ? 2 * START_WITHIN_MS : 0;
+  return (state.pendingTokens / state.tokensPerSecond) * 1000;
+}
+
+function refusal(code: Refused["code"], detail: string, retryAfterMs: number | null = null): Refused {
+  const polite = retryAfterMs === null ? null : Math.max(50, Math.ceil(retryAfterMs));
+  return { kind: "refused", code, detail, retryAfterMs: polite };
+}
