@@ -28,9 +28,12 @@ export function jsonOfPythonLiteral(text: string): string | null {
 function unquoted(quoted: string): string {
   return quoted
     .slice(1, -1)
-    .replace(/\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([\s\S]))/g, (_, unicode?: string, hex?: string, one?: string) => {
-      const code = unicode ?? hex;
-      if (code !== undefined) return String.fromCharCode(Number.parseInt(code, 16));
-      return ESCAPES[one!] ?? `\\${one}`;
-    });
+    .replace(
+      /\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([\s\S]))/g,
+      (_, unicode?: string, hex?: string, one?: string) => {
+        const code = unicode ?? hex;
+        if (code !== undefined) return String.fromCharCode(Number.parseInt(code, 16));
+        return ESCAPES[one!] ?? `\\${one}`;
+      },
+    );
 }

@@ -63,16 +63,19 @@ export class Tokenizer {
     }
     this.added = new Map(added.map((token) => [token.content, token]));
     const vocab = Object.fromEntries(Object.entries(model.vocab).filter(([entry]) => !this.added.has(entry)));
-    const lacking = BYTE_CHARACTERS.findIndex((character) => vocab[character] === undefined);
+    const merges = model.merges.filter((merge) => {
+      return Object.hasOwn(vocab, typeof merge === "string" ? merge.replace(" ", "") : merge.join(""));
+    });
+    const lacking = BYTE_CHARACTERS.findIndex((character) => !Object.hasOwn(vocab, character));
     if (lacking >= 0) throw new CheckpointError(`${origin}: model.vocab has no entry for byte ${lacking}.`);
     try {
-      // Added tokens stay out of the library's vocabulary, so that plain text can never become one.
+      // Added tokens stay out of the library's vocabulary and merges, so that plain text can never become one.
       const plain = {
         ...rest,
         pre_tokenizer: preTokenizer,
         post_processor: null,
         added_tokens: [],
-        model: { ...model, vocab },
+        model: { ...model, vocab, merges },
       };
       this.pipeline = new Library(plain, {}) as unknown as Pipeline;
     } catch (cause) {
