@@ -63,23 +63,31 @@ void ThreadPool::Help(uint64_t epoch, int thread) {
     const uint64_t items = ticket >> kItemBits & kMask;
     const Call call = call_.load(std::memory_order_relaxed);
     void* const context = context_.load(std::memory_order_relaxed);
+    const int first = first_.load(std::memory_order_relaxed);
     if (item >= items) return;
     // What was read above belongs to this loop if the claim succeeds: the next loop is set up only after this item.
     if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    call(context, static_cast<int>(item), thread);
+    call(context, first + static_cast<int>(item), thread);
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == items) done_.notify_one();
     ticket = ticket_.load(std::memory_order_acquire);
   }
 }
 
 void ThreadPool::RunErased(int items, Call call, void* context) {
-  if (items <= 0) return;
+  constexpr int kMost = (1 << kItemBits) - 1;
+  for (int first = 0; first < items; first += std::min(items - first, kMost)) {
+    RunSome(first, std::min(items - first, kMost), call, context);
+  }
+}
+
+void ThreadPool::RunSome(int first, int items, Call call, void* context) {
   if (workers_.empty() || items == 1) {
-    for (int item = 0; item < items; ++item) call(context, item, 0);
+    for (int item = 0; item < items; ++item) call(context, first + item, 0);
     return;
   }
   call_.store(call, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
+  first_.store(first, std::memory_order_relaxed);
   const auto count = static_cast<uint32_t>(items);
   done_.store(0, std::memory_order_relaxed);
   const uint64_t before = ticket_.load(std::memory_order_relaxed) >> (2 * kItemBits);

@@ -25,7 +25,7 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // body(item, thread) for item in [0, items), items < 2^20; thread < threads() is the running thread's own number.
+  // body(item, thread) for item in [0, items); thread < threads() is the running thread's own number.
   template <typename Body>
   void Run(int items, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
@@ -39,6 +39,7 @@ class ThreadPool {
   using Call = void (*)(void* context, int item, int thread);
 
   void RunErased(int items, Call call, void* context);
+  void RunSome(int first, int items, Call call, void* context);
   // Claims and runs items of the loop `epoch` until none is left.
   void Help(uint64_t epoch, int thread);
   void Work(int thread);
@@ -48,6 +49,7 @@ class ThreadPool {
   std::atomic<uint64_t> ticket_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> context_{nullptr};
+  std::atomic<int> first_{0};
   alignas(64) std::atomic<uint32_t> done_{0};
   alignas(64) std::atomic<uint32_t> published_{0};  // workers sleep on it
   std::atomic<bool> stopping_{false};

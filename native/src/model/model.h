@@ -22,7 +22,11 @@ struct ModelOptions {
   std::string packed_folder;   // empty: pack privately
   float latent_norm_eps = -1;  // < 0: the checkpoint's rms_norm_eps
   int max_rows = 512;          // most rows of one Forward
+  std::string isa;             // cpu code path, one of CpuIsas(); empty: the best one
 };
+
+// Code paths of the cpu backend that this machine can run, the best one last.
+std::vector<std::string> CpuIsas();
 
 struct ModelFacts {
   std::string model_hash;  // hex digest of config and tensors: equal on every host with the same checkpoint

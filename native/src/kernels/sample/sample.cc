@@ -1,0 +1,172 @@
+#include "kernels/sample/sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace margay {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+// Kept between calls so that a token costs no allocation.
+struct Scratch {
+  std::vector<float> raw;
+  std::vector<int32_t> counts;  // all zero between calls
+  std::vector<int32_t> candidates;
+};
+
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+uint64_t Mix(uint64_t x) {
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  return x ^ x >> 31;
+}
+
+// Uniform in (0, 1): a counter-based draw, so it needs no state.
+double Uniform(uint64_t seed, int position) {
+  constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;
+  const uint64_t bits = Mix(Mix(seed + kGolden) + kGolden * (static_cast<uint64_t>(position) + 1));
+  return (static_cast<double>(bits >> 11) + 0.5) * 0x1p-53;
+}
+
+// Order of preference: higher logit first, ties to the lower id.
+struct Better {
+  std::span<const float> logits;
+  bool operator()(int32_t a, int32_t b) const {
+    const float x = logits[static_cast<size_t>(a)];
+    const float y = logits[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
+  }
+};
+
+void Penalise(std::span<float> logits, const SampleParams& p, std::span<const int32_t> history, int prompt_length,
+              Scratch* scratch) {
+  const auto valid = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < logits.size(); };
+  const auto generated = history.subspan(std::min(history.size(), static_cast<size_t>(std::max(prompt_length, 0))));
+  std::vector<int32_t>& counts = scratch->counts;
+  if (counts.size() < logits.size()) counts.resize(logits.size());
+  if (p.repetition_penalty != 1) {
+    for (const int32_t id : history) {
+      if (!valid(id) || counts[static_cast<size_t>(id)]++ > 0) continue;
+      float& logit = logits[static_cast<size_t>(id)];
+      logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    }
+    for (const int32_t id : history) {
+      if (valid(id)) counts[static_cast<size_t>(id)] = 0;
+    }
+  }
+  if (p.frequency_penalty != 0 || p.presence_penalty != 0) {
+    for (const int32_t id : generated) {
+      if (valid(id)) ++counts[static_cast<size_t>(id)];
+    }
+    for (const int32_t id : generated) {
+      if (!valid(id) || counts[static_cast<size_t>(id)] == 0) continue;
+      const auto times = static_cast<float>(counts[static_cast<size_t>(id)]);
+      logits[static_cast<size_t>(id)] -= p.frequency_penalty * times + p.presence_penalty;
+      counts[static_cast<size_t>(id)] = 0;
+    }
+  }
+  for (size_t i = 0; i < std::min(p.bias_ids.size(), p.bias_values.size()); ++i) {
+    if (valid(p.bias_ids[i])) logits[static_cast<size_t>(p.bias_ids[i])] += p.bias_values[i];
+  }
+  for (const int32_t id : p.banned) {
+    if (valid(id)) logits[static_cast<size_t>(id)] = kNever;
+  }
+}
+
+// Keeps the shortest run of best candidates whose mass reaches top_p of the whole.
+void KeepTopP(const Better& better, double top_p, float top, float inverse_temperature, std::vector<int32_t>* ids) {
+  const auto mass = [&](int32_t id) { return double{std::exp((better.logits[static_cast<size_t>(id)] - top) * inverse_temperature)}; };
+  double total = 0;
+  for (const int32_t id : *ids) total += mass(id);
+  double sum = 0;
+  size_t sorted = 0;
+  for (size_t upto = 64; sorted < ids->size(); upto *= 8) {
+    const auto begin = ids->begin() + static_cast<std::ptrdiff_t>(sorted);
+    const auto end = ids->begin() + static_cast<std::ptrdiff_t>(std::min(upto, ids->size()));
+    std::partial_sort(begin, end, ids->end(), better);
+    for (; sorted < static_cast<size_t>(end - ids->begin()); ++sorted) {
+      sum += mass((*ids)[sorted]);
+      if (sum >= top_p * total) {
+        ids->resize(sorted + 1);
+        return;
+      }
+    }
+  }
+}
+
+int32_t Draw(std::span<const float> logits, const SampleParams& p, int position, std::vector<int32_t>* ids) {
+  const Better better{logits};
+  ids->clear();
+  float top = kNever;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] == kNever) continue;
+    ids->push_back(static_cast<int32_t>(i));
+    top = std::max(top, logits[i]);
+  }
+  if (ids->empty()) return 0;
+  const float inverse = 1 / p.temperature;
+  if (p.top_k > 0 && static_cast<size_t>(p.top_k) < ids->size()) {
+    std::nth_element(ids->begin(), ids->begin() + p.top_k - 1, ids->end(), better);
+    ids->resize(static_cast<size_t>(p.top_k));
+  }
+  if (p.top_p < 1) KeepTopP(better, p.top_p, top, inverse, ids);
+  const auto mass = [&](int32_t id) { return std::exp((logits[static_cast<size_t>(id)] - top) * inverse); };
+  if (p.min_p > 0) {
+    std::erase_if(*ids, [&](int32_t id) { return mass(id) < p.min_p; });
+  }
+  if (ids->size() < logits.size()) std::sort(ids->begin(), ids->end());
+  double total = 0;
+  for (const int32_t id : *ids) total += double{mass(id)};
+  const double wanted = Uniform(p.seed, position) * total;
+  double sum = 0;
+  int32_t last = ids->front();
+  for (const int32_t id : *ids) {
+    const double m = double{mass(id)};
+    if (m <= 0) continue;
+    last = id;
+    sum += m;
+    if (sum >= wanted) break;
+  }
+  return last;
+}
+
+}  // namespace
+
+Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length,
+               int position) {
+  Sampled sampled;
+  if (!std::all_of(logits.begin(), logits.end(), [](float logit) { return std::isfinite(logit); })) return sampled;
+  Scratch& scratch = ThreadScratch();
+  const bool wants_logprobs = params.top_logprobs >= 0;
+  if (wants_logprobs) scratch.raw.assign(logits.begin(), logits.end());
+  Penalise(logits, params, history, prompt_length, &scratch);
+  if (params.temperature > 0) {
+    sampled.token = Draw(logits, params, position, &scratch.candidates);
+  } else {
+    sampled.token = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  }
+  if (!wants_logprobs) return sampled;
+
+  const std::vector<float>& raw = scratch.raw;
+  const float top = *std::max_element(raw.begin(), raw.end());
+  double sum = 0;
+  for (const float logit : raw) sum += double{std::exp(logit - top)};
+  const auto logprob = [&](int32_t id) { return static_cast<float>(double{raw[static_cast<size_t>(id)]} - top - std::log(sum)); };
+  sampled.logprob = logprob(sampled.token);
+  const size_t wanted = std::min(static_cast<size_t>(params.top_logprobs), raw.size());
+  scratch.candidates.resize(raw.size());
+  for (size_t i = 0; i < raw.size(); ++i) scratch.candidates[i] = static_cast<int32_t>(i);
+  const auto cut = scratch.candidates.begin() + static_cast<std::ptrdiff_t>(wanted);
+  std::partial_sort(scratch.candidates.begin(), cut, scratch.candidates.end(), Better{raw});
+  sampled.top_ids.assign(scratch.candidates.begin(), cut);
+  for (const int32_t id : sampled.top_ids) sampled.top_logprobs.push_back(logprob(id));
+  return sampled;
+}
+
+}  // namespace margay

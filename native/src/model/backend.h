@@ -1,0 +1,75 @@
+// What a backend computes: the operations of one decoder step, in the order model.cc calls them. The order itself (the
+// two halves of a layer, the shortcut that joins at its end) is written once, there.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/kv_memory.h"
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "model/model.h"
+#include "model/model_config.h"
+#include "model/model_tensors.h"
+#include "model/routing.h"
+#include "weights/checkpoint.h"
+#include "weights/packed_weights.h"
+
+namespace margay {
+
+// One token of one sequence.
+struct StepRow {
+  int32_t token = 0;
+  int position = 0;
+  const int32_t* block_table = nullptr;
+};
+
+// The rows of all sequences, one after the other. `wanted` lists the rows whose logits are asked for.
+struct Step {
+  std::span<const SequenceRows> sequences;
+  std::vector<StepRow> rows;
+  std::vector<int> wanted;
+  KvMemory kv;
+
+  std::byte* KvRow(int attention, const StepRow& row) const { return KvRow(attention, row.block_table, row.position); }
+  std::byte* KvRow(int attention, const int32_t* block_table, int position) const {
+    return kv.page(attention, block_table[position / kBlockTokens]) +
+           static_cast<size_t>(position % kBlockTokens) * kv.layout.row_bytes();
+  }
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Lays out the packed weights. Pointers into `tensors` and `checkpoint` are used until Bind.
+  virtual void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) = 0;
+  // From here on weights lie at `base`.
+  virtual void Bind(const std::byte* base) = 0;
+  // Names the packed layout: part of the packed file's key.
+  virtual std::string PackedLayout() const = 0;
+  virtual std::string Isa() const = 0;
+  virtual KvType kv_type() const = 0;
+
+  // x = embedding of the tokens.
+  virtual void Embed(const Step& step) = 0;
+  // Queries and KV rows of RMS(x; input_layernorm). The KV rows are in the pool afterwards.
+  virtual void WriteKv(const Step& step, int layer, int half) = 0;
+  // x += attention; n = RMS(x; post_attention_layernorm).
+  virtual void Attend(const Step& step, int layer, int half) = 0;
+  // m = experts and identity term of n.
+  virtual void Experts(const Step& step, int layer, Routing* routing) = 0;
+  // x += mlp(n).
+  virtual void DenseMlp(const Step& step, int layer, int half) = 0;
+  // x += m.
+  virtual void JoinShortcut(const Step& step, int layer) = 0;
+  // Logits of the wanted rows.
+  virtual void Logits(const Step& step, float* logits) = 0;
+};
+
+std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool);
+
+}  // namespace margay

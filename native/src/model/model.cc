@@ -1,0 +1,160 @@
+// Loading, and the order of a step: one place for all backends (spec, section 2.1).
+#include "model/model.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "core/sha256.h"
+#include "model/backend.h"
+#include "model/model_config.h"
+#include "model/model_tensors.h"
+#include "weights/checkpoint.h"
+#include "weights/packed_weights.h"
+
+namespace margay {
+namespace {
+
+constexpr int kMostRows = 1 << 16;
+
+Status BadArgument(const std::string& sentence) { return Status(Code::kBadArgument, sentence); }
+
+class LongcatModel final : public Model {
+ public:
+  LongcatModel(ModelConfig config, ModelFacts facts, PackedWeights weights, std::unique_ptr<ThreadPool> pool,
+               std::unique_ptr<Backend> backend, int max_rows)
+      : c_(std::move(config)),
+        facts_(std::move(facts)),
+        weights_(std::move(weights)),
+        pool_(std::move(pool)),
+        backend_(std::move(backend)),
+        max_rows_(static_cast<size_t>(max_rows)) {
+    step_.rows.reserve(max_rows_);
+    step_.wanted.reserve(max_rows_);
+  }
+
+  const ModelFacts& facts() const override { return facts_; }
+
+  Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
+                 float* logits) override {
+    if (Status begun = Begin(sequences, kv); !begun.ok()) return begun;
+    backend_->Embed(step_);
+    for (int layer = 0; layer < c_.layers; ++layer) {
+      for (int half = 0; half < 2; ++half) {
+        backend_->WriteKv(step_, layer, half);
+        if (done) done(2 * layer + half);
+        backend_->Attend(step_, layer, half);
+        if (half == 0) backend_->Experts(step_, layer, &routing_);
+        backend_->DenseMlp(step_, layer, half);
+      }
+      backend_->JoinShortcut(step_, layer);
+    }
+    if (!step_.wanted.empty()) backend_->Logits(step_, logits);
+    return Status::Ok();
+  }
+
+  void ForceRouting(const std::vector<int32_t>* forced, std::vector<int32_t>* recorded) override {
+    routing_.Use(forced, recorded);
+  }
+
+ private:
+  Status Begin(std::span<const SequenceRows> sequences, const KvMemory& kv) {
+    if (kv.layout.Spell() != facts_.kv.Spell()) {
+      return BadArgument("the KV pool is laid out as " + kv.layout.Spell() + ", the model needs " + facts_.kv.Spell());
+    }
+    step_.sequences = sequences;
+    step_.kv = kv;
+    step_.rows.clear();
+    step_.wanted.clear();
+    for (const SequenceRows& sequence : sequences) {
+      if (sequence.count < 1 || static_cast<size_t>(sequence.count) > max_rows_ - step_.rows.size()) {
+        return BadArgument("a step has at least one row per sequence and at most " + std::to_string(max_rows_) + " in all");
+      }
+      if (sequence.position < 0 || sequence.position > c_.context_length - sequence.count) {
+        return BadArgument("a row lies outside the context of " + std::to_string(c_.context_length) + " tokens");
+      }
+      if (sequence.logits_rows < 0 || sequence.logits_rows > sequence.count) return BadArgument("logits of rows that are not in the step");
+      for (int i = 0; i < sequence.count; ++i) {
+        const int32_t token = sequence.tokens[i];
+        if (token < 0 || token >= c_.vocab_size) return BadArgument("a token outside the vocabulary");
+        if (i >= sequence.count - sequence.logits_rows) step_.wanted.push_back(static_cast<int>(step_.rows.size()));
+        step_.rows.push_back({token, sequence.position + i, sequence.block_table});
+      }
+    }
+    return step_.rows.empty() ? BadArgument("a step without rows") : Status::Ok();
+  }
+
+  const ModelConfig c_;
+  const ModelFacts facts_;
+  const PackedWeights weights_;
+  const std::unique_ptr<ThreadPool> pool_;
+  const std::unique_ptr<Backend> backend_;
+  const size_t max_rows_;
+  Step step_;
+  Routing routing_;
+};
+
+// The content hash of a checkpoint is remembered beside the packed files under the identity of its files, so that it
+// is read whole only once.
+Result<std::string> ModelHash(const Checkpoint& checkpoint, const std::string& packed_folder, ThreadPool* pool) {
+  if (packed_folder.empty()) return checkpoint.Hash(pool);
+  const Result<std::string> identity = checkpoint.Identity();
+  if (!identity.ok()) return identity.status();
+  const std::string path = packed_folder + "/" + identity.value() + ".model-hash";
+  if (FileExists(path)) {
+    const Result<std::string> known = ReadText(path, 256);
+    if (known.ok() && known.value().size() == 65 && known.value().back() == '\n') return known.value().substr(0, 64);
+  }
+  Result<std::string> hash = checkpoint.Hash(pool);
+  if (!hash.ok()) return hash;
+  if (Status made = MakeFolder(packed_folder); !made.ok()) return made;
+  if (Status kept = WriteTextAtomically(path, hash.value() + "\n"); !kept.ok()) return kept;
+  return hash;
+}
+
+}  // namespace
+
+std::vector<std::string> CpuIsas() { return {}; }
+
+Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
+  if (options.max_rows < 1 || options.max_rows > kMostRows) {
+    return BadArgument("the rows of a step must be from 1 to " + std::to_string(kMostRows));
+  }
+  Result<Checkpoint> checkpoint = Checkpoint::Open(options.folder);
+  if (!checkpoint.ok()) return checkpoint.status();
+  Result<ModelConfig> config = ParseModelConfig(checkpoint->config(), checkpoint->generation_config());
+  if (!config.ok()) return config.status();
+  Result<ModelTensors> tensors = FindModelTensors(*checkpoint, *config);
+  if (!tensors.ok()) return tensors.status();
+
+  auto pool = std::make_unique<ThreadPool>(options.threads);
+  const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
+  std::unique_ptr<Backend> backend = MakeRefBackend(*config, latent_eps, options.max_rows, pool.get());
+
+  const Result<std::string> hash = ModelHash(*checkpoint, options.packed_folder, pool.get());
+  if (!hash.ok()) return hash.status();
+  PackPlan plan;
+  backend->Plan(*checkpoint, *tensors, &plan);
+  Sha256 key;
+  key.Update(hash.value() + " " + backend->PackedLayout());
+  Result<PackedWeights> weights = PackedWeights::Materialise(plan, options.packed_folder, Hex(key.Finish()), pool.get());
+  if (!weights.ok()) return weights.status();
+  backend->Bind(weights->base());
+
+  ModelFacts facts;
+  facts.model_hash = hash.value();
+  facts.vocab_size = config->vocab_size;
+  facts.context_length = config->context_length;
+  facts.attentions = config->attentions();
+  facts.kv = {config->attentions(), config->kv_row(), backend->kv_type()};
+  facts.eos_tokens = config->eos_tokens;
+  facts.isa = backend->Isa();
+  facts.threads = pool->threads();
+  facts.weight_bytes = weights->bytes();
+  facts.packed_hit = weights->hit();
+  facts.warnings = tensors->warnings;
+  return std::unique_ptr<Model>(std::make_unique<LongcatModel>(std::move(*config), std::move(facts), std::move(*weights),
+                                                               std::move(pool), std::move(backend), options.max_rows));
+}
+
+}  // namespace margay
