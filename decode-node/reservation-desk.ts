@@ -1,0 +1,39 @@
+import type { ReserveKv } from "#protocol/decode.ts";
+import type { Refused } from "#protocol/worker.ts";
+
+/** What the decision depends on besides the message itself. */
+export interface DeskState {
+  readonly nowMs: number;
+  readonly epoch: number;
+  readonly draining: boolean;
+  readonly vocabSize: number;
+  /** Longest prompt plus output that the model and the KV pool allow. */
+  readonly contextLength: number;
+  readonly requests: number;
+  readonly maxRequests: number;
+  /** When a slot may become free, for the answer to a request that finds none. */
+  readonly retryAfterMs: number;
+}
+
+/** Why nothing is reserved for this request, or null. Nothing was taken for it yet. */
+export function judgeReservation(message: ReserveKv, state: DeskState): Refused | null {
+  const { tokens, promptLength, maxNewTokens } = message.generation;
+  if (message.epoch !== state.epoch) return refusal("stale_epoch", `this rank is in epoch ${state.epoch}`);
+  if (state.draining) return refusal("draining", "this rank takes no new work");
+  if (tokens.length < promptLength) return refusal("invalid_request", "tokens are fewer than promptLength");
+  if (promptLength + maxNewTokens > state.contextLength) {
+    const detail = `${promptLength} prompt tokens and ${maxNewTokens} new ones, at most ${state.contextLength} together`;
+    return refusal("context_length_exceeded", detail);
+  }
+  if (tokens.length - promptLength >= maxNewTokens) return refusal("invalid_request", "nothing is left to generate");
+  if (tokens.some((token) => token < 0 || token >= state.vocabSize)) {
+    return refusal("invalid_request", `token ids must be within 0..${state.vocabSize - 1}`);
+  }
+  if (message.deadlineMs <= state.nowMs) return refusal("timeout", "the deadline has passed");
+  if (state.requests >= state.maxRequests) return refusal("busy", "every slot is taken", state.retryAfterMs);
+  return null;
+}
+
+export function refusal(code: Refused["code"], detail: string, retryAfterMs: number | null = null): Refused {
+  return { kind: "refused", code, detail, retryAfterMs };
+}

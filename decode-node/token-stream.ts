@@ -1,0 +1,184 @@
+import type { StepLogprobs } from "#native";
+import type { DecodeDone, ResumeReply, ResumeStream, TokenAcks, TokenBatch, TokenChunk } from "#protocol/decode.ts";
+import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
+import type { Logprobs, RequestHead } from "#protocol/request.ts";
+import type { Clock, Timer } from "#service/clock.ts";
+
+/** How long the tail of an ended request waits for its acknowledgement, and how many tails do. */
+const TAIL_MS = 30_000;
+const MOST_TAILS = 4_096;
+
+interface Outbox {
+  readonly head: RequestHead;
+  /** Alternatives per token; -1: no log-probabilities. */
+  readonly topLogprobs: number;
+  /** `seq` of the first token kept; earlier ones were acknowledged. */
+  base: number;
+  readonly tokens: number[];
+  readonly logprobs: StepLogprobs[];
+  /** Tokens from this `seq` on were not published yet. */
+  published: number;
+  done: DecodeDone | null;
+  expiry: Timer | null;
+}
+
+/** Sends a batch to its gateway; may be lost. */
+export type PublishTokens = (owner: GatewayId, batch: TokenBatch) => void;
+
+/**
+ * Owns the tokens that left the engine and are not acknowledged.
+ *
+ *   emitted -> published (once, in the batch of its step) -> acknowledged -> forgotten
+ *                                    `-> asked for again -> told again
+ *
+ * 1 all that one step made for one gateway leaves in one message
+ * 2 a token is kept until its gateway acknowledged it; a cancelled request's tokens are not
+ * 3 an ended request is kept until its last token is acknowledged, TAIL_MS at most
+ */
+export class TokenStream {
+  readonly #rankId: RankId;
+  readonly #epoch: number;
+  readonly #clock: Clock;
+  readonly #publish: PublishTokens;
+  readonly #outboxes = new Map<RequestId, Outbox>();
+  /** Requests with something to publish, by gateway. */
+  #dirty = new Map<GatewayId, Set<Outbox>>();
+  #tails = 0;
+
+  constructor(rankId: RankId, epoch: number, clock: Clock, publish: PublishTokens) {
+    this.#rankId = rankId;
+    this.#epoch = epoch;
+    this.#clock = clock;
+    this.#publish = publish;
+  }
+
+  /** Requests with tokens kept, running or ended. */
+  get size(): number {
+    return this.#outboxes.size;
+  }
+
+  /** Begins the stream of an attempt; `seq` is the place of its first token. Replaces an earlier attempt's. */
+  open(head: RequestHead, seq: number, topLogprobs: number): void {
+    this.#forget(head.requestId);
+    const empty = { tokens: [], logprobs: [], done: null, expiry: null };
+    this.#outboxes.set(head.requestId, { head, topLogprobs, base: seq, published: seq, ...empty });
+  }
+
+  emit(head: RequestHead, token: number, logprobs: StepLogprobs | null): void {
+    const outbox = this.#find(head);
+    if (outbox === null) return;
+    outbox.tokens.push(token);
+    if (outbox.topLogprobs >= 0 && logprobs !== null) outbox.logprobs.push(logprobs);
+    this.#mark(outbox);
+  }
+
+  /** The last word on a request. */
+  end(head: RequestHead, done: DecodeDone): void {
+    const outbox = this.#find(head);
+    if (outbox === null) return;
+    outbox.done = done;
+    outbox.expiry = this.#clock.after(TAIL_MS, () => this.#forget(head.requestId));
+    this.#mark(outbox);
+    if (++this.#tails > MOST_TAILS) this.#forgetOldestTail();
+  }
+
+  /** Publishes what was emitted and ended since the last call. */
+  flush(): void {
+    if (this.#dirty.size === 0) return;
+    const dirty = this.#dirty;
+    this.#dirty = new Map();
+    for (const [owner, outboxes] of dirty) {
+      const chunks: TokenChunk[] = [];
+      for (const outbox of outboxes) {
+        chunks.push(chunkOf(outbox, outbox.published));
+        outbox.published = outbox.base + outbox.tokens.length;
+      }
+      this.#publish(owner, { kind: "token-batch", rankId: this.#rankId, epoch: this.#epoch, chunks });
+    }
+  }
+
+  acknowledge({ acks }: TokenAcks): void {
+    for (const { requestId, attempt, seq } of acks) {
+      const outbox = this.#outboxes.get(requestId);
+      if (outbox === undefined || outbox.head.attempt !== attempt) continue;
+      const count = Math.min(seq, outbox.published) - outbox.base;
+      if (count > 0) {
+        outbox.tokens.splice(0, count);
+        outbox.logprobs.splice(0, count);
+        outbox.base += count;
+      }
+      // A natural end travels with the last token; an end by error may be lost after all tokens were acknowledged.
+      if (outbox.done?.finish && outbox.tokens.length === 0) this.#forget(requestId);
+    }
+  }
+
+  resume({ head, seq }: ResumeStream): ResumeReply {
+    const outbox = this.#find(head);
+    if (outbox === null)
+      return { kind: "refused", code: "unknown_request", detail: "no such stream", retryAfterMs: null };
+    if (seq < outbox.base) {
+      const detail = `tokens below ${outbox.base} were acknowledged`;
+      return { kind: "refused", code: "invalid_request", detail, retryAfterMs: null };
+    }
+    return { kind: "resumed", chunk: chunkOf(outbox, seq) };
+  }
+
+  /** Forgets an attempt without a word: it was cancelled, or its owner is gone. */
+  drop(head: RequestHead): void {
+    if (this.#find(head) !== null) this.#forget(head.requestId);
+  }
+
+  /** Ends all timers. */
+  close(): void {
+    for (const requestId of [...this.#outboxes.keys()]) this.#forget(requestId);
+  }
+
+  #find(head: RequestHead): Outbox | null {
+    const outbox = this.#outboxes.get(head.requestId);
+    return outbox?.head.attempt === head.attempt ? outbox : null;
+  }
+
+  #mark(outbox: Outbox): void {
+    const { owner } = outbox.head;
+    const marked = this.#dirty.get(owner);
+    if (marked === undefined) this.#dirty.set(owner, new Set([outbox]));
+    else marked.add(outbox);
+  }
+
+  #forget(requestId: RequestId): void {
+    const outbox = this.#outboxes.get(requestId);
+    if (outbox === undefined) return;
+    this.#outboxes.delete(requestId);
+    this.#dirty.get(outbox.head.owner)?.delete(outbox);
+    outbox.expiry?.cancel();
+    if (outbox.done !== null) this.#tails--;
+  }
+
+  #forgetOldestTail(): void {
+    for (const [requestId, outbox] of this.#outboxes) {
+      if (outbox.done === null) continue;
+      this.#forget(requestId);
+      return;
+    }
+  }
+}
+
+/** Everything kept from `seq` on. */
+function chunkOf(outbox: Outbox, seq: number): TokenChunk {
+  const from = seq - outbox.base;
+  const tokens = Int32Array.from(outbox.tokens.slice(from));
+  const logprobs = outbox.topLogprobs < 0 ? null : packLogprobs(outbox.logprobs.slice(from), outbox.topLogprobs);
+  const { requestId, attempt } = outbox.head;
+  return { requestId, attempt, seq, tokens, logprobs, done: outbox.done };
+}
+
+function packLogprobs(rows: readonly StepLogprobs[], width: number): Logprobs {
+  const chosen = Float32Array.from(rows, (row) => row.chosen);
+  const ids = new Int32Array(rows.length * width);
+  const values = new Float32Array(rows.length * width);
+  for (const [i, row] of rows.entries()) {
+    ids.set(row.ids.subarray(0, width), i * width);
+    values.set(row.values.subarray(0, width), i * width);
+  }
+  return { chosen, width, ids, values };
+}
