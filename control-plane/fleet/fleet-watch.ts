@@ -1,0 +1,191 @@
+import { z } from "zod";
+import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import { asMargayError } from "#protocol/errors.ts";
+import type { GatewayId, RankId } from "#protocol/ids.ts";
+import { KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
+import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
+import {
+  GATEWAY_BEAT_MS,
+  GatewayBeat,
+  Goodbye,
+  Heartbeat,
+  Hello,
+  MAX_CLOCK_SKEW_MS,
+  Refused,
+  Welcome,
+} from "#protocol/worker.ts";
+import type { Clock, Timer } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import {
+  EMPTY_FLEET,
+  type FleetSnapshot,
+  type Rank,
+  withCooling,
+  withGoodbye,
+  withHeartbeat,
+  withOwn,
+  withPair,
+  withTime,
+} from "./fleet.ts";
+import { PrefixIndex } from "./prefix-index.ts";
+
+const TICK_MS = 250;
+const SNAPSHOT_MS = 2_000;
+const BeatMessage = z.discriminatedUnion("kind", [Heartbeat, Goodbye]);
+const HelloReply = z.discriminatedUnion("kind", [Welcome, Refused]);
+
+/** A rank was lost, left, or came back under another epoch: what it held of `epoch` is gone or out of reach. */
+export type LostListener = (rankId: RankId, epoch: number) => void;
+
+export interface FleetWatchParts {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly gatewayId: GatewayId;
+}
+
+/**
+ * Owns the current snapshot of the fleet and the index of its prefix caches; follows heartbeats and KV events, gives
+ * epochs to ranks that say hello, and tells ranks that this control plane lives.
+ *
+ *   created -> started -> stopped
+ *
+ * W1 listeners of a loss hear it once per rank and epoch, before those of the change that caused it
+ */
+export class FleetWatch {
+  readonly prefixes = new PrefixIndex();
+  #snapshot: FleetSnapshot = EMPTY_FLEET;
+  readonly #parts: FleetWatchParts;
+  readonly #changed = new Set<() => void>();
+  readonly #lost = new Set<LostListener>();
+  readonly #fetching = new Set<RankId>();
+  #open: (Subscription | Timer)[] = [];
+
+  constructor(parts: FleetWatchParts) {
+    this.#parts = parts;
+  }
+
+  get snapshot(): FleetSnapshot {
+    return this.#snapshot;
+  }
+
+  start(): void {
+    const { bus, clock, gatewayId } = this.#parts;
+    const beat = (): void =>
+      bus.publish(subjects.gatewayBeat(gatewayId), GatewayBeat, {
+        kind: "gateway-beat",
+        gatewayId,
+        clockMs: clock.now(),
+      });
+    this.#open = [
+      bus.subscribe(subjects.beats(), BeatMessage, (message) => this.#onBeat(message)),
+      bus.subscribe(subjects.allKvEvents(), KvEvents, (events) => {
+        if (!this.prefixes.follow(events)) void this.#fetch(events.rankId);
+      }),
+      bus.respond(subjects.hello(), Hello, HelloReply, (hello) => this.#welcome(hello), CONTROL_PLANE_QUEUE),
+      clock.every(TICK_MS, () => this.#move(withTime(this.#snapshot, clock.monotonic()))),
+      clock.every(GATEWAY_BEAT_MS, beat),
+    ];
+    beat();
+  }
+
+  stop(): void {
+    for (const one of this.#open) "cancel" in one ? one.cancel() : one.unsubscribe();
+    this.#open = [];
+  }
+
+  /** Called after every change. Returns how to stop it. */
+  onChange(listener: () => void): () => void {
+    this.#changed.add(listener);
+    return () => this.#changed.delete(listener);
+  }
+
+  onLost(listener: LostListener): () => void {
+    this.#lost.add(listener);
+    return () => this.#lost.delete(listener);
+  }
+
+  /** True while `rankId` lives under `epoch`. */
+  isAlive(rankId: RankId, epoch: number): boolean {
+    const rank = this.#snapshot.ranks.get(rankId);
+    return rank !== undefined && rank.epoch === epoch && rank.state !== "lost";
+  }
+
+  /** Counts a request of ours on a rank until the returned function is called. */
+  occupy(rank: Rank, prefillTokens: number): () => void {
+    this.#move(withOwn(this.#snapshot, rank.rankId, rank.epoch, 1, prefillTokens));
+    let held = true;
+    return () => {
+      if (!held) return;
+      held = false;
+      this.#move(withOwn(this.#snapshot, rank.rankId, rank.epoch, -1, -prefillTokens));
+    };
+  }
+
+  cool(rankId: RankId, ms: number): void {
+    this.#move(withCooling(this.#snapshot, rankId, this.#parts.clock.monotonic() + ms));
+  }
+
+  pairFailed(prefill: RankId, decode: RankId, ms: number): void {
+    this.#move(withPair(this.#snapshot, prefill, decode, this.#parts.clock.monotonic() + ms));
+  }
+
+  pairWorked(prefill: RankId, decode: RankId): void {
+    this.#move(withPair(this.#snapshot, prefill, decode, null));
+  }
+
+  #onBeat(message: z.output<typeof BeatMessage>): void {
+    if (message.kind === "goodbye") {
+      this.#move(withGoodbye(this.#snapshot, message));
+      return;
+    }
+    this.#move(withHeartbeat(this.#snapshot, message, this.#parts.clock.monotonic()));
+    if (!this.prefixes.isCurrent(message.rankId, message.epoch, message.kvSeq)) void this.#fetch(message.rankId);
+  }
+
+  async #welcome(hello: Hello): Promise<z.input<typeof HelloReply>> {
+    const { bus, clock, gatewayId, logger } = this.#parts;
+    const skewMs = Math.abs(hello.clockMs - clock.now());
+    if (skewMs > MAX_CLOCK_SKEW_MS) {
+      const detail = `the clock of ${hello.rankId} is ${Math.round(skewMs)} ms off; at most ${MAX_CLOCK_SKEW_MS} ms is allowed`;
+      logger.warn({ rank: hello.rankId }, detail);
+      return { kind: "refused", code: "incompatible", detail, retryAfterMs: null };
+    }
+    const epoch = await bus.nextEpoch(hello.rankId);
+    logger.info({ rank: hello.rankId, role: hello.role, epoch }, "a rank joined");
+    return { kind: "welcome", epoch, gatewayId };
+  }
+
+  /** Learns a rank's whole prefix cache; one question at a time per rank, repeated by later events if it fails. */
+  async #fetch(rankId: RankId): Promise<void> {
+    if (this.#fetching.has(rankId)) return;
+    this.#fetching.add(rankId);
+    try {
+      const query = { kind: "kv-snapshot-query" } as const;
+      this.prefixes.restore(
+        await this.#parts.bus.request(subjects.kvSnapshot(rankId), KvSnapshotQuery, query, KvSnapshot, SNAPSHOT_MS),
+      );
+    } catch (thrown) {
+      this.#parts.logger.debug({ rank: rankId, code: asMargayError(thrown).code }, "no snapshot of a prefix cache");
+    } finally {
+      this.#fetching.delete(rankId);
+    }
+  }
+
+  #move(next: FleetSnapshot): void {
+    const before = this.#snapshot;
+    if (next === before) return;
+    this.#snapshot = next;
+    for (const rank of before.ranks.values()) {
+      const now = next.ranks.get(rank.rankId);
+      const left = now === undefined || now.epoch !== rank.epoch;
+      if (left) this.prefixes.forget(rank.rankId);
+      if (rank.state !== "lost" && (left || now.state === "lost")) {
+        if (left) this.#parts.logger.info({ rank: rank.rankId, epoch: rank.epoch }, "a rank left");
+        else this.#parts.logger.warn({ rank: rank.rankId, epoch: rank.epoch }, "a rank is lost");
+        for (const listener of [...this.#lost]) listener(rank.rankId, rank.epoch);
+      }
+    }
+    for (const listener of [...this.#changed]) listener();
+  }
+}

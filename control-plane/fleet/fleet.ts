@@ -1,0 +1,154 @@
+import type { ModelName, RankId, WorkerId } from "#protocol/ids.ts";
+import type { KvEndpoint } from "#protocol/kv.ts";
+import type { ModelCard } from "#protocol/model-card.ts";
+import {
+  type Goodbye,
+  HEARTBEAT_TIMEOUT_MS,
+  type Heartbeat,
+  type Load,
+  type Role,
+  type WorkerState,
+} from "#protocol/worker.ts";
+
+/**
+ * What is known of the ranks, as immutable snapshots, and the pure functions that make the next one.
+ *
+ *   (unknown) -> loading -> ready -> draining -> (gone)        any of them -> lost -> back by a heartbeat, or (gone)
+ *
+ * F1 a message of an earlier epoch than the known one changes nothing
+ * F2 a rank silent for HEARTBEAT_TIMEOUT_MS is lost; one silent for FORGET_MS is forgotten
+ * F3 time is an argument, on the receiver's clock
+ */
+export interface Rank {
+  readonly rankId: RankId;
+  readonly workerId: WorkerId;
+  readonly role: Role;
+  readonly state: WorkerState | "lost";
+  readonly epoch: number;
+  readonly model: ModelCard;
+  readonly kvEndpoint: KvEndpoint | null;
+  readonly load: Load;
+  readonly kvSeq: number;
+  readonly healthUrl: string;
+  readonly pid: number;
+  readonly lastBeatMs: number;
+  /** No new work before then: it refused or failed lately. */
+  readonly coolUntilMs: number;
+  /** Requests of this control plane that hold something there, and their prompt tokens not yet computed. */
+  readonly ownRequests: number;
+  readonly ownPrefillTokens: number;
+}
+
+export interface FleetSnapshot {
+  readonly ranks: ReadonlyMap<RankId, Rank>;
+  /** P to D paths that failed lately, by `pairKey`: not used before the time, then tried again by one request. */
+  readonly pairs: ReadonlyMap<string, number>;
+}
+
+export const EMPTY_FLEET: FleetSnapshot = { ranks: new Map(), pairs: new Map() };
+
+/** A rank that said nothing for so long is not coming back under this name. */
+export const FORGET_MS = 60_000;
+/** How long a P to D path that failed is avoided. */
+export const PAIR_COOL_MS = 5_000;
+
+export function pairKey(prefill: RankId, decode: RankId): string {
+  return `${prefill}>${decode}`;
+}
+
+/** A heartbeat arrived. */
+export function withHeartbeat(fleet: FleetSnapshot, beat: Heartbeat, nowMs: number): FleetSnapshot {
+  const known = fleet.ranks.get(beat.rankId);
+  if (known !== undefined && known.epoch > beat.epoch) return fleet;
+  const same = known !== undefined && known.epoch === beat.epoch;
+  return withRank(fleet, {
+    rankId: beat.rankId,
+    workerId: beat.workerId,
+    role: beat.role,
+    state: beat.state,
+    epoch: beat.epoch,
+    model: beat.model,
+    kvEndpoint: beat.kvEndpoint,
+    load: beat.load,
+    kvSeq: beat.kvSeq,
+    healthUrl: beat.healthUrl,
+    pid: beat.pid,
+    lastBeatMs: nowMs,
+    coolUntilMs: same ? known.coolUntilMs : 0,
+    ownRequests: same ? known.ownRequests : 0,
+    ownPrefillTokens: same ? known.ownPrefillTokens : 0,
+  });
+}
+
+/** A rank left by its own will. */
+export function withGoodbye(fleet: FleetSnapshot, goodbye: Goodbye): FleetSnapshot {
+  const known = fleet.ranks.get(goodbye.rankId);
+  if (known === undefined || known.epoch !== goodbye.epoch) return fleet;
+  return without(fleet, [goodbye.rankId]);
+}
+
+/** Time passed. */
+export function withTime(fleet: FleetSnapshot, nowMs: number): FleetSnapshot {
+  let next = fleet;
+  const gone: RankId[] = [];
+  for (const rank of fleet.ranks.values()) {
+    const silentMs = nowMs - rank.lastBeatMs;
+    if (silentMs > FORGET_MS) gone.push(rank.rankId);
+    else if (silentMs > HEARTBEAT_TIMEOUT_MS && rank.state !== "lost")
+      next = withRank(next, { ...rank, state: "lost" });
+  }
+  if (gone.length > 0) next = without(next, gone);
+  const expired = [...next.pairs].filter(([, untilMs]) => untilMs + PAIR_COOL_MS < nowMs);
+  if (expired.length === 0) return next;
+  const pairs = new Map(next.pairs);
+  for (const [key] of expired) pairs.delete(key);
+  return { ...next, pairs };
+}
+
+/** A rank refused or failed: it gets nothing new before `untilMs`. */
+export function withCooling(fleet: FleetSnapshot, rankId: RankId, untilMs: number): FleetSnapshot {
+  const rank = fleet.ranks.get(rankId);
+  return rank === undefined ? fleet : withRank(fleet, { ...rank, coolUntilMs: Math.max(rank.coolUntilMs, untilMs) });
+}
+
+/** A transfer between two ranks failed (`untilMs`) or worked (null). */
+export function withPair(fleet: FleetSnapshot, prefill: RankId, decode: RankId, untilMs: number | null): FleetSnapshot {
+  const key = pairKey(prefill, decode);
+  if (untilMs === null && !fleet.pairs.has(key)) return fleet;
+  const pairs = new Map(fleet.pairs);
+  if (untilMs === null) pairs.delete(key);
+  else pairs.set(key, untilMs);
+  return { ...fleet, pairs };
+}
+
+/** A request of this control plane took (+1) or gave back (-1) a place on a rank. */
+export function withOwn(
+  fleet: FleetSnapshot,
+  rankId: RankId,
+  epoch: number,
+  requests: number,
+  tokens: number,
+): FleetSnapshot {
+  const rank = fleet.ranks.get(rankId);
+  if (rank === undefined || rank.epoch !== epoch) return fleet;
+  return withRank(fleet, {
+    ...rank,
+    ownRequests: Math.max(0, rank.ownRequests + requests),
+    ownPrefillTokens: Math.max(0, rank.ownPrefillTokens + tokens),
+  });
+}
+
+/** Ranks of one model, in a fixed order. */
+export function ranksOf(fleet: FleetSnapshot, model: ModelName, role: Role): readonly Rank[] {
+  return [...fleet.ranks.values()].filter((rank) => rank.model.name === model && rank.role === role);
+}
+
+function withRank(fleet: FleetSnapshot, rank: Rank): FleetSnapshot {
+  return { ...fleet, ranks: new Map(fleet.ranks).set(rank.rankId, rank) };
+}
+
+function without(fleet: FleetSnapshot, gone: readonly RankId[]): FleetSnapshot {
+  const ranks = new Map(fleet.ranks);
+  for (const rankId of gone) ranks.delete(rankId);
+  return { ...fleet, ranks };
+}
