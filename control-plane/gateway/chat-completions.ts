@@ -1,0 +1,90 @@
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { AnswerStream } from "../chat/answer-stream.ts";
+import { renderChat } from "../chat/prompt.ts";
+import { ChatAnswer } from "./chat-answer.ts";
+import { ChatRequest } from "./chat-schema.ts";
+import { ChatChunks, chunkFrame } from "./chat-stream.ts";
+import { ReasoningTokens, usageOf } from "./choice.ts";
+import { Exchange, storyHeaders } from "./exchange.ts";
+import {
+  findModel,
+  type GenerationHost,
+  parseRequest,
+  planChoices,
+  requestIdOf,
+  stopStrings,
+} from "./generation-host.ts";
+import { refuse } from "./http-errors.ts";
+import { endTokens } from "./logprobs.ts";
+
+/** Answers `POST /v1/chat/completions`; throws `MargayError` while nothing was sent. */
+export async function chatCompletions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
+  const body = parseRequest(ChatRequest, request.body);
+  const model = findModel(host.models, body.model);
+  const tools = body.tool_choice === "none" || !body.tools?.length ? null : body.tools;
+  const rendered = renderChat(model, body.messages, { tools, templateKwargs: templateArguments(body) });
+  const prompt = { tokens: rendered.tokens, param: "messages" };
+  const generations = planChoices(host, model, body, [prompt], logprobsWidth(body));
+  const { stopTokens, topLogprobs } = generations[0]!.sampling;
+
+  const requestId = requestIdOf(request);
+  const id = `chatcmpl-${requestId}`;
+  const created = Math.floor(host.clock.now() / 1000);
+  const streamed = body.stream === true;
+  const includeUsage = body.stream_options?.include_usage === true;
+  const frame = chunkFrame(id, "chat.completion.chunk", created, model.name, includeUsage);
+  const common = { model, isEnd: endTokens(model, stopTokens), logprobs: topLogprobs >= 0 };
+  const stop = stopStrings(body);
+  const newCallId = () => `call_${host.random.hex(12)}`;
+  const { startsInReasoning } = rendered;
+  const answer = () =>
+    new AnswerStream({
+      ...{ model, stop, tools, startsInReasoning, newCallId },
+      stopTokens: [...stopTokens],
+      parse: "chat",
+    });
+  const reasoning = generations.map(() => new ReasoningTokens(model, startsInReasoning));
+  const promptLengths = [prompt.tokens.length];
+
+  if (streamed) {
+    const sinks = generations.map(
+      (_, index) => new ChatChunks({ ...common, frame, index, answer: answer(), reasoning: reasoning[index]! }),
+    );
+    const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed });
+    await exchange.run(generations, sinks, (settled) => {
+      if (!includeUsage) return "";
+      const usage = usageOf(promptLengths, settled, reasoning);
+      return `data: ${JSON.stringify({ id, object: "chat.completion.chunk", created, model: model.name, choices: [], usage })}\n\n`;
+    });
+    return;
+  }
+  const sinks = reasoning.map((counter) => new ChatAnswer({ ...common, answer: answer(), reasoning: counter }));
+  const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed });
+  const settled = await exchange.run(generations, sinks, () => "");
+  if (settled === null) return;
+  reply.headers(storyHeaders(settled));
+  return {
+    id,
+    object: "chat.completion",
+    created,
+    model: model.name,
+    choices: sinks.map((sink, index) => sink.choice(index)),
+    usage: usageOf(promptLengths, settled, reasoning),
+  };
+}
+
+/** How many alternatives to report per token; -1: no log-probabilities. */
+function logprobsWidth(body: ChatRequest): number {
+  if (body.logprobs === true) return body.top_logprobs ?? 0;
+  if ((body.top_logprobs ?? 0) > 0) throw refuse("top_logprobs", "must be left out unless logprobs is true");
+  return -1;
+}
+
+const THINKING = { none: false, minimal: false, low: true, medium: true, high: true, xhigh: true } as const;
+
+/** The template's arguments. The most explicit wins: `chat_template_kwargs`, `enable_thinking`, `reasoning_effort`. */
+function templateArguments(body: ChatRequest): Readonly<Record<string, unknown>> {
+  const effort = body.reasoning_effort ?? null;
+  const thinking = body.enable_thinking ?? (effort === null ? null : THINKING[effort]);
+  return { ...(thinking === null ? {} : { enable_thinking: thinking }), ...body.chat_template_kwargs };
+}

@@ -1,0 +1,95 @@
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { AnswerStream } from "../chat/answer-stream.ts";
+import type { ServedModel } from "../chat/served-model.ts";
+import { chunkFrame } from "./chat-stream.ts";
+import { usageOf } from "./choice.ts";
+import { CompletionChoice } from "./completion-choice.ts";
+import { CompletionRequest } from "./completion-schema.ts";
+import { Exchange, storyHeaders } from "./exchange.ts";
+import {
+  findModel,
+  type GenerationHost,
+  parseRequest,
+  planChoices,
+  requestIdOf,
+  stopStrings,
+} from "./generation-host.ts";
+import { refuse } from "./http-errors.ts";
+import { endTokens } from "./logprobs.ts";
+import { checkIds, type Prompt } from "./sampling-params.ts";
+
+/** Answers `POST /v1/completions`; throws `MargayError` while nothing was sent. */
+export async function completions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
+  const body = parseRequest(CompletionRequest, request.body);
+  const model = findModel(host.models, body.model);
+  const n = body.n ?? 1;
+  if ((body.best_of ?? n) !== n) throw refuse("best_of", "must be left out or equal n: it is not supported");
+  if (body.echo === true && (body.logprobs ?? null) !== null) {
+    throw refuse("echo", "must not be true together with logprobs: those of a prompt are not supported");
+  }
+  const prompts = promptsOf(model, body.prompt);
+  const generations = planChoices(host, model, body, prompts, body.logprobs ?? -1);
+  const { stopTokens, topLogprobs } = generations[0]!.sampling;
+
+  const requestId = requestIdOf(request);
+  const id = `cmpl-${requestId}`;
+  const created = Math.floor(host.clock.now() / 1000);
+  const streamed = body.stream === true;
+  const includeUsage = streamed && body.stream_options?.include_usage === true;
+  const frame = streamed ? chunkFrame(id, "text_completion", created, model.name, includeUsage) : null;
+  const isEnd = endTokens(model, stopTokens);
+  const stop = stopStrings(body);
+  const sinks = generations.map((_, index) => {
+    const answer = new AnswerStream({
+      ...{ model, stop, stopTokens: [...stopTokens], tools: null, startsInReasoning: false },
+      parse: "text",
+    });
+    const echo = body.echo === true ? prompts[Math.floor(index / n)]!.text() : "";
+    return new CompletionChoice({ frame, index, answer, model, isEnd, logprobs: topLogprobs >= 0, echo });
+  });
+  const promptLengths = prompts.map((prompt) => prompt.tokens.length);
+  const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed });
+  const settled = await exchange.run(generations, sinks, (ended) => {
+    if (!includeUsage) return "";
+    const usage = usageOf(promptLengths, ended, null);
+    return `data: ${JSON.stringify({ id, object: "text_completion", created, model: model.name, choices: [], usage })}\n\n`;
+  });
+  if (settled === null || streamed) return;
+  reply.headers(storyHeaders(settled));
+  return {
+    id,
+    object: "text_completion",
+    created,
+    model: model.name,
+    choices: sinks.map((sink) => sink.choice()),
+    usage: usageOf(promptLengths, settled, null),
+  };
+}
+
+interface EchoPrompt extends Prompt {
+  /** The prompt as text, for `echo`. */
+  readonly text: () => string;
+}
+
+function promptsOf(model: ServedModel, prompt: CompletionRequest["prompt"]): readonly EchoPrompt[] {
+  if (typeof prompt === "string") return [textPrompt(model, prompt, "prompt")];
+  if (isTokenList(prompt)) return [tokenPrompt(model, prompt, "prompt")];
+  return prompt.map((one, index) => {
+    const param = `prompt[${index}]`;
+    return typeof one === "string" ? textPrompt(model, one, param) : tokenPrompt(model, one, param);
+  });
+}
+
+function isTokenList(prompt: Exclude<CompletionRequest["prompt"], string>): prompt is number[] {
+  return typeof prompt[0] === "number";
+}
+
+function textPrompt(model: ServedModel, text: string, param: string): EchoPrompt {
+  return { tokens: model.tokenizer.encode(text, model.contextLength), param, text: () => text };
+}
+
+function tokenPrompt(model: ServedModel, ids: readonly number[], param: string): EchoPrompt {
+  checkIds(ids, model, param);
+  const tokens = Int32Array.from(ids);
+  return { tokens, param, text: () => model.tokenizer.decode(tokens) };
+}

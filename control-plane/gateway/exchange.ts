@@ -1,0 +1,318 @@
+import type { ServerResponse } from "node:http";
+import type { FastifyReply } from "fastify";
+import { asMargayError, type ErrorCode, MargayError } from "#protocol/errors.ts";
+import type { RequestId, WorkerId } from "#protocol/ids.ts";
+import type { Generation, Logprobs } from "#protocol/request.ts";
+import type { Clock } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import type { ServedModel } from "../chat/served-model.ts";
+import type { FlowListener, RequestFlow, Settled } from "../flow/request-flow.ts";
+import type { ChoiceSink } from "./choice.ts";
+import { type ReaderLimits, SseStream } from "./sse.ts";
+
+type Progress = Parameters<FlowListener["onProgress"]>[0];
+
+/** A silent stream is looked at this often; its first comment is due after one look, further ones less often. */
+const LOOK_MS = 1000;
+const KEEP_ALIVE_MS = 5000;
+
+/** What every exchange needs of the process around it. */
+export interface ExchangeHost {
+  readonly clock: Clock;
+  readonly metrics: Metrics;
+  readonly logger: Logger;
+  readonly flow: RequestFlow;
+  readonly readerLimits: ReaderLimits;
+  /** Longest life of a request, milliseconds. */
+  readonly requestMs: number;
+  /** Exchanges that have not ended, for drain. */
+  readonly running: Set<Exchange>;
+}
+
+/**
+ * Owns the generation for one HTTP request: one attempt at the flow per choice, the client's presence, the stream.
+ *
+ *   made -> running -> settled | failed
+ *
+ * E1 One signal reaches all choices: the client left, a choice failed, the reader is too slow, or the server drains.
+ * E2 `run` ends only when the flow has ended every choice, so that nothing outlives its exchange.
+ * E3 A streamed failure is an HTTP status while nothing was sent, one error event after that.
+ */
+export class Exchange {
+  readonly requestId: RequestId;
+  readonly #host: ExchangeHost;
+  readonly #model: ServedModel;
+  readonly #reply: FastifyReply;
+  readonly #response: ServerResponse;
+  readonly #abort = new AbortController();
+  readonly #stream: SseStream | null;
+  readonly #startedMs: number;
+  #progress: Progress | null = null;
+  #sawFirstToken = false;
+
+  constructor(
+    host: ExchangeHost,
+    options: {
+      readonly requestId: RequestId;
+      readonly model: ServedModel;
+      /** Tokens of each prompt of the request. */
+      readonly promptLengths: readonly number[];
+      readonly reply: FastifyReply;
+      readonly streamed: boolean;
+    },
+  ) {
+    const { reply, model } = options;
+    this.requestId = options.requestId;
+    this.#host = host;
+    this.#model = model;
+    this.#reply = reply;
+    this.#response = reply.raw;
+    this.#startedMs = host.clock.monotonic();
+    this.#stream = options.streamed
+      ? new SseStream({
+          response: reply.raw,
+          clock: host.clock,
+          limits: host.readerLimits,
+          headers: () => this.#takeOver(),
+          onSlow: (error) => this.abort(error),
+        })
+      : null;
+    const tokens = options.promptLengths.reduce((sum, length) => sum + length, 0);
+    host.metrics.count("margay_prompt_tokens_total", { model: model.name }, tokens);
+  }
+
+  /** True once the client is gone: nobody is left to answer. */
+  get deserted(): boolean {
+    return this.#response.destroyed || this.#response.closed;
+  }
+
+  /** Ends the exchange early; the flow hears it at once. */
+  abort(error: MargayError): void {
+    this.#abort.abort(error);
+  }
+
+  /**
+   * Serves all choices and returns how they ended, in order. `closing` makes a stream's last events.
+   * Rejects with a `MargayError` that is still to be answered and counted; resolves to null where both was done here (a
+   * stream that had begun) or nobody is left to answer.
+   */
+  async run(
+    generations: readonly Generation[],
+    sinks: readonly ChoiceSink[],
+    closing: (settled: readonly Settled[]) => string,
+  ): Promise<readonly Settled[] | null> {
+    const { running, clock } = this.#host;
+    running.add(this);
+    const onClose = () => {
+      if (!this.#response.writableFinished) this.abort(new MargayError("cancelled", "The client left."));
+    };
+    this.#response.once("close", onClose);
+    if (this.deserted) onClose();
+    const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
+    try {
+      const settled = await this.#serveAll(generations, sinks);
+      this.#stream?.end(`${closing(settled)}: ${storyOf(settled)}\n\ndata: [DONE]\n\n`);
+      this.#count("ok", generations, settled);
+      return settled;
+    } catch (thrown) {
+      const error = this.#abort.signal.aborted ? asMargayError(this.#abort.signal.reason) : asMargayError(thrown);
+      const begun = this.#stream?.opened === true;
+      if (!begun && !this.deserted) throw error;
+      this.#count(error.code, generations, []);
+      this.#report(error);
+      if (begun) this.#stream?.fail(error);
+      else this.#reply.hijack();
+      return null;
+    } finally {
+      looks?.cancel();
+      this.#response.removeListener("close", onClose);
+      running.delete(this);
+    }
+  }
+
+  async #serveAll(generations: readonly Generation[], sinks: readonly ChoiceSink[]): Promise<readonly Settled[]> {
+    const { flow, clock, requestMs } = this.#host;
+    const { signal } = this.#abort;
+    const deadlineMs = clock.now() + requestMs;
+    const outcomes = await Promise.allSettled(
+      generations.map(async (generation, index) => {
+        const requestId = (index === 0 ? this.requestId : `${this.requestId}-${index}`) as RequestId;
+        const listener = new ChoiceListener(this, sinks[index]!);
+        try {
+          const settled = await flow.serve(
+            { requestId, model: this.#model.name, generation, deadlineMs, signal },
+            listener,
+          );
+          signal.throwIfAborted();
+          this.send(sinks[index]!.finish(settled.finish));
+          listener.observe(this.#host, this.#model);
+          return settled;
+        } catch (error) {
+          // The first failure is the answer; the other choices end with it.
+          this.abort(asMargayError(error));
+          throw error;
+        }
+      }),
+    );
+    signal.throwIfAborted();
+    return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<Settled>).value);
+  }
+
+  get clock(): Clock {
+    return this.#host.clock;
+  }
+
+  get aborted(): boolean {
+    return this.#abort.signal.aborted;
+  }
+
+  send(events: string): void {
+    this.#stream?.send(events);
+  }
+
+  onProgress(progress: Progress): void {
+    this.#progress = progress;
+  }
+
+  onFirstToken(nowMs: number): void {
+    if (this.#sawFirstToken) return;
+    this.#sawFirstToken = true;
+    const seconds = (nowMs - this.#startedMs) / 1000;
+    this.#host.metrics.observe("margay_time_to_first_token_seconds", { model: this.#model.name }, seconds);
+  }
+
+  /** Keeps a silent stream alive and tells what the request waits for. */
+  #look(): void {
+    const stream = this.#stream!;
+    stream.checkReader();
+    if (stream.idleMs < (stream.opened ? KEEP_ALIVE_MS : LOOK_MS)) return;
+    const phase = this.#progress?.phase ?? "waiting";
+    stream.comment(`waiting ${Math.round((this.clock.monotonic() - this.#startedMs) / 1000)} s (${phase})`);
+  }
+
+  /** The stream is about to send its first byte: takes the response from fastify, with what is known by now. */
+  #takeOver(): Record<string, string> {
+    const headers = this.#reply.getHeaders() as Record<string, string>;
+    this.#reply.hijack();
+    const progress = this.#progress;
+    if (progress === null) return headers;
+    return {
+      ...headers,
+      ...workerHeaders(progress.prefill, progress.decode),
+      ...(progress.decode === null ? {} : { "server-timing": timing("queue", progress.waitedMs) }),
+    };
+  }
+
+  #count(outcome: "ok" | ErrorCode, generations: readonly Generation[], settled: readonly Settled[]): void {
+    const { metrics, clock, logger } = this.#host;
+    const model = { model: this.#model.name };
+    const seconds = (clock.monotonic() - this.#startedMs) / 1000;
+    metrics.count("margay_requests_total", { ...model, outcome });
+    metrics.observe("margay_request_seconds", model, seconds);
+    const fields = { requestId: this.requestId, ...model, outcome, choices: generations.length, seconds };
+    logger.debug({ ...fields, attempts: settled[0]?.attempts ?? null }, "request ended");
+  }
+
+  #report(error: MargayError): void {
+    if (error.status < 500) return;
+    this.#host.logger.warn({ requestId: this.requestId, model: this.#model.name, error }, "a stream failed");
+  }
+}
+
+/** Stands between the flow and one choice. Called for every step: no allocation beyond the text itself. */
+class ChoiceListener implements FlowListener {
+  readonly #exchange: Exchange;
+  readonly #sink: ChoiceSink;
+  #tokens = 0;
+  #firstMs = 0;
+  #lastMs = 0;
+
+  constructor(exchange: Exchange, sink: ChoiceSink) {
+    this.#exchange = exchange;
+    this.#sink = sink;
+  }
+
+  onProgress(progress: Progress): void {
+    this.#exchange.onProgress(progress);
+  }
+
+  onTokens(tokens: Int32Array, logprobs: Logprobs | null): "more" | "enough" {
+    const exchange = this.#exchange;
+    if (exchange.aborted) return "enough";
+    this.#lastMs = exchange.clock.monotonic();
+    if (this.#tokens === 0) {
+      this.#firstMs = this.#lastMs;
+      exchange.onFirstToken(this.#firstMs);
+    }
+    this.#tokens += tokens.length;
+    try {
+      exchange.send(this.#sink.push(tokens, logprobs));
+    } catch (error) {
+      exchange.abort(asMargayError(error));
+      return "enough";
+    }
+    return this.#sink.stopped ? "enough" : "more";
+  }
+
+  observe(host: ExchangeHost, model: ServedModel): void {
+    const labels = { model: model.name };
+    host.metrics.count("margay_generated_tokens_total", labels, this.#tokens);
+    if (this.#tokens < 2) return;
+    const seconds = (this.#lastMs - this.#firstMs) / 1000 / (this.#tokens - 1);
+    host.metrics.observe("margay_time_per_output_token_seconds", labels, seconds);
+  }
+}
+
+function timing(name: string, ms: number): string {
+  return `${name};dur=${ms.toFixed(2)}`;
+}
+
+function workerHeaders(prefill: WorkerId | null, decode: WorkerId | null): Record<string, string> {
+  return {
+    ...(prefill === null ? {} : { "x-margay-prefill": prefill }),
+    ...(decode === null ? {} : { "x-margay-decode": decode }),
+  };
+}
+
+/** The workers that took part, each once. The prefill worker of a prompt that its decode worker computed is that one. */
+function workersOf(settled: readonly Settled[]): { readonly prefill: string; readonly decode: string } {
+  const known = (ids: (WorkerId | null)[]) => [...new Set(ids.filter((id) => id !== null))].join(", ");
+  return {
+    prefill: known(settled.map((one) => one.prefill ?? one.decode)),
+    decode: known(settled.map((one) => one.decode)),
+  };
+}
+
+function longest(settled: readonly Settled[]): Settled["timings"] {
+  const most = (pick: (timings: Settled["timings"]) => number) => Math.max(...settled.map((one) => pick(one.timings)));
+  return {
+    queueMs: most((timings) => timings.queueMs),
+    prefillMs: most((timings) => timings.prefillMs),
+    transferMs: most((timings) => timings.transferMs),
+    decodeMs: most((timings) => timings.decodeMs),
+  };
+}
+
+/** Headers of a unary answer: who worked on it and how long each phase took (of several choices: the longest). */
+export function storyHeaders(settled: readonly Settled[]): Record<string, string> {
+  const { prefill, decode } = workersOf(settled);
+  const timings = longest(settled);
+  return {
+    ...(prefill === "" ? {} : { "x-margay-prefill": prefill }),
+    ...(decode === "" ? {} : { "x-margay-decode": decode }),
+    "server-timing": [
+      timing("queue", timings.queueMs),
+      timing("prefill", timings.prefillMs),
+      timing("transfer", timings.transferMs),
+      timing("decode", timings.decodeMs),
+    ].join(", "),
+  };
+}
+
+/** The same for a stream: the text of its final comment. */
+function storyOf(settled: readonly Settled[]): string {
+  return Object.entries(storyHeaders(settled))
+    .map(([name, value]) => `${name}: ${value}`)
+    .join(" | ");
+}

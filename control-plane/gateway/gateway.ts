@@ -1,0 +1,259 @@
+import type { AddressInfo } from "node:net";
+import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
+import { MargayError } from "#protocol/errors.ts";
+import type { Clock, Random, Timer } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import type { ServedModel } from "../chat/served-model.ts";
+import type { RequestFlow } from "../flow/request-flow.ts";
+import { chatCompletions } from "./chat-completions.ts";
+import { completions } from "./completions.ts";
+import type { Exchange } from "./exchange.ts";
+import { findModel, type GenerationHost } from "./generation-host.ts";
+import { addHealthRoutes, type Readiness } from "./health-routes.ts";
+import { errorBody, errorHeaders, fromThrown } from "./http-errors.ts";
+import { parseJsonBody } from "./json-body.ts";
+import { modelList, modelObject } from "./models.ts";
+import { openApiDocument } from "./openapi.ts";
+import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
+
+export interface GatewayConfig {
+  readonly host: string;
+  /** 0 takes any free one. */
+  readonly port: number;
+  readonly bodyLimitBytes: number;
+  /** Largest `n` of one request. */
+  readonly maxN: number;
+  /** Longest life of one request, milliseconds. */
+  readonly requestMs: number;
+}
+
+export interface GatewayOptions {
+  readonly config: GatewayConfig;
+  readonly clock: Clock;
+  readonly random: Random;
+  /** By name; in the order they are listed. */
+  readonly models: ReadonlyMap<string, ServedModel>;
+  readonly flow: RequestFlow;
+  readonly metrics: Metrics;
+  readonly logger: Logger;
+  readonly readiness: () => Readiness;
+  readonly readerLimits?: ReaderLimits;
+}
+
+/** Time a client gets to send its whole request, and to take a finished answer. */
+const CLIENT_MS = 60_000;
+/** An idle connection is closed after this: longer than the idle time of usual proxies. */
+const KEEP_ALIVE_MS = 75_000;
+/** Paths and what they answer; HEAD comes with GET. */
+const GENERATION_PATHS: readonly string[] = ["/v1/chat/completions", "/v1/completions"];
+const READ_PATHS: readonly string[] = ["/v1/models", "/livez", "/readyz", "/metrics", "/openapi.json"];
+const MODEL_PREFIX = "/v1/models/";
+
+/**
+ * Owns the HTTP edge: the listening socket, the requests being answered, their streams.
+ *
+ *   made -> listening -> draining -> closed
+ *
+ * G1 Every answer carries `x-request-id`; every failure has OpenAI's error form.
+ * G2 Each generation request is counted once in `margay_requests_total`, however it ends.
+ * G3 `drain` refuses what is new, lets what runs finish until its time is over, then ends it with `shutting_down`.
+ */
+export class Gateway {
+  readonly #app: FastifyInstance;
+  readonly #options: GatewayOptions;
+  readonly #running = new Set<Exchange>();
+  #state: "made" | "listening" | "draining" | "closed" = "made";
+  #inFlight = 0;
+  #onIdle: (() => void) | null = null;
+
+  constructor(options: GatewayOptions) {
+    this.#options = options;
+    const { config, random } = options;
+    this.#app = fastify({
+      bodyLimit: config.bodyLimitBytes,
+      forceCloseConnections: true,
+      requestTimeout: CLIENT_MS,
+      keepAliveTimeout: KEEP_ALIVE_MS,
+      genReqId: () => `req_${random.hex(12)}`,
+      routerOptions: { ignoreTrailingSlash: true, maxParamLength: 512 },
+      clientErrorHandler: (_error, socket) => refuseConnection(socket),
+      frameworkErrors: (error, request, reply) => this.#answerError(error, request, reply as FastifyReply),
+    });
+    this.#addHooks();
+    this.#addRoutes();
+  }
+
+  /** Listens. Rejects with one clear sentence where the address cannot be had. */
+  async start(): Promise<void> {
+    const { host, port } = this.#options.config;
+    try {
+      await this.#app.listen({ host, port });
+    } catch (error) {
+      throw listenFailure(error, host, port);
+    }
+    this.#state = "listening";
+  }
+
+  /** Where it listens, without a slash at the end: `http://127.0.0.1:8000`. */
+  get url(): string {
+    const { address, family, port } = this.#app.server.address() as AddressInfo;
+    return `http://${family === "IPv6" ? `[${address}]` : address}:${port}`;
+  }
+
+  /** Stops accepting, gives what runs `graceMs` to finish, ends the rest, closes. Idempotent. */
+  async drain(graceMs: number): Promise<void> {
+    if (this.#state === "draining" || this.#state === "closed") return;
+    this.#state = "draining";
+    this.#app.server.close();
+    if (this.#inFlight > 0) {
+      const idle = new Promise<void>((resolve) => {
+        this.#onIdle = resolve;
+      });
+      const timer = this.#options.clock.after(graceMs, () => {
+        for (const exchange of this.#running) exchange.abort(new MargayError("shutting_down"));
+        // What is left is written within a moment, or its reader is stuck.
+        this.#options.clock.after(1000, () => this.#onIdle?.());
+      });
+      await idle;
+      timer.cancel();
+    }
+    await this.#close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const exchange of this.#running) exchange.abort(new MargayError("shutting_down"));
+    await this.#close();
+  }
+
+  async #close(): Promise<void> {
+    this.#state = "closed";
+    await this.#app.close();
+  }
+
+  #addHooks(): void {
+    const { clock, metrics } = this.#options;
+    const app = this.#app;
+    app.addHook("onRequest", (request, reply, done) => {
+      this.#inFlight++;
+      metrics.gauge("margay_http_requests_in_flight", {}, this.#inFlight);
+      // An answer that nobody reads must not hold its socket for ever.
+      let unread: Timer | null = null;
+      reply.raw.once("prefinish", () => {
+        unread = clock.after(CLIENT_MS, () => reply.raw.destroy());
+      });
+      reply.raw.once("close", () => {
+        unread?.cancel();
+        this.#inFlight--;
+        metrics.gauge("margay_http_requests_in_flight", {}, this.#inFlight);
+        if (this.#inFlight === 0) this.#onIdle?.();
+      });
+      reply.header("x-request-id", request.id);
+      const theirs = request.headers["x-request-id"];
+      if (typeof theirs === "string" && /^[\x21-\x7e]{1,128}$/.test(theirs))
+        reply.header("x-client-request-id", theirs);
+      if (this.#state !== "draining") return done();
+      reply.header("connection", "close");
+      done(new MargayError("shutting_down"));
+    });
+    app.addHook("onSend", (_request, reply, _payload, done) => {
+      if (this.#state === "draining") reply.header("connection", "close");
+      done();
+    });
+    app.removeAllContentTypeParsers();
+    app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, text, done) => {
+      try {
+        done(null, parseJsonBody(text as string));
+      } catch (error) {
+        done(error as Error);
+      }
+    });
+    app.setErrorHandler((error: FastifyError, request, reply) => this.#answerError(error, request, reply));
+    app.setNotFoundHandler((request, reply) => answerUnrouted(request, reply));
+  }
+
+  #addRoutes(): void {
+    const { clock, metrics, logger, flow, random, models, readiness, config, readerLimits } = this.#options;
+    const host: GenerationHost = {
+      ...{ clock, metrics, logger, flow, random, models },
+      readerLimits: readerLimits ?? READER_LIMITS,
+      requestMs: config.requestMs,
+      maxN: config.maxN,
+      running: this.#running,
+    };
+    const app = this.#app;
+    app.post("/v1/chat/completions", (request, reply) => chatCompletions(host, request, reply));
+    app.post("/v1/completions", (request, reply) => completions(host, request, reply));
+    app.get("/v1/models", () => modelList(models));
+    app.get<{ Params: { "*": string } }>("/v1/models/*", (request) =>
+      modelObject(findModel(models, request.params["*"])),
+    );
+    const document = openApiDocument();
+    app.get("/openapi.json", () => document);
+    addHealthRoutes(app, readiness, metrics);
+  }
+
+  /** The one place that turns a failure into an answer; a failed generation request is counted here. */
+  #answerError(thrown: unknown, request: FastifyRequest, reply: FastifyReply): void {
+    const { logger, metrics, models, config } = this.#options;
+    const error = fromThrown(thrown, config.bodyLimitBytes);
+    if (GENERATION_PATHS.includes(request.routeOptions.url ?? "")) {
+      const named = (request.body as { readonly model?: unknown } | null | undefined)?.model;
+      const model = typeof named === "string" && models.has(named) ? named : "unknown";
+      metrics.count("margay_requests_total", { model, outcome: error.code });
+    }
+    const fields = { requestId: request.id, path: request.routeOptions.url ?? "unknown", error };
+    if (error.code === "internal") logger.error(fields, "a request failed");
+    else if (error.status >= 500) logger.warn(fields, "a request failed");
+    reply.code(error.status).headers(errorHeaders(error)).send(errorBody(error));
+  }
+}
+
+/** Makes the gateway; nothing listens before `start`. */
+export function createGateway(options: GatewayOptions): Gateway {
+  return new Gateway(options);
+}
+
+function allowedAt(path: string): string | null {
+  const bare = path.length > 1 ? path.replace(/\/$/, "") : path;
+  if (GENERATION_PATHS.includes(bare)) return "POST, OPTIONS";
+  if (READ_PATHS.includes(bare) || bare.startsWith(MODEL_PREFIX)) return "GET, HEAD, OPTIONS";
+  return null;
+}
+
+/** OPTIONS of a known path, a method it does not have, or no path at all. */
+function answerUnrouted(request: FastifyRequest, reply: FastifyReply): void {
+  const allowed = allowedAt(request.url.split("?", 1)[0]!);
+  if (allowed === null) throw new MargayError("not_found");
+  reply.header("allow", allowed);
+  if (request.method === "OPTIONS") return void reply.code(204).send();
+  throw new MargayError("method_not_allowed", `This method is not allowed here; allowed are ${allowed}.`);
+}
+
+/** A connection whose bytes are no HTTP, or came too slowly. */
+function refuseConnection(socket: {
+  readonly writable: boolean;
+  end(text: string): unknown;
+  destroy(): unknown;
+}): void {
+  if (!socket.writable) return void socket.destroy();
+  const body = JSON.stringify(
+    errorBody(new MargayError("invalid_request", "The HTTP request is malformed or came too slowly.")),
+  );
+  socket.end(
+    `HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+  );
+}
+
+function listenFailure(error: unknown, host: string, port: number): Error {
+  const { code } = error as { readonly code?: unknown };
+  const place = `${host}:${port}`;
+  if (code === "EADDRINUSE")
+    return new Error(`Port ${port} of ${host} is in use; set MARGAY_PORT to another one.`, { cause: error });
+  if (code === "EACCES")
+    return new Error(`No permission to listen on ${place}; set MARGAY_PORT to 1024 or above.`, { cause: error });
+  if (code === "EADDRNOTAVAIL" || code === "ENOTFOUND") {
+    return new Error(`${host} is no address of this machine; set MARGAY_HOST.`, { cause: error });
+  }
+  return new Error(`Cannot listen on ${place}: ${(error as Error).message}`, { cause: error });
+}

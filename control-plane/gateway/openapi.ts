@@ -1,0 +1,81 @@
+import { z } from "zod";
+import { ChatRequest } from "./chat-schema.ts";
+import { CompletionRequest } from "./completion-schema.ts";
+import {
+  ChatChunkResponse,
+  ChatCompletionResponse,
+  CompletionChunkResponse,
+  CompletionResponse,
+  ErrorResponse,
+  ModelListResponse,
+  ModelResponse,
+} from "./response-schema.ts";
+
+const SCHEMAS = {
+  ChatRequest,
+  CompletionRequest,
+  ChatCompletion: ChatCompletionResponse,
+  ChatCompletionChunk: ChatChunkResponse,
+  Completion: CompletionResponse,
+  CompletionChunk: CompletionChunkResponse,
+  Model: ModelResponse,
+  ModelList: ModelListResponse,
+  Error: ErrorResponse,
+} as const;
+
+/** `GET /openapi.json`: OpenAPI 3.1, made from the schemas that requests are parsed with. */
+export function openApiDocument(): object {
+  const schemas = Object.entries(SCHEMAS).map(([name, schema]) => {
+    const { $schema: _dialect, ...json } = z.toJSONSchema(schema, { io: "input" });
+    return [name, json];
+  });
+  return {
+    openapi: "3.1.0",
+    info: {
+      title: "Margay",
+      version: "0.1.0",
+      description: "Inference with OpenAI's HTTP API. Every answer carries `x-request-id`.",
+      license: { name: "Apache-2.0", identifier: "Apache-2.0" },
+    },
+    paths: {
+      "/v1/chat/completions": { post: generation("createChatCompletion", "Answer a conversation.", "Chat") },
+      "/v1/completions": { post: generation("createCompletion", "Continue a text.", "") },
+      "/v1/models": { get: read("listModels", "The models served.", json("ModelList")) },
+      "/v1/models/{id}": {
+        parameters: [{ name: "id", in: "path", required: true, schema: { type: "string" } }],
+        get: read("getModel", "One model.", json("Model")),
+      },
+      "/livez": { get: read("live", "200 while the process runs.", anyJson) },
+      "/readyz": { get: read("ready", "200 while requests can be served, 503 otherwise.", anyJson) },
+      "/metrics": { get: read("metrics", "Prometheus text format.", { "text/plain": { schema: { type: "string" } } }) },
+      "/openapi.json": { get: read("openapi", "This document.", anyJson) },
+    },
+    components: { schemas: Object.fromEntries(schemas) },
+  };
+}
+
+const anyJson = { "application/json": { schema: { type: "object" } } };
+
+function reference(name: keyof typeof SCHEMAS) {
+  return { $ref: `#/components/schemas/${name}` };
+}
+
+function json(name: keyof typeof SCHEMAS) {
+  return { "application/json": { schema: reference(name) } };
+}
+
+function read(operationId: string, summary: string, content: object) {
+  return {
+    operationId,
+    summary,
+    responses: { 200: { description: "OK", content }, default: { description: "A failure.", content: json("Error") } },
+  };
+}
+
+function generation(operationId: string, summary: string, form: "Chat" | "") {
+  const chunks = { "text/event-stream": { schema: reference(`${form}CompletionChunk`) } };
+  return {
+    ...read(operationId, summary, { ...json(`${form}Completion`), ...chunks }),
+    requestBody: { required: true, content: json(form === "Chat" ? "ChatRequest" : "CompletionRequest") },
+  };
+}

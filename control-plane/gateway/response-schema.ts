@@ -1,0 +1,127 @@
+import { z } from "zod";
+
+/**
+ * What the gateway answers, in OpenAI's shapes. The answers are written by hand for speed; these schemas document them
+ * in /openapi.json, and the tests parse every answer with them.
+ */
+export const ErrorResponse = z.strictObject({
+  error: z.strictObject({
+    message: z.string(),
+    type: z.enum(["invalid_request_error", "rate_limit_error", "server_error", "timeout_error"]),
+    param: z.string().nullable(),
+    code: z.string(),
+  }),
+});
+
+export const UsageResponse = z.strictObject({
+  prompt_tokens: z.int(),
+  completion_tokens: z.int(),
+  total_tokens: z.int(),
+  prompt_tokens_details: z.strictObject({ cached_tokens: z.int() }),
+  completion_tokens_details: z.strictObject({ reasoning_tokens: z.int() }).optional(),
+});
+
+const tokenLogprob = { token: z.string(), logprob: z.number(), bytes: z.array(z.int().min(0).max(255)) };
+const chatLogprobs = z
+  .strictObject({
+    content: z.array(z.strictObject({ ...tokenLogprob, top_logprobs: z.array(z.strictObject(tokenLogprob)) })),
+    refusal: z.null(),
+  })
+  .nullable();
+const chatFinish = z.enum(["stop", "length", "tool_calls"]);
+const head = { id: z.string(), created: z.int(), model: z.string() };
+
+export const ChatCompletionResponse = z.strictObject({
+  ...head,
+  object: z.literal("chat.completion"),
+  choices: z.array(
+    z.strictObject({
+      index: z.int(),
+      message: z.strictObject({
+        role: z.literal("assistant"),
+        content: z.string().nullable(),
+        reasoning_content: z.string().optional(),
+        tool_calls: z
+          .array(
+            z.strictObject({
+              id: z.string().min(1),
+              type: z.literal("function"),
+              function: z.strictObject({ name: z.string().min(1), arguments: z.string() }),
+            }),
+          )
+          .min(1)
+          .optional(),
+        refusal: z.null(),
+      }),
+      logprobs: chatLogprobs,
+      finish_reason: chatFinish,
+    }),
+  ),
+  usage: UsageResponse,
+});
+
+export const ChatChunkResponse = z.strictObject({
+  ...head,
+  object: z.literal("chat.completion.chunk"),
+  choices: z.array(
+    z.strictObject({
+      index: z.int(),
+      delta: z.strictObject({
+        role: z.literal("assistant").optional(),
+        content: z.string().optional(),
+        reasoning_content: z.string().optional(),
+        tool_calls: z
+          .array(
+            z.strictObject({
+              index: z.int(),
+              id: z.string().min(1).optional(),
+              type: z.literal("function").optional(),
+              function: z.strictObject({ name: z.string().min(1).optional(), arguments: z.string() }),
+            }),
+          )
+          .optional(),
+      }),
+      logprobs: chatLogprobs,
+      finish_reason: chatFinish.nullable(),
+    }),
+  ),
+  usage: UsageResponse.nullable().optional(),
+});
+
+const completionChoice = {
+  index: z.int(),
+  text: z.string(),
+  logprobs: z
+    .strictObject({
+      tokens: z.array(z.string()),
+      token_logprobs: z.array(z.number()),
+      top_logprobs: z.array(z.record(z.string(), z.number())),
+      text_offset: z.array(z.int()),
+    })
+    .nullable(),
+};
+const finish = z.enum(["stop", "length"]);
+
+export const CompletionResponse = z.strictObject({
+  ...head,
+  object: z.literal("text_completion"),
+  choices: z.array(z.strictObject({ ...completionChoice, finish_reason: finish })),
+  usage: UsageResponse,
+});
+
+export const CompletionChunkResponse = z.strictObject({
+  ...head,
+  object: z.literal("text_completion"),
+  choices: z.array(z.strictObject({ ...completionChoice, finish_reason: finish.nullable() })),
+  usage: UsageResponse.nullable().optional(),
+});
+
+export const ModelResponse = z.strictObject({
+  id: z.string(),
+  object: z.literal("model"),
+  created: z.int(),
+  owned_by: z.string(),
+  max_model_len: z.int(),
+});
+
+export const ModelListResponse = z.strictObject({ object: z.literal("list"), data: z.array(ModelResponse) });

@@ -1,0 +1,102 @@
+import { fileURLToPath } from "node:url";
+import type { ModelName } from "#protocol/ids.ts";
+import { type Clock, systemClock, systemRandom } from "#service/clock.ts";
+import { silentLogger } from "#service/logger.ts";
+import { createMetrics, type Metrics } from "#service/metrics.ts";
+import { loadServedModel, type ServedModel } from "../../control-plane/chat/served-model.ts";
+import { createGateway, type Gateway, type GatewayConfig } from "../../control-plane/gateway/gateway.ts";
+import type { Readiness } from "../../control-plane/gateway/health-routes.ts";
+import type { ReaderLimits } from "../../control-plane/gateway/sse.ts";
+import { FakeFlow, type FlowScript } from "./fake-flow.ts";
+
+const NANO = fileURLToPath(new URL("../../models/nano", import.meta.url));
+let nano: Promise<ServedModel> | null = null;
+
+/** The bundled model's tokenizer, template and defaults; loaded once per test file. */
+export function nanoModel(): Promise<ServedModel> {
+  nano ??= loadServedModel("nano" as ModelName, NANO);
+  return nano;
+}
+
+export interface Harness extends AsyncDisposable {
+  readonly gateway: Gateway;
+  readonly url: string;
+  readonly flow: FakeFlow;
+  readonly metrics: Metrics;
+  readonly model: ServedModel;
+  post(path: string, body: unknown, init?: RequestInit): Promise<Response>;
+  chat(body?: object, init?: RequestInit): Promise<Response>;
+}
+
+/** A listening gateway over a scripted flow. */
+export async function startHarness(
+  script: FlowScript,
+  options: {
+    readonly clock?: Clock;
+    readonly config?: Partial<GatewayConfig>;
+    readonly readiness?: () => Readiness;
+    readonly readerLimits?: ReaderLimits;
+  } = {},
+): Promise<Harness> {
+  const model = await nanoModel();
+  const flow = new FakeFlow(script);
+  const metrics = createMetrics({ processMetrics: false });
+  const gateway = createGateway({
+    config: { host: "127.0.0.1", port: 0, bodyLimitBytes: 1_048_576, maxN: 4, requestMs: 60_000, ...options.config },
+    clock: options.clock ?? systemClock,
+    random: systemRandom,
+    models: new Map([[model.name, model]]),
+    flow,
+    metrics,
+    logger: silentLogger,
+    readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),
+    ...(options.readerLimits ? { readerLimits: options.readerLimits } : {}),
+  });
+  await gateway.start();
+  const post = (path: string, body: unknown, init: RequestInit = {}) =>
+    fetch(`${gateway.url}${path}`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: typeof body === "string" ? body : JSON.stringify(body),
+      ...init,
+    });
+  return {
+    ...{ gateway, flow, metrics, model, post },
+    url: gateway.url,
+    chat: (body = {}, init) =>
+      post("/v1/chat/completions", { model: "nano", messages: [{ role: "user", content: "Hi" }], ...body }, init),
+    [Symbol.asyncDispose]: () => gateway[Symbol.asyncDispose](),
+  };
+}
+
+/** A stream taken apart. */
+export interface ReadStream {
+  readonly events: readonly unknown[];
+  readonly comments: readonly string[];
+  readonly done: boolean;
+}
+
+/** Reads a whole SSE body; throws on anything that is no event and no comment. */
+export async function readStream(response: Response): Promise<ReadStream> {
+  const events: unknown[] = [];
+  const comments: string[] = [];
+  let done = false;
+  for (const block of (await response.text()).split("\n\n")) {
+    if (block === "") continue;
+    if (done) throw new Error(`after [DONE]: ${block}`);
+    if (block.startsWith(": ")) comments.push(block.slice(2));
+    else if (block === "data: [DONE]") done = true;
+    else if (block.startsWith("data: ")) events.push(JSON.parse(block.slice(6)));
+    else throw new Error(`no SSE block: ${block}`);
+  }
+  return { events, comments, done };
+}
+
+/** Polls (by turns of the event loop) until `condition` holds; fails after `withinMs`. */
+export async function eventually(condition: () => boolean | Promise<boolean>, withinMs = 5000): Promise<void> {
+  const deadline = performance.now() + withinMs;
+  while (!(await condition())) {
+    if (performance.now() > deadline) throw new Error("the condition did not come to hold in time");
+    await new Promise((resolve) => setTimeout(resolve, 2));
+  }
+}
