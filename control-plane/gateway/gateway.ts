@@ -64,6 +64,7 @@ export class Gateway {
   readonly #options: GatewayOptions;
   readonly #running = new Set<Exchange>();
   #state: "made" | "listening" | "draining" | "closed" = "made";
+  #url = "";
   #inFlight = 0;
   #onIdle: (() => void) | null = null;
 
@@ -92,13 +93,14 @@ export class Gateway {
     } catch (error) {
       throw listenFailure(error, host, port);
     }
+    const { address, family, port: bound } = this.#app.server.address() as AddressInfo;
+    this.#url = `http://${family === "IPv6" ? `[${address}]` : address}:${bound}`;
     this.#state = "listening";
   }
 
-  /** Where it listens, without a slash at the end: `http://127.0.0.1:8000`. */
+  /** Where it listens, without a slash at the end: `http://127.0.0.1:8000`. Empty before `start`. */
   get url(): string {
-    const { address, family, port } = this.#app.server.address() as AddressInfo;
-    return `http://${family === "IPv6" ? `[${address}]` : address}:${port}`;
+    return this.#url;
   }
 
   /** Stops accepting, gives what runs `graceMs` to finish, ends the rest, closes. Idempotent. */
