@@ -1,0 +1,226 @@
+import { z } from "zod";
+import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import { asMargayError, MargayError } from "#protocol/errors.ts";
+import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
+import { type KvEndpoint, KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
+import type { ModelCard } from "#protocol/model-card.ts";
+import { DrainReply } from "#protocol/prefill.ts";
+import { subjects } from "#protocol/subjects.ts";
+import {
+  Drain,
+  GATEWAY_BEAT_MS,
+  GatewayBeat,
+  Goodbye,
+  HEARTBEAT_MS,
+  Heartbeat,
+  Hello,
+  type Load,
+  OWNER_TIMEOUT_MS,
+  Refused,
+  type Role,
+  Welcome,
+  type WorkerState,
+} from "#protocol/worker.ts";
+import { type BackoffRule, backoffMs } from "./backoff.ts";
+import type { Clock, Random, Timer } from "./clock.ts";
+import type { Logger } from "./logger.ts";
+import { OwnerWatch } from "./owner-watch.ts";
+
+/** What a rank tells about itself and does not change while it lives. */
+export interface RankIdentity {
+  readonly workerId: WorkerId;
+  readonly rankId: RankId;
+  readonly rank: number;
+  readonly ranks: number;
+  readonly role: Role;
+  readonly model: ModelCard;
+  /** null for prefill ranks. */
+  readonly kvEndpoint: KvEndpoint | null;
+  readonly healthUrl: string;
+  readonly pid: number;
+}
+
+/** The node behind the agent. */
+export interface AgentHost {
+  load(): Load;
+  /** All hashes of the prefix cache, concatenated. */
+  prefixHashes(): Uint8Array;
+  /** Somebody asked this rank to end its work by `deadlineMs` (epoch ms) and to exit. May be called again. */
+  onDrain(deadlineMs: number): void;
+  /** A control plane was silent for OWNER_TIMEOUT_MS: its requests have nobody who waits for them. */
+  onOwnerSilent(owner: GatewayId): void;
+}
+
+export interface AgentOptions {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logger: Logger;
+  readonly identity: RankIdentity;
+  readonly host: AgentHost;
+}
+
+const HELLO_TIMEOUT_MS = 2_000;
+const HELLO_BACKOFF: BackoffRule = { firstMs: 100, mostMs: 2_000 };
+/** One line about a missing control plane per this many tries. */
+const HELLO_LOG_EVERY = 10;
+const OWNER_CHECK_MS = 1_000;
+const GOODBYE_MS = 1_000;
+const WelcomeReply = z.discriminatedUnion("kind", [Welcome, Refused]);
+
+/**
+ * Speaks for one rank on the bus. Owns its epoch, heartbeats, KV event numbers and the watch over owners.
+ *
+ *   silent -> introduced (has an epoch) -> beating (loading | ready | draining) -> left
+ *
+ * 1 nothing is published before the epoch is known
+ * 2 a heartbeat goes out every HEARTBEAT_MS, at once on a change of state and when the bus comes back
+ * 3 KV events are numbered without gaps; one lost on the bus shows as a gap, and the snapshot repairs it
+ * 4 after `leave` nothing is published any more
+ */
+export class WorkerAgent {
+  readonly #options: AgentOptions;
+  readonly #owners: OwnerWatch;
+  readonly #subscriptions: Subscription[] = [];
+  readonly #timers: Timer[] = [];
+  #epoch = 0;
+  #state: WorkerState = "loading";
+  #beats = 0;
+  #kvSeq = -1;
+  #left = false;
+
+  constructor(options: AgentOptions) {
+    this.#options = options;
+    this.#owners = new OwnerWatch(OWNER_TIMEOUT_MS, 2 * OWNER_CHECK_MS + GATEWAY_BEAT_MS, options.clock.monotonic());
+  }
+
+  /**
+   * Says hello until a control plane answers with an epoch, for as long as it takes; `signal` ends the wait.
+   * Rejects with `incompatible` and one sentence when this rank is refused for good (`incompatible`, `invalid_request`), for
+   * example for its clock. Every other failure may pass.
+   */
+  async introduce(signal: AbortSignal): Promise<number> {
+    const { clock, random, logger } = this.#options;
+    for (let attempt = 1; ; attempt++) {
+      const failure = await this.#hello();
+      if (failure === null) return this.#epoch;
+      if (failure.code === "incompatible" || failure.code === "invalid_request") {
+        throw new MargayError("incompatible", `The control plane refuses this worker: ${failure.message}`);
+      }
+      if (attempt % HELLO_LOG_EVERY === 1) logger.info({ error: failure }, "waiting for a control plane");
+      await clock.sleep(backoffMs(HELLO_BACKOFF, attempt, random), signal);
+    }
+  }
+
+  /** Begins to beat in state `loading`. Only after `introduce`. */
+  begin(): void {
+    const { bus, clock, identity, host } = this.#options;
+    const { rankId } = identity;
+    this.#subscriptions.push(
+      bus.respond(subjects.kvSnapshot(rankId), KvSnapshotQuery, KvSnapshot, () => ({
+        kind: "kv-snapshot" as const,
+        rankId,
+        epoch: this.#epoch,
+        seq: this.#kvSeq,
+        hashes: host.prefixHashes(),
+      })),
+      bus.respond(subjects.drain(rankId), Drain, DrainReply, ({ deadlineMs }) => {
+        host.onDrain(deadlineMs);
+        return { kind: "done" as const };
+      }),
+      bus.subscribe(subjects.gatewayBeats(), GatewayBeat, ({ gatewayId }) =>
+        this.#owners.beat(gatewayId, clock.monotonic()),
+      ),
+      bus.onState((state) => {
+        this.#owners.setHearing(state === "connected", clock.monotonic());
+        if (state === "connected") this.#beat();
+      }),
+    );
+    this.#owners.setHearing(bus.state === "connected", clock.monotonic());
+    this.#timers.push(
+      clock.every(HEARTBEAT_MS, () => this.#beat()),
+      clock.every(OWNER_CHECK_MS, () => {
+        for (const owner of this.#owners.takeSilent(clock.monotonic())) host.onOwnerSilent(owner);
+      }),
+    );
+    this.#beat();
+  }
+
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  get state(): WorkerState {
+    return this.#state;
+  }
+
+  setState(state: WorkerState): void {
+    if (this.#state === state) return;
+    this.#state = state;
+    this.#beat();
+  }
+
+  /** Announces changes of the prefix cache: concatenated hashes, after the change is visible (B6). */
+  publishKv(stored: Uint8Array, removed: Uint8Array): void {
+    if (this.#epoch === 0 || this.#left || stored.length + removed.length === 0) return;
+    const { bus, identity } = this.#options;
+    this.#kvSeq++;
+    bus.publish(subjects.kvEvents(identity.rankId), KvEvents, {
+      kind: "kv-events",
+      rankId: identity.rankId,
+      epoch: this.#epoch,
+      seq: this.#kvSeq,
+      stored,
+      removed,
+    });
+  }
+
+  /** False once the owner was silent for OWNER_TIMEOUT_MS while the bus was connected. */
+  isOwnerAlive(owner: GatewayId): boolean {
+    return this.#owners.isAlive(owner, this.#options.clock.monotonic());
+  }
+
+  /** Says goodbye and falls silent. Idempotent; never rejects. */
+  async leave(): Promise<void> {
+    if (this.#left) return;
+    this.#left = true;
+    for (const timer of this.#timers) timer.cancel();
+    for (const subscription of this.#subscriptions) subscription.unsubscribe();
+    const { bus, identity } = this.#options;
+    if (this.#epoch === 0 || bus.state !== "connected") return;
+    const goodbye = { kind: "goodbye", rankId: identity.rankId, epoch: this.#epoch } as const;
+    bus.publish(subjects.beat(identity.rankId), Goodbye, goodbye);
+    await bus.flush(GOODBYE_MS).catch(() => {});
+  }
+
+  /** null: welcomed. */
+  async #hello(): Promise<MargayError | null> {
+    const { bus, clock, identity } = this.#options;
+    const { workerId, rankId, role } = identity;
+    const hello = { kind: "hello", workerId, rankId, role, clockMs: clock.now() } as const;
+    try {
+      const answer = await bus.request(subjects.hello(), Hello, hello, WelcomeReply, HELLO_TIMEOUT_MS);
+      if (answer.kind === "refused") return new MargayError(answer.code, answer.detail);
+      this.#epoch = answer.epoch;
+      this.#owners.beat(answer.gatewayId, clock.monotonic());
+      return null;
+    } catch (error) {
+      return asMargayError(error);
+    }
+  }
+
+  #beat(): void {
+    const { bus, clock, identity, host } = this.#options;
+    if (this.#epoch === 0 || this.#left || bus.state !== "connected") return;
+    bus.publish(subjects.beat(identity.rankId), Heartbeat, {
+      kind: "heartbeat",
+      ...identity,
+      state: this.#state,
+      epoch: this.#epoch,
+      clockMs: clock.now(),
+      seq: this.#beats++,
+      kvSeq: this.#kvSeq,
+      load: host.load(),
+    });
+  }
+}
