@@ -62,13 +62,15 @@ export async function loadServedModel(name: ModelName, folder: string): Promise<
   if (configJson === null) throw new CheckpointError(`${origin} does not exist.`);
   const config = parse(Config, configJson, origin);
   const generationJson = (await readCheckpointJson(folder, GENERATION_CONFIG)) ?? {};
-  const generation = parse(GenerationConfig, generationJson, join(folder, GENERATION_CONFIG));
-  const eos = generation.eos_token_id ?? config.eos_token_id;
-  if (eos === null || eos === undefined) throw new CheckpointError(`${origin}: eos_token_id is missing.`);
+  const generationOrigin = join(folder, GENERATION_CONFIG);
+  const generation = parse(GenerationConfig, generationJson, generationOrigin);
+  const eos = generation.eos_token_id ?? config.eos_token_id ?? null;
+  if (eos === null) throw new CheckpointError(`${origin}: eos_token_id is missing.`);
   const eosTokens = [eos].flat();
   const outside = eosTokens.find((id) => id >= config.vocab_size);
   if (outside !== undefined) {
-    throw new CheckpointError(`${origin}: eos_token_id ${outside} is not below vocab_size ${config.vocab_size}.`);
+    const from = (generation.eos_token_id ?? null) === null ? origin : generationOrigin;
+    throw new CheckpointError(`${from}: eos_token_id ${outside} is not below vocab_size ${config.vocab_size}.`);
   }
   const [tokenizer, template, { mtimeMs }] = await Promise.all([
     Tokenizer.load(folder),

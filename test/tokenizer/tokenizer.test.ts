@@ -1,7 +1,7 @@
-import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, onTestFinished, test } from "vitest";
 import { CheckpointError } from "../../control-plane/tokenizer/checkpoint-file.ts";
 import { Tokenizer } from "../../control-plane/tokenizer/tokenizer.ts";
 import { dialogues, NANO } from "../support/dialogues.ts";
@@ -61,13 +61,13 @@ describe("encoding", () => {
 
   test("an entry that a merge could build is still no special token in plain text", () => {
     const changed = json();
-    const merges = changed.model["merges"] as unknown[];
-    const vocab = changed.model["vocab"] as Record<string, number>;
-    changed.added_tokens.push({ id: vocab["ca"], content: "ca", special: true });
+    const merges = changed.model.merges as unknown[];
+    const vocab = changed.model.vocab as Record<string, number>;
+    changed.added_tokens.push({ id: vocab.ca, content: "ca", special: true });
     expect(merges).toContainEqual(["c", "a"]);
     const odd = new Tokenizer(changed, "here");
-    expect([...odd.encode("ca")]).toEqual([vocab["ca"]]);
-    expect([...odd.encodePlain("ca")]).not.toContain(vocab["ca"]);
+    expect([...odd.encode("ca")]).toEqual([vocab.ca]);
+    expect([...odd.encodePlain("ca")]).not.toContain(vocab.ca);
     expect(odd.decode(odd.encodePlain("ca"))).toBe("ca");
   });
 
@@ -101,20 +101,23 @@ describe("tokens", () => {
     expect(tokenizer.tokenText(first!)).toContain("\ufffd");
   });
 
-  test.each([[[5, -1], 1], [[2048], 0], [[1, 2, 3.5], 2], [[Number.NaN], 0]])(
-    "an id outside the vocabulary is refused with its index: %j",
-    (ids, at) => {
-      expect(() => tokenizer.decode(ids)).toThrow(`tokens[${at}] must be a token id from 0 to 2047.`);
-      expect(() => tokenizer.assertTokens(ids, "prompt")).toThrow(
-        expect.objectContaining({ code: "invalid_request", param: `prompt[${at}]` }),
-      );
-    },
-  );
+  test.each([
+    [[5, -1], 1],
+    [[2048], 0],
+    [[1, 2, 3.5], 2],
+    [[Number.NaN], 0],
+  ])("an id outside the vocabulary is refused with its index: %j", (ids, at) => {
+    expect(() => tokenizer.decode(ids)).toThrow(`tokens[${at}] must be a token id from 0 to 2047.`);
+    expect(() => tokenizer.assertTokens(ids, "prompt")).toThrow(
+      expect.objectContaining({ code: "invalid_request", param: `prompt[${at}]` }),
+    );
+  });
 });
 
 describe("a tokenizer.json that cannot be used is refused in one sentence", () => {
   const folderWith = (content: string | null) => {
     const folder = mkdtempSync(join(tmpdir(), "margay-tokenizer-"));
+    onTestFinished(() => rmSync(folder, { recursive: true }));
     if (content !== null) writeFileSync(join(folder, "tokenizer.json"), content);
     return folder;
   };
@@ -132,13 +135,13 @@ describe("a tokenizer.json that cannot be used is refused in one sentence", () =
 
   test("when the model is no BPE, the pre-tokenizer is not byte-level, or a byte has no entry", () => {
     const unigram = json();
-    unigram.model["type"] = "Unigram";
+    unigram.model.type = "Unigram";
     expect(() => new Tokenizer(unigram, "here")).toThrow(/^here: model.type is not/);
     expect(() => new Tokenizer({ ...json(), pre_tokenizer: { type: "Whitespace" } }, "here")).toThrow(
       "here: pre_tokenizer must end in ByteLevel",
     );
     const lacking = json();
-    delete (lacking.model["vocab"] as Record<string, number>)["a"];
+    delete (lacking.model.vocab as Record<string, number>).a;
     expect(() => new Tokenizer(lacking, "here")).toThrow("here: model.vocab has no entry for byte 97.");
   });
 });
