@@ -1,0 +1,395 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <utility>
+
+namespace margay {
+namespace {
+
+// Deadlines and lengths come from outside: sums of two of them must not overflow.
+constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max();
+
+std::string Number(int64_t value) { return std::to_string(value); }
+
+bool AllWithin(std::span<const int32_t> ids, int vocab_size) {
+  return std::all_of(ids.begin(), ids.end(), [&](int32_t id) { return id >= 0 && id < vocab_size; });
+}
+
+Result<int> CountBlocks(const EngineOptions& options, const KvLayout& layout) {
+  const uint64_t blocks = options.kv_blocks > 0 ? static_cast<uint64_t>(options.kv_blocks)
+                                                : options.kv_bytes / std::max<uint64_t>(layout.block_bytes(), 1);
+  if (blocks < 1) {
+    return Status(Code::kBadArgument, "kvBytes must hold at least one block of " +
+                                          Number(static_cast<int64_t>(layout.block_bytes())) + " bytes");
+  }
+  if (blocks > static_cast<uint64_t>(kMostTokens / kBlockTokens)) {
+    return Status(Code::kBadArgument, "more than " + Number(kMostTokens / kBlockTokens) + " KV blocks");
+  }
+  return static_cast<int>(blocks);
+}
+
+}  // namespace
+
+double NowMs() {
+  using std::chrono::system_clock;
+  return std::chrono::duration<double, std::milli>(system_clock::now().time_since_epoch()).count();
+}
+
+Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options, std::function<void()> notify) {
+  if (options.slots < 1) return Status(Code::kBadArgument, "slots must be at least 1");
+  if (options.model.max_rows < 1) return Status(Code::kBadArgument, "maxStepTokens must be at least 1");
+  Result<std::unique_ptr<Model>> model = Model::Load(options.model);
+  if (!model.ok()) return model.status();
+  const ModelFacts& facts = model.value()->facts();
+  Result<int> blocks = CountBlocks(options, facts.kv);
+  if (!blocks.ok()) return blocks.status();
+  Result<std::unique_ptr<KvPool>> pool = KvPool::Create(facts.kv, *blocks, facts.model_hash);
+  if (!pool.ok()) return pool.status();
+  std::unique_ptr<Engine> engine(new Engine(options, std::move(*model), std::move(*pool), std::move(notify)));
+  if (Status opened = engine->OpenTransport(); !opened.ok()) return opened;
+  engine->thread_ = std::thread([raw = engine.get()] { raw->StepLoop(); });
+  return engine;
+}
+
+Engine::Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::unique_ptr<KvPool> pool,
+               std::function<void()> notify)
+    : options_(options),
+      outbox_(std::move(notify)),
+      model_(std::move(model)),
+      facts_(model_->facts()),
+      pool_(std::move(pool)),
+      kv_blocks_(pool_->memory().blocks),
+      sequences_(options.slots),
+      seen_(static_cast<size_t>(options.slots), 0) {
+  const auto most_entries = static_cast<size_t>(std::min(options_.slots, options_.model.max_rows));
+  logits_.resize(most_entries * static_cast<size_t>(facts_.vocab_size));
+  jobs_.reserve(most_entries);
+  rows_.reserve(most_entries);
+  attention_done_ = [this](int attention) {
+    for (const Job& job : jobs_) {
+      if (job.sequence == nullptr || !job.exporting) continue;
+      sender_->Written(job.sequence->ref, attention, job.sequence->length + job.rows);
+    }
+  };
+  keeper_ = std::make_unique<Keeper>([this](const TransferOutcome& outcome) { TakeOutcome(outcome); },
+                                     [this](int64_t now_ms) { return LapseAndFindNextDeadline(now_ms); });
+}
+
+Status Engine::OpenTransport() {
+  OnTransfer on_transfer = [this](const TransferOutcome& outcome) { keeper_->Leave(outcome); };
+  if (!options_.decode) {
+    Result<std::unique_ptr<KvSender>> sender = KvSender::Create(pool_.get(), facts_.model_hash, std::move(on_transfer));
+    if (!sender.ok()) return sender.status();
+    sender_ = std::move(*sender);
+    return Status::Ok();
+  }
+  Result<std::unique_ptr<KvReceiver>> receiver =
+      KvReceiver::Create(pool_.get(), facts_.model_hash, options_.kv_host, options_.kv_port,
+                         options_.allow_shared_memory, std::move(on_transfer));
+  if (!receiver.ok()) return receiver.status();
+  receiver_ = std::move(*receiver);
+  kv_port_ = receiver_->port();
+  return Status::Ok();
+}
+
+Engine::~Engine() { Close(); }
+
+void Engine::Stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  work_.notify_all();
+}
+
+void Engine::Close() {
+  Stop();
+  if (thread_.joinable()) thread_.join();
+  // The transport's threads use keeper and pool; the keeper touches neither once it sees `stopping_`.
+  receiver_.reset();
+  sender_.reset();
+  keeper_.reset();
+  pool_.reset();
+  model_.reset();
+}
+
+Status Engine::CheckUsable() const {
+  if (stopping_) return Status(Code::kClosed, "the engine is closed");
+  if (failed_) return Status(Code::kClosed, "the engine has failed");
+  return Status::Ok();
+}
+
+Result<Sequence*> Engine::Find(SequenceRef ref) const {
+  if (Status usable = CheckUsable(); !usable.ok()) return usable;
+  Sequence* sequence = sequences_.Find(ref);
+  if (sequence == nullptr) {
+    return Status(Code::kStaleHandle,
+                  "slot " + Number(ref.slot) + " has no sequence of generation " + Number(ref.generation));
+  }
+  return sequence;
+}
+
+Status Engine::SetEpoch(int64_t epoch) {
+  std::lock_guard lock(mutex_);
+  if (Status usable = CheckUsable(); !usable.ok()) return usable;
+  if (receiver_ != nullptr) receiver_->SetEpoch(epoch);
+  return Status::Ok();
+}
+
+Status Engine::CheckSpec(const SequenceSpec& spec) const {
+  const auto known = static_cast<int64_t>(spec.tokens.size());
+  if (known >= facts_.context_length) {
+    return Status(Code::kTooLong,
+                  Number(known) + " tokens leave no room in a context of " + Number(facts_.context_length));
+  }
+  if (spec.prompt_length < 1 || spec.prompt_length > known) {
+    return Status(Code::kBadArgument, "promptLength must be within 1 and the number of tokens, " + Number(known));
+  }
+  if (known >= spec.prompt_length + std::min(spec.max_new_tokens, kMostTokens)) {
+    return Status(Code::kBadArgument, "nothing is left of maxNewTokens");
+  }
+  if (spec.sampling.bias_ids.size() != spec.sampling.bias_values.size()) {
+    return Status(Code::kBadArgument, "logitBiasIds and logitBiasValues differ in length");
+  }
+  if (!AllWithin(spec.tokens, facts_.vocab_size) || !AllWithin(spec.stop_tokens, facts_.vocab_size) ||
+      !AllWithin(spec.sampling.bias_ids, facts_.vocab_size)) {
+    return Status(Code::kBadArgument, "a token id is outside the vocabulary of " + Number(facts_.vocab_size));
+  }
+  if (spec.receive && receiver_ == nullptr) {
+    return Status(Code::kBadState, "a prefill engine receives no pages");
+  }
+  return Status::Ok();
+}
+
+Result<OpenedSequence> Engine::OpenSequence(SequenceSpec spec) {
+  std::lock_guard lock(mutex_);
+  if (Status usable = CheckUsable(); !usable.ok()) return usable;
+  if (Status good = CheckSpec(spec); !good.ok()) return good;
+  const int slot = sequences_.FreeSlot();
+  if (slot < 0) return Status(Code::kNoSlot, "all " + Number(sequences_.slots()) + " slots are taken");
+
+  auto sequence = std::make_unique<Sequence>();
+  sequence->ref = sequences_.Next(slot);
+  sequence->given = static_cast<int>(spec.tokens.size());
+  sequence->prompt_length = static_cast<int>(spec.prompt_length);
+  sequence->token_limit = static_cast<int>(
+      std::min<int64_t>(spec.prompt_length + std::min(spec.max_new_tokens, kMostTokens), facts_.context_length));
+  sequence->capacity = spec.reserve_whole ? sequence->token_limit : sequence->given;
+  sequence->min_tokens = static_cast<int>(
+      std::min(spec.prompt_length + std::clamp<int64_t>(spec.min_new_tokens, 0, kMostTokens), kMostTokens));
+  sequence->stop_tokens = std::move(spec.stop_tokens);
+  sequence->stop_tokens.insert(sequence->stop_tokens.end(), facts_.eos_tokens.begin(), facts_.eos_tokens.end());
+  sequence->sampling = std::move(spec.sampling);
+  if (sequence->given < sequence->min_tokens) sequence->sampling.banned = sequence->stop_tokens;
+  sequence->tokens = std::move(spec.tokens);
+
+  Result<OpenedKv> kv =
+      pool_->Open(sequence->tokens, sequence->capacity, spec.receive ? KvUse::kReceive : KvUse::kCompute);
+  EmitCacheChanges();  // also when it failed: blocks may have been evicted in vain
+  if (!kv.ok()) return kv.status();
+  sequence->kv = kv->id;
+  sequence->table = pool_->BlockTable(kv->id);
+  sequence->cached_tokens = kv->cached_tokens;
+  sequence->length = kv->cached_tokens;
+  if (spec.receive) {
+    const Status expected =
+        receiver_->Expect(sequence->ref, kv->id, kv->cached_tokens, sequence->given, spec.deadline_ms);
+    if (!expected.ok()) {
+      pool_->Close(kv->id, true);
+      return expected;
+    }
+    sequence->phase = Sequence::Phase::kWaiting;
+    sequence->deadline_ms = spec.deadline_ms;
+    keeper_->Expect(spec.deadline_ms);
+  }
+  counters_.prefix_cached_tokens += static_cast<uint64_t>(kv->cached_tokens);
+  const OpenedSequence opened{sequence->ref, sequence->cached_tokens};
+  sequences_.Put(std::move(sequence));
+  return opened;
+}
+
+Status Engine::ExportTo(SequenceRef ref, const ExportTarget& target) {
+  std::lock_guard lock(mutex_);
+  Result<Sequence*> found = Find(ref);
+  if (!found.ok()) return found.status();
+  Sequence* sequence = *found;
+  if (sender_ == nullptr) return Status(Code::kBadState, "a decode engine sends no pages");
+  if (sequence->exporting || sequence->was_planned) {
+    return Status(Code::kBadState, "slot " + Number(ref.slot) + " is being sent or was planned already");
+  }
+  SendTarget to;
+  to.host = target.host;
+  to.port = target.port;
+  to.shared_memory = options_.allow_shared_memory && target.host_key == HostKey();
+  to.epoch = target.epoch;
+  to.remote = target.remote;
+  to.cached_tokens = target.cached_tokens;
+  to.deadline_ms = target.deadline_ms;
+  if (Status begun = sender_->Begin(ref, sequence->kv, sequence->given, to); !begun.ok()) return begun;
+  sequence->exporting = true;
+  return Status::Ok();
+}
+
+Result<int> Engine::Attach(SequenceRef ref, std::optional<int32_t> first_token) {
+  std::lock_guard lock(mutex_);
+  Result<Sequence*> found = Find(ref);
+  if (!found.ok()) return found.status();
+  Sequence* sequence = *found;
+  if (sequence->phase == Sequence::Phase::kRunnable) {
+    return Status(Code::kBadState, "slot " + Number(ref.slot) + " does not wait for pages");
+  }
+  if (first_token.has_value()) {
+    if (*first_token < 0 || *first_token >= facts_.vocab_size) {
+      return Status(Code::kBadArgument, "the first token is outside the vocabulary");
+    }
+    if (sequence->phase != Sequence::Phase::kReceived) {
+      return Status(Code::kBadState, "pages of slot " + Number(ref.slot) + " are missing");
+    }
+    receiver_->Forget(ref);
+    if (Status attached = pool_->Attach(sequence->kv); !attached.ok()) return attached;
+    sequence->length = sequence->given;
+  } else {
+    receiver_->Forget(ref);
+    Result<int> arrived = pool_->AttachArrived(sequence->kv);
+    if (!arrived.ok()) return arrived.status();
+    sequence->length = *arrived;
+  }
+  sequence->phase = Sequence::Phase::kRunnable;
+  pool_->Advance(sequence->kv, sequence->tokens, sequence->length);
+  EmitCacheChanges();
+  if (first_token.has_value()) {
+    sequence->tokens.push_back(*first_token);
+    if (sequence->given + 1 >= sequence->min_tokens) sequence->sampling.banned.clear();
+  }
+  return sequence->length;
+}
+
+Status Engine::CloseSequence(SequenceRef ref, bool keep) {
+  std::lock_guard lock(mutex_);
+  Result<Sequence*> found = Find(ref);
+  if (!found.ok()) return found.status();
+  End(*found, keep);
+  EmitCacheChanges();
+  return Status::Ok();
+}
+
+void Engine::End(Sequence* sequence, bool keep) {
+  if (sequence->phase != Sequence::Phase::kRunnable) receiver_->Forget(sequence->ref);
+  // What was not computed never will be: the peer need not wait for the deadline to hear so.
+  if (sequence->exporting && sequence->length < sequence->given) sender_->Abort(sequence->ref);
+  sequences_.Retire(sequence, keep);
+  ReleaseIfIdle(sequence);
+}
+
+void Engine::ReleaseIfIdle(Sequence* sequence) {
+  if (!sequence->closing || sequence->running || sequence->exporting) return;
+  pool_->Close(sequence->kv, sequence->keep);
+  sequences_.Remove(sequence);
+}
+
+void Engine::EmitCacheChanges() {
+  KvChanges changes = pool_->TakeChanges();
+  if (!changes.stored.empty() || !changes.removed.empty()) outbox_.Put(std::move(changes));
+}
+
+Status Engine::CheckPlan(std::span<const int32_t> plan) {
+  if (plan.empty() || plan.size() % kPlanEntryWidth != 0) {
+    return Status(Code::kBadArgument, "a plan has one or more entries of 3 values");
+  }
+  ++seen_stamp_;
+  int64_t total = 0;
+  for (size_t at = 0; at < plan.size(); at += kPlanEntryWidth) {
+    const SequenceRef ref{plan[at], plan[at + 1]};
+    const int64_t rows = plan[at + 2];
+    Result<Sequence*> found = Find(ref);
+    if (!found.ok()) return found.status();
+    const Sequence& sequence = **found;
+    const std::string slot = "slot " + Number(ref.slot);
+    if (sequence.phase != Sequence::Phase::kRunnable) return Status(Code::kBadState, slot + " waits for pages");
+    uint64_t& stamp = seen_[static_cast<size_t>(ref.slot)];
+    if (stamp == seen_stamp_) return Status(Code::kBadArgument, slot + " is planned twice");
+    stamp = seen_stamp_;
+    total += rows;
+    if (rows < 1 || total > options_.model.max_rows) {
+      return Status(Code::kBadArgument, Number(total) + " rows, where a step holds " + Number(options_.model.max_rows));
+    }
+    if (sequence.finish != Finish::kNone) continue;
+    const int64_t known = static_cast<int64_t>(sequence.tokens.size()) + sequence.planned_tokens;
+    const int64_t left = std::min<int64_t>(known, sequence.capacity) - sequence.length - sequence.planned_rows;
+    if (rows > left) {
+      return Status(Code::kBadArgument, slot + " has " + Number(left) + " rows to compute, not " + Number(rows));
+    }
+  }
+  return Status::Ok();
+}
+
+Result<int64_t> Engine::Submit(std::span<const int32_t> values) {
+  constexpr size_t kQueueDepth = 2;
+  int64_t number;
+  {
+    std::lock_guard lock(mutex_);
+    if (Status usable = CheckUsable(); !usable.ok()) return usable;
+    if (queue_.size() >= kQueueDepth) return Status(Code::kQueueFull, "two steps are queued");
+    if (Status good = CheckPlan(values); !good.ok()) return good;
+    Plan plan;
+    number = plan.number = next_step_++;
+    plan.entries.reserve(values.size() / kPlanEntryWidth);
+    for (size_t at = 0; at < values.size(); at += kPlanEntryWidth) {
+      const PlanEntry entry{{values[at], values[at + 1]}, values[at + 2]};
+      plan.entries.push_back(entry);
+      Sequence* sequence = sequences_.Find(entry.ref);
+      sequence->was_planned = true;
+      sequence->planned_rows += entry.rows;
+      const int known = static_cast<int>(sequence->tokens.size()) + sequence->planned_tokens;
+      if (Sequence::Produces(sequence->length + sequence->planned_rows, known)) ++sequence->planned_tokens;
+    }
+    queue_.push_back(std::move(plan));
+  }
+  work_.notify_one();
+  return number;
+}
+
+Result<EngineStats> Engine::Stats() {
+  std::lock_guard lock(mutex_);
+  if (Status usable = CheckUsable(); !usable.ok()) return usable;
+  EngineStats stats = counters_;
+  stats.blocks = pool_->Counts();
+  stats.sequences = sequences_.taken();
+  if (sender_ != nullptr) stats.sent = sender_->counters();
+  if (receiver_ != nullptr) stats.received = receiver_->counters();
+  return stats;
+}
+
+Result<std::vector<uint8_t>> Engine::PrefixHashes() {
+  std::lock_guard lock(mutex_);
+  if (Status usable = CheckUsable(); !usable.ok()) return usable;
+  return pool_->PrefixHashes();
+}
+
+Result<std::string> Engine::CheckInvariants() {
+  std::lock_guard lock(mutex_);
+  if (Status usable = CheckUsable(); !usable.ok()) return usable;
+  if (std::string broken = pool_->CheckInvariants(); !broken.empty()) return broken;
+  int taken = 0;
+  for (int slot = 0; slot < sequences_.slots(); ++slot) {
+    const Sequence* sequence = sequences_.At(slot);
+    if (sequence == nullptr) continue;
+    ++taken;
+    const std::string name = "slot " + Number(slot);
+    if (sequence->ref.slot != slot) return name + " holds a sequence of slot " + Number(sequence->ref.slot);
+    if (sequence->length > sequence->capacity || sequence->length > static_cast<int>(sequence->tokens.size())) {
+      return name + " has more rows than tokens or blocks";
+    }
+    if (sequence->table.size() * kBlockTokens < static_cast<size_t>(sequence->capacity)) {
+      return name + " has fewer blocks than it was promised";
+    }
+    if (sequence->closing && !sequence->running && !sequence->exporting) return name + " is closed but not released";
+    if (sequence->running && queue_.empty()) return name + " runs in no step";
+  }
+  if (taken != sequences_.taken()) return std::string("taken slots are miscounted");
+  return std::string();
+}
+
+}  // namespace margay

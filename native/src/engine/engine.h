@@ -1,0 +1,183 @@
+// One engine: one model, one KV pool, one thread that steps, one that keeps deadlines. The semantics of every call are
+// those of `Engine` in native/binding/native.ts.
+//
+//   Open -> running -> (failed) -> stopping -> closed
+//
+// Owns the model, the pool, the sender or receiver, the sequences and the queue of plans.
+// E1 at most two plans are queued, the running one included; they run in order
+// E2 a sequence's blocks and slot are not used again while its rows are in the running step or its pages are being sent
+// E3 tokens and table of a sequence in the running step are changed by the engine thread alone
+// E4 a call returns without waiting for a step; the mutex is never held while the model computes
+// E5 transport threads only leave outcomes for the keeper: the transport may be called under the mutex
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/status.h"
+#include "engine/keeper.h"
+#include "engine/outbox.h"
+#include "engine/sequence.h"
+#include "engine/sequence_table.h"
+#include "kv/kv_pool.h"
+#include "model/model.h"
+#include "transport/kv_transfer.h"
+
+namespace margay {
+
+inline constexpr int kPlanEntryWidth = 3;  // PLAN_ENTRY_WIDTH
+
+struct EngineOptions {
+  ModelOptions model;  // max_rows: most rows of one step
+  int slots = 0;
+  int kv_blocks = 0;      // 0: as many as kv_bytes holds
+  uint64_t kv_bytes = 0;
+  bool decode = false;    // the role
+  std::string kv_host;
+  int kv_port = 0;
+  bool allow_shared_memory = true;
+};
+
+struct ExportTarget {
+  std::string host;
+  int port = 0;
+  std::string host_key;
+  int64_t epoch = 0;
+  SequenceRef remote;
+  int cached_tokens = 0;
+  int64_t deadline_ms = 0;
+};
+
+struct OpenedSequence {
+  SequenceRef ref;
+  int cached_tokens = 0;
+};
+
+struct EngineStats {
+  std::array<int, kBlockStates> blocks{};
+  int sequences = 0;
+  uint64_t steps = 0;
+  double compute_ms = 0;
+  uint64_t prefill_tokens = 0;
+  uint64_t decode_tokens = 0;
+  uint64_t prefix_cached_tokens = 0;
+  TransferCounters sent;
+  TransferCounters received;
+};
+
+class Engine {
+ public:
+  // Loads the model; seconds. `notify`: the outbox has filled; called from any thread, must not call back.
+  static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options, std::function<void()> notify);
+  ~Engine();
+
+  const ModelFacts& facts() const { return facts_; }
+  const EngineOptions& options() const { return options_; }
+  int kv_blocks() const { return kv_blocks_; }
+  int kv_port() const { return kv_port_; }
+  Outbox& outbox() { return outbox_; }
+
+  Status SetEpoch(int64_t epoch);
+  Result<OpenedSequence> OpenSequence(SequenceSpec spec);
+  Status ExportTo(SequenceRef ref, const ExportTarget& target);
+  Result<int> Attach(SequenceRef ref, std::optional<int32_t> first_token);
+  Status CloseSequence(SequenceRef ref, bool keep);
+  Result<int64_t> Submit(std::span<const int32_t> plan);
+  Result<EngineStats> Stats();
+  Result<std::vector<uint8_t>> PrefixHashes();
+  // Empty, or the first broken invariant in words.
+  Result<std::string> CheckInvariants();
+
+  // Refuses everything from now on. At once.
+  void Stop();
+  // Stop, then joins all threads and frees model and pool; waits for the running step. Once.
+  void Close();
+
+ private:
+  struct PlanEntry {
+    SequenceRef ref;
+    int rows = 0;
+  };
+  struct Plan {
+    int64_t number = 0;
+    std::vector<PlanEntry> entries;
+  };
+  // What the running step does for one entry of its plan; null sequence: skipped.
+  struct Job {
+    Sequence* sequence = nullptr;
+    int rows = 0;
+    bool produces = false;
+    bool exporting = false;
+    Sampled sampled;
+  };
+
+  Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::unique_ptr<KvPool> pool,
+         std::function<void()> notify);
+  Status OpenTransport();
+
+  // The calls (engine.cc); the mutex is held.
+  Status CheckSpec(const SequenceSpec& spec) const;
+  Status CheckUsable() const;
+  Result<Sequence*> Find(SequenceRef ref) const;
+  Status CheckPlan(std::span<const int32_t> plan);
+  void End(Sequence* sequence, bool keep);
+  void ReleaseIfIdle(Sequence* sequence);
+  void EmitCacheChanges();
+
+  // The engine thread (engine_step.cc).
+  void StepLoop();
+  void Prepare(const Plan& plan);
+  Status Compute();
+  void SampleTokens();
+  void Settle(const Plan& plan, StepReport* report);
+  int32_t TakeToken(Sequence* sequence, Sampled* sampled, StepReport* report);
+
+  // The keeper's thread (engine_keeper.cc).
+  void TakeOutcome(const TransferOutcome& outcome);
+  int64_t LapseAndFindNextDeadline(int64_t now_ms);
+
+  const EngineOptions options_;
+  Outbox outbox_;
+  std::unique_ptr<Model> model_;
+  const ModelFacts facts_;
+  std::unique_ptr<KvPool> pool_;
+  const int kv_blocks_;
+  int kv_port_ = 0;
+  std::unique_ptr<KvReceiver> receiver_;  // decode
+  std::unique_ptr<KvSender> sender_;      // prefill
+
+  std::mutex mutex_;
+  std::condition_variable work_;
+  bool stopping_ = false;
+  bool failed_ = false;
+  SequenceTable sequences_;
+  std::deque<Plan> queue_;  // front: the running one
+  int64_t next_step_ = 0;
+  EngineStats counters_;
+  std::vector<uint64_t> seen_;  // per slot: stamp of the plan check that met it last
+  uint64_t seen_stamp_ = 0;
+
+  // The engine thread's own; filled by Prepare.
+  std::vector<Job> jobs_;
+  std::vector<SequenceRows> rows_;
+  std::vector<float> logits_;  // [entries of a step that may produce, vocab]
+  AttentionDone attention_done_;
+
+  std::unique_ptr<Keeper> keeper_;
+  std::thread thread_;
+};
+
+// Milliseconds since the Unix epoch.
+double NowMs();
+
+}  // namespace margay

@@ -1,0 +1,75 @@
+// What the engine has to tell its owner: results and events, in the order in which they happened.
+//
+// Owns the messages not yet taken. Any thread puts; one thread takes, after `notify` told it that there is something.
+// O1 `notify` is called once per filling: when the outbox was empty, never again before it was taken
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "kv/kv_pool.h"
+#include "transport/kv_transfer.h"
+
+namespace margay {
+
+struct StepLogprobs {
+  int32_t slot = 0;
+  float chosen = 0;
+  std::vector<int32_t> ids;
+  std::vector<float> values;
+};
+
+inline constexpr int kStepEntryWidth = 6;  // STEP_ENTRY_WIDTH
+
+struct StepReport {
+  int64_t step = 0;
+  std::vector<int32_t> entries;
+  std::vector<StepLogprobs> logprobs;
+  double start_ms = 0;  // epoch
+  double compute_ms = 0;
+};
+
+struct TransferEvent {
+  bool sent = false;  // else received
+  TransferOutcome outcome;
+};
+struct LapsedEvent {
+  SequenceRef sequence;
+};
+struct FatalReport {
+  std::string message;
+};
+
+using EngineMessage = std::variant<StepReport, TransferEvent, LapsedEvent, KvChanges, FatalReport>;
+
+class Outbox {
+ public:
+  explicit Outbox(std::function<void()> notify) : notify_(std::move(notify)) {}
+
+  void Put(EngineMessage message) {
+    bool first;
+    {
+      std::lock_guard lock(mutex_);
+      first = messages_.empty();
+      messages_.push_back(std::move(message));
+    }
+    if (first) notify_();
+  }
+
+  std::vector<EngineMessage> Take() {
+    std::lock_guard lock(mutex_);
+    return std::exchange(messages_, {});
+  }
+
+ private:
+  std::function<void()> notify_;
+  std::mutex mutex_;
+  std::vector<EngineMessage> messages_;
+};
+
+}  // namespace margay
