@@ -102,16 +102,10 @@ function escaped(breaker: string): string {
 
 function encode(model: PromptModel, rendered: string, breaker: string | null): Int32Array<ArrayBuffer> {
   const { tokenizer, contextLength } = model;
-  // No token stands for more bytes than the longest, and text has at least as many bytes as characters.
-  if (rendered.length > contextLength * tokenizer.longestTokenBytes) throw tooLong(contextLength);
   const repair = (plain: string) =>
     breaker === null ? plain : plain.replaceAll(breaker, "").replaceAll(escaped(breaker), "");
   const tokens = tokenizer.encodeRepaired(rendered, repair, contextLength);
-  if (tokens.length > contextLength) throw tooLong(contextLength);
-  return tokens;
-}
-
-function tooLong(contextLength: number): MargayError {
+  if (tokens.length <= contextLength) return tokens;
   const rule = `The messages are longer than the model's context of ${contextLength} tokens.`;
-  return new MargayError("context_length_exceeded", rule, { param: "messages" });
+  throw new MargayError("context_length_exceeded", rule, { param: "messages" });
 }

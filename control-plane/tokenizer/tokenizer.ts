@@ -197,7 +197,11 @@ export class Tokenizer {
   private appendPlain(tokens: number[], text: string, limit: number): void {
     if (text === "") return;
     const { normalizer, pre_tokenizer: preTokenizer } = this.pipeline;
-    for (const piece of preTokenizer.pre_tokenize(normalizer?.normalize(text) ?? text, { section_index: 0 })) {
+    // Text has at least as many bytes as characters, and no token stands for more bytes than the longest: what is behind
+    // here is beyond the limit for certain.
+    const enough = (limit - tokens.length + 1) * this.longestTokenBytes;
+    const normal = (normalizer?.normalize(text) ?? text).slice(0, enough);
+    for (const piece of preTokenizer.pre_tokenize(normal, { section_index: 0 })) {
       for (const id of this.remembered.get(piece) ?? this.tokensOfPiece(piece)) tokens.push(id);
       if (tokens.length > limit) return;
     }

@@ -77,6 +77,9 @@ describe("encoding", () => {
     expect(tokens.length).toBeGreaterThan(10);
     expect(tokens.length).toBeLessThan(30);
     expect([...tokens]).toEqual([...tokenizer.encode(text).subarray(0, tokens.length)]);
+    expect(tokenizer.encode(text, 1001).length).toBe(tokenizer.encode(text).length);
+    for (const endless of ["a", "🦊", " ", "7"])
+      expect(tokenizer.encode(endless.repeat(100_000), 99).length).toBeGreaterThan(99);
   });
 
   test("no text has no tokens, and no tokens no text", () => {
