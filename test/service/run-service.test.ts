@@ -22,7 +22,12 @@ class Toy {
     this.child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.err += text;
     });
-    this.exited = new Promise((resolve) => this.child.once("close", (code) => resolve(code)));
+    // Not `close`, which does not come when this side has closed the channel.
+    const exit = new Promise<number | null>((resolve) => this.child.once("exit", (code) => resolve(code)));
+    const ends = [this.child.stdout, this.child.stderr].map(
+      (stream) => new Promise((resolve) => stream?.once("end", resolve)),
+    );
+    this.exited = Promise.all([exit, ...ends]).then(([code]) => code as number | null);
   }
 
   /** Resolves when the toy has said `text`. */
