@@ -1,5 +1,17 @@
-import type { ModelName, RequestId, WorkerId } from "#protocol/ids.ts";
+import type { Bus } from "#protocol/bus/bus.ts";
+import { asMargayError, MargayError } from "#protocol/errors.ts";
+import type { GatewayId, ModelName, RequestId, WorkerId } from "#protocol/ids.ts";
 import type { Generation, Logprobs } from "#protocol/request.ts";
+import type { Clock } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import type { FleetWatch } from "../fleet/fleet-watch.ts";
+import { Attempt } from "./attempt.ts";
+import { Passage } from "./passage.ts";
+import type { RequestBoard } from "./request-board.ts";
+import { nextMove } from "./retry-policy.ts";
+import { settle } from "./settle.ts";
+import type { WaitingRoom } from "./waiting-room.ts";
 
 export interface FlowRequest {
   readonly requestId: RequestId;
@@ -46,4 +58,116 @@ export interface Settled {
 export interface RequestFlow {
   /** Serves one request to its end: exactly one of a result and a `MargayError`, before the deadline. */
   serve(request: FlowRequest, listener: FlowListener): Promise<Settled>;
+}
+
+export interface FlowParts {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly gatewayId: GatewayId;
+  readonly fleet: FleetWatch;
+  readonly waitingRoom: WaitingRoom;
+  readonly board: RequestBoard;
+  /** A decode rank computes at most this many prompt tokens itself; 0: none. */
+  readonly localPrefillTokens: number;
+  /** A request that only ever met busy ranks waits so long. */
+  readonly waitMs: number;
+}
+
+const BUSY_RETRY_AFTER_MS = 5_000;
+
+/**
+ * Owns the requests being served.
+ *
+ *   accepted -> attempt 0 -> (failed -> attempt n)* -> settled | failed
+ *
+ * R1 exactly one end per request, before its deadline
+ * R2 an attempt that ended in any way has given back its seat and cancelled what its ranks still hold
+ * R3 a failure's verdict alone decides whether another attempt follows
+ */
+export class Flow implements RequestFlow {
+  readonly #parts: FlowParts;
+  readonly #running = new Map<ModelName, number>();
+  readonly #lastActiveMs = new Map<ModelName, number>();
+
+  constructor(parts: FlowParts) {
+    this.#parts = parts;
+  }
+
+  /** Requests of a model between `serve` and their end. */
+  running(model: ModelName): number {
+    return this.#running.get(model) ?? 0;
+  }
+
+  /** Monotonic time at which a request of the model last began or ended; null: never. */
+  lastActiveMs(model: ModelName): number | null {
+    return this.#lastActiveMs.get(model) ?? null;
+  }
+
+  async serve(request: FlowRequest, listener: FlowListener): Promise<Settled> {
+    const { clock, metrics } = this.#parts;
+    const passage = new Passage(request, listener, clock, () =>
+      metrics.count("margay_duplicate_messages_total", { kind: "token-chunk" }),
+    );
+    this.#count(request.model, 1);
+    try {
+      return await this.#untilSettled(passage);
+    } finally {
+      passage.end();
+      this.#count(request.model, -1);
+    }
+  }
+
+  /** Attempt after attempt, as the verdicts of their failures allow. */
+  async #untilSettled(passage: Passage): Promise<Settled> {
+    const { clock, logger, metrics } = this.#parts;
+    let busySinceMs: number | null = null;
+    for (let failed = 0; ; passage.attempt++) {
+      const beganMs = clock.monotonic();
+      try {
+        return await this.#attempt(passage);
+      } catch (thrown) {
+        const error = passage.interruption.error ?? asMargayError(thrown);
+        const move = nextMove(error, failed);
+        if (move.kind === "fail") throw error;
+        if (move.counts) {
+          failed++;
+          busySinceMs = null;
+        } else busySinceMs ??= beganMs;
+        if (busySinceMs !== null && clock.monotonic() - busySinceMs > this.#parts.waitMs) {
+          throw new MargayError("no_worker", undefined, { retryAfterMs: BUSY_RETRY_AFTER_MS, cause: error });
+        }
+        metrics.count("margay_retries_total", { code: error.code });
+        logger.info(
+          { request: passage.request.requestId, attempt: passage.attempt, code: error.code },
+          "an attempt failed",
+        );
+        passage.tell("moved", null, null);
+        await passage.interruption.race(clock.sleep(move.pauseMs));
+      }
+    }
+  }
+
+  /** The life of a request, in order. Nothing else knows this order. */
+  async #attempt(passage: Passage): Promise<Settled> {
+    const attempt = new Attempt(this.#parts, passage);
+    try {
+      /* 1 */ const seat = await attempt.place();
+      /* 2 */ const reservation = await attempt.reserveDecode(seat);
+      /* 3 */ const prefill = await attempt.sendPrefill(seat, reservation);
+      /* 4, 5: the prompt is computed and its pages move from rank to rank; 6 */ const first =
+        await attempt.firstToken(prefill);
+      /* 7 */ const started = await attempt.startDecode(reservation, first);
+      /* 8 */ const done = await attempt.streamTokens(started);
+      /* 9 */ return settle(passage, seat, first, done);
+    } finally {
+      attempt.release();
+    }
+  }
+
+  #count(model: ModelName, by: number): void {
+    this.#running.set(model, this.running(model) + by);
+    this.#lastActiveMs.set(model, this.#parts.clock.monotonic());
+  }
 }

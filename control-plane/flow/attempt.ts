@@ -1,0 +1,375 @@
+import {
+  type DecodeDone,
+  ReserveKv,
+  ReserveReply,
+  ResumeReply,
+  ResumeStream,
+  StartDecode,
+  StartReply,
+} from "#protocol/decode.ts";
+import { asMargayError, MargayError } from "#protocol/errors.ts";
+import type { WorkerId } from "#protocol/ids.ts";
+import type { Reservation } from "#protocol/kv.ts";
+import { type PrefillDone, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
+import type { Generation } from "#protocol/request.ts";
+import { subjects } from "#protocol/subjects.ts";
+import { PAIR_COOL_MS, type Rank, ranksOf } from "../fleet/fleet.ts";
+import { choosePrefill } from "../placement/place.ts";
+import { Interruption, within } from "./interruption.ts";
+import type { Passage } from "./passage.ts";
+import { type Leg, releaseLeg } from "./release.ts";
+import type { PrefillOutcome } from "./request-board.ts";
+import type { FlowParts } from "./request-flow.ts";
+import { leave, type Seat } from "./waiting-room.ts";
+
+/** A rank answers a reservation or a piece of work at once, or it is not well. */
+const ANSWER_MS = 2_000;
+/** The tail of a transfer after the prompt was computed. */
+const TRANSFER_MS = 15_000;
+/** Silence of a running stream after which the decode rank is asked whether it still runs. */
+const SILENCE_MS = 4_000;
+/** A reservation outlives the estimate of its prefill by this factor and this much. */
+const PREFILL_SLACK = 4;
+const PREFILL_FLOOR_MS = 20_000;
+const UNKNOWN_RATE = 100;
+/** How long a rank that refused or failed is left alone. */
+const BUSY_COOL_MS = 100;
+const FAULT_COOL_MS = 1_000;
+
+/** A prefill under way, on one rank or, after that failed, on another. */
+interface RunningPrefill {
+  readonly reservation: Reservation;
+  readonly seat: Seat;
+}
+
+/** How the prompt was computed. `outcome` is null when the decode rank does it. */
+export interface FirstToken {
+  readonly outcome: PrefillDone | null;
+  readonly workerId: WorkerId | null;
+  /** The first token was also the last. */
+  readonly ended: boolean;
+}
+
+/**
+ * One placement of a request: its seat, its two legs, and the messages between.
+ *
+ *   placed -> reserved -> prefilling -> first token -> started -> streaming -> released
+ *
+ * A1 a leg is recorded before its message is sent, so that `release` cancels whatever may have begun
+ * A2 only the ranks of this attempt are listened to; the loss of one interrupts what waits for it
+ */
+export class Attempt {
+  readonly #parts: FlowParts;
+  readonly #passage: Passage;
+  readonly #generation: Generation;
+  /** Trouble with the decode rank: the attempt cannot go on. */
+  readonly #trouble = new Interruption();
+  readonly #undo: (() => void)[] = [];
+  #seat: Seat | null = null;
+  #decodeLeg: Leg | null = null;
+  #prefillLeg: Leg | null = null;
+  #onPrefill: (outcome: PrefillOutcome) => void = () => {};
+  #decodeStartMs = 0;
+
+  constructor(parts: FlowParts, passage: Passage) {
+    this.#parts = parts;
+    this.#passage = passage;
+    this.#generation = passage.generation;
+  }
+
+  /** 1: a place on ranks that have room, now or when there is one. */
+  async place(): Promise<Seat> {
+    const { fleet, waitingRoom, clock, localPrefillTokens } = this.#parts;
+    const passage = this.#passage;
+    const any = ranksOf(fleet.snapshot, passage.request.model, "decode")[0];
+    passage.tell(any === undefined ? "waking" : "waiting", null, null);
+    const beganMs = clock.monotonic();
+    const query = passage.query(this.#generation, any?.model.modelHash ?? null, localPrefillTokens);
+    const seat = await waitingRoom.enter(query, passage.beganMs, passage.interruption);
+    this.#seat = seat;
+    passage.timings.queueMs += clock.monotonic() - beganMs;
+    passage.tell("placed", seat.prefill?.workerId ?? null, seat.decode.workerId);
+    return seat;
+  }
+
+  /** 2: pages on the decode rank, before anything is computed, so that no KV lands without a home. */
+  async reserveDecode(seat: Seat): Promise<Reservation> {
+    const { bus, clock, gatewayId, fleet, board } = this.#parts;
+    const { rankId, epoch } = seat.decode;
+    const head = this.#passage.head(gatewayId);
+    this.#decodeLeg = { rankId, epoch };
+    this.#watch(this.#decodeLeg, () => this.#trouble.raise(new MargayError("worker_lost", "the decode rank was lost")));
+    this.#undo.push(board.post(this.#entry(rankId, epoch)));
+    if (!fleet.isAlive(rankId, epoch)) throw new MargayError("worker_lost");
+    const message = {
+      kind: "reserve-kv",
+      head,
+      generation: this.#generation,
+      epoch,
+      deadlineMs: clock.now() + this.#prefillMs(seat.prefill),
+    } as const;
+    const reply = await this.#ask(
+      () => bus.request(subjects.reserve(rankId), ReserveKv, message, ReserveReply, ANSWER_MS),
+      rankId,
+    );
+    if (reply.kind === "reserved") return reply.reservation;
+    this.#decodeLeg = null;
+    throw this.#refusedBy(rankId, reply);
+  }
+
+  /** 3: the prompt's work, to the prefill rank of the seat; null when the decode rank computes it itself. */
+  async sendPrefill(seat: Seat, reservation: Reservation): Promise<RunningPrefill | null> {
+    if (seat.prefill === null) return null;
+    this.#passage.tell("prefilling", seat.prefill.workerId, seat.decode.workerId);
+    return { reservation, seat };
+  }
+
+  /**
+   * 4 to 6: waits for the prompt to be computed. When the prefill rank refuses, fails or is lost, another one gets the
+   * same work for the same reservation, while that lives.
+   */
+  async firstToken(running: RunningPrefill | null): Promise<FirstToken> {
+    if (running === null) return { outcome: null, workerId: null, ended: false };
+    const { fleet, clock, localPrefillTokens } = this.#parts;
+    const { reservation, seat } = running;
+    let rank: Rank | null = seat.prefill;
+    let failure = new MargayError("worker_lost");
+    while (rank !== null && reservation.deadlineMs > clock.now()) {
+      try {
+        const outcome = await this.#prefillOn(rank, reservation);
+        return this.#tellFirst(outcome, rank);
+      } catch (thrown) {
+        failure = this.#passage.interruption.error ?? asMargayError(thrown);
+        if (failure.retry === "never" || this.#trouble.error !== null) throw failure;
+        this.#passage.avoid.add(rank.rankId);
+        this.#dropPrefillLeg();
+        if (failure.code === "transfer_failed") fleet.pairFailed(rank.rankId, seat.decode.rankId, PAIR_COOL_MS);
+        const failed: Rank = rank;
+        const query = this.#passage.query(this.#generation, failed.model.modelHash, localPrefillTokens);
+        rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
+        if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
+      }
+    }
+    throw failure;
+  }
+
+  /** 7: the decode rank attaches the pages and begins. */
+  async startDecode(reservation: Reservation, first: FirstToken): Promise<boolean> {
+    if (first.ended || this.#passage.enough) return false;
+    const { bus, clock, gatewayId, fleet, metrics } = this.#parts;
+    const { rankId, epoch, handle } = reservation;
+    const sender = this.#prefillLeg;
+    if (sender !== null) {
+      this.#watch(sender, () => {
+        if (this.#prefillLeg === sender)
+          this.#trouble.raise(new MargayError("transfer_failed", "the prefill rank was lost"));
+      });
+    }
+    const message = {
+      kind: "start-decode",
+      head: this.#passage.head(gatewayId),
+      handle,
+      epoch,
+      firstToken: first.outcome?.firstToken ?? null,
+      transferDeadlineMs: clock.now() + TRANSFER_MS,
+    } as const;
+    const reply = await this.#ask(
+      () => bus.request(subjects.start(rankId), StartDecode, message, StartReply, TRANSFER_MS + ANSWER_MS),
+      rankId,
+    );
+    if (reply.kind === "refused") {
+      if (reply.code === "transfer_failed" && sender !== null) {
+        fleet.pairFailed(sender.rankId, rankId, PAIR_COOL_MS);
+        this.#passage.avoid.add(sender.rankId);
+      }
+      throw this.#refusedBy(rankId, reply);
+    }
+    if (sender !== null) {
+      fleet.pairWorked(sender.rankId, rankId);
+      metrics.observe("margay_kv_transfer_seconds", {}, reply.transferMs / 1000);
+      this.#passage.timings.transferMs += reply.transferMs;
+      // The decode rank has everything: nothing of this request is left on the other.
+      this.#prefillLeg = null;
+    }
+    return true;
+  }
+
+  /** 8: tokens flow to the listener until the decode rank's last word; null when there was nothing to decode. */
+  async streamTokens(started: boolean): Promise<DecodeDone | null> {
+    if (!started) return null;
+    const { clock } = this.#parts;
+    const passage = this.#passage;
+    this.#decodeStartMs = clock.monotonic();
+    passage.tell("decoding", this.#seat?.prefill?.workerId ?? null, this.#seat?.decode.workerId ?? null);
+    const enough = passage.whenEnough.then(() => null);
+    const done = await passage.interruption.race(this.#trouble.race(Promise.race([passage.tokens.done, enough])));
+    if (done === null) passage.timings.decodeMs += clock.monotonic() - this.#decodeStartMs;
+    // The rank ended it by itself and holds nothing; after "enough" it has to be told.
+    else this.#decodeLeg = null;
+    return done;
+  }
+
+  /** Gives everything back, however the attempt ended. */
+  release(): void {
+    for (const undo of this.#undo) undo();
+    this.#dropPrefillLeg();
+    if (this.#decodeLeg !== null) this.#cancel(this.#decodeLeg);
+    if (this.#seat !== null) leave(this.#seat);
+  }
+
+  #entry(rankId: Rank["rankId"], epoch: number) {
+    const { clock, metrics, gatewayId } = this.#parts;
+    const { tokens, request, attempt } = this.#passage;
+    const head = this.#passage.head(gatewayId);
+    this.#passage.askBy((seq) => {
+      metrics.count("margay_streams_resumed_total", {});
+      void this.#resume(rankId, { kind: "resume-stream", head, seq });
+    });
+    return {
+      requestId: request.requestId,
+      attempt,
+      decode: { rankId, epoch },
+      onPrefill: (outcome: PrefillOutcome) => this.#onPrefill(outcome),
+      onChunk: (chunk: Parameters<typeof tokens.take>[0]) => tokens.take(chunk, clock.monotonic()),
+      onSweep: (nowMs: number) => {
+        if (this.#decodeStartMs > 0 && nowMs - Math.max(tokens.lastMs, this.#decodeStartMs) > SILENCE_MS)
+          tokens.ask(nowMs);
+      },
+      get received() {
+        return tokens.next;
+      },
+    };
+  }
+
+  /** Asks for tokens that are missing. A rank that does not know the request any more ends the attempt. */
+  async #resume(rankId: Rank["rankId"], message: ResumeStream): Promise<void> {
+    const { tokens } = this.#passage;
+    const { bus, clock } = this.#parts;
+    try {
+      const reply = await bus.request(subjects.resume(rankId), ResumeStream, message, ResumeReply, ANSWER_MS);
+      tokens.answered();
+      if (this.#passage.attempt !== message.head.attempt) return;
+      if (reply.kind === "refused") this.#trouble.raise(new MargayError(reply.code, reply.detail));
+      else tokens.take(reply.chunk, clock.monotonic());
+    } catch (thrown) {
+      tokens.answered();
+      // While the bus is away the decode rank goes on and keeps what it makes: the next sweep asks again.
+      const error = asMargayError(thrown);
+      if (error.code !== "bus_unavailable") this.#trouble.raise(error);
+    }
+  }
+
+  async #prefillOn(rank: Rank, reservation: Reservation): Promise<PrefillDone> {
+    const { bus, clock, fleet, gatewayId, metrics } = this.#parts;
+    const { rankId, epoch } = rank;
+    if (!fleet.isAlive(rankId, epoch)) throw new MargayError("worker_lost");
+    const outcome = Promise.withResolvers<PrefillDone>();
+    outcome.promise.catch(() => {});
+    let done = false;
+    this.#onPrefill = (message) => {
+      if (message.rankId !== rankId || message.epoch !== epoch) {
+        metrics.count("margay_duplicate_messages_total", { kind: message.kind });
+      } else if (message.kind === "prefill-done") {
+        done = true;
+        outcome.resolve(message);
+      } else if (done) {
+        // The first token was told and then pages could not be sent: the decode rank will never have them all.
+        this.#trouble.raise(new MargayError("transfer_failed", message.detail));
+      } else outcome.reject(new MargayError(message.code, message.detail));
+    };
+    const stopWatching = fleet.onLost((lost, lostEpoch) => {
+      if (lost === rankId && lostEpoch === epoch)
+        outcome.reject(new MargayError("worker_lost", "the prefill rank was lost"));
+    });
+    this.#prefillLeg = { rankId, epoch };
+    try {
+      const head = this.#passage.head(gatewayId);
+      const deadlineMs = reservation.deadlineMs;
+      const message = {
+        kind: "prefill-work",
+        head,
+        generation: this.#generation,
+        reservation,
+        epoch,
+        deadlineMs,
+      } as const;
+      const reply = await this.#ask(
+        () => bus.request(subjects.prefill(rankId), PrefillWork, message, PrefillReply, ANSWER_MS),
+        rankId,
+      );
+      if (reply.kind === "refused") throw this.#refusedBy(rankId, reply);
+      const work = within(
+        clock,
+        deadlineMs - clock.now(),
+        outcome.promise,
+        () => new MargayError("timeout", "the prefill took too long"),
+      );
+      return await this.#passage.interruption.race(this.#trouble.race(work));
+    } finally {
+      stopWatching();
+    }
+  }
+
+  #tellFirst(outcome: PrefillDone, rank: Rank): FirstToken {
+    const passage = this.#passage;
+    passage.timings.queueMs += outcome.queueMs;
+    passage.timings.prefillMs += outcome.computeMs;
+    passage.cachedTokens ??= outcome.cachedTokens;
+    this.#seat?.leavePrefill();
+    const seq = this.#generation.tokens.length - this.#generation.promptLength;
+    const tokens = Int32Array.of(outcome.firstToken);
+    passage.tokens.take({ seq, tokens, logprobs: outcome.logprobs, done: null }, this.#parts.clock.monotonic());
+    return { outcome, workerId: rank.workerId, ended: outcome.finish !== null };
+  }
+
+  /** A question to a rank, cut short by whatever ends the attempt. A rank that does not answer is left alone a while. */
+  async #ask<T>(question: () => Promise<T>, rankId: Rank["rankId"]): Promise<T> {
+    try {
+      return await this.#passage.interruption.race(this.#trouble.race(question()));
+    } catch (thrown) {
+      const error = asMargayError(thrown);
+      if (error.code === "timeout" || error.code === "worker_lost") {
+        this.#parts.fleet.cool(rankId, FAULT_COOL_MS);
+        this.#passage.avoid.add(rankId);
+      }
+      throw error;
+    }
+  }
+
+  #refusedBy(
+    rankId: Rank["rankId"],
+    refusal: { readonly code: MargayError["code"]; readonly detail: string; readonly retryAfterMs: number | null },
+  ): MargayError {
+    const error = new MargayError(refusal.code, refusal.detail, { retryAfterMs: refusal.retryAfterMs });
+    if (error.code === "busy" || error.code === "draining")
+      this.#parts.fleet.cool(rankId, Math.min(refusal.retryAfterMs ?? BUSY_COOL_MS, FAULT_COOL_MS));
+    else this.#passage.avoid.add(rankId);
+    return error;
+  }
+
+  /** Time the reservation lives before decoding begins: an estimate of the prefill, with slack, never past the request. */
+  #prefillMs(prefill: Rank | null): number {
+    const rate = prefill?.load.prefillTokensPerSecond || UNKNOWN_RATE;
+    const pending = prefill?.load.pendingPrefillTokens ?? 0;
+    const estimateMs = (1000 * (this.#generation.tokens.length + pending)) / rate;
+    const leftMs = this.#passage.request.deadlineMs - this.#parts.clock.now();
+    return Math.max(1, Math.min(leftMs, PREFILL_FLOOR_MS + PREFILL_SLACK * estimateMs));
+  }
+
+  #watch(leg: Leg, onLost: () => void): void {
+    const stop = this.#parts.fleet.onLost((rankId, epoch) => {
+      if (rankId === leg.rankId && epoch === leg.epoch) onLost();
+    });
+    this.#undo.push(stop);
+  }
+
+  #dropPrefillLeg(): void {
+    this.#onPrefill = () => {};
+    if (this.#prefillLeg !== null) this.#cancel(this.#prefillLeg);
+    this.#prefillLeg = null;
+  }
+
+  #cancel(leg: Leg): void {
+    void releaseLeg(this.#parts, this.#passage.head(this.#parts.gatewayId), leg);
+  }
+}

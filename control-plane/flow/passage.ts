@@ -1,0 +1,124 @@
+import { blockHashes } from "#protocol/block-hash.ts";
+import { MargayError } from "#protocol/errors.ts";
+import type { GatewayId, RankId } from "#protocol/ids.ts";
+import { BLOCK_TOKENS } from "#protocol/kv.ts";
+import type { Generation, RequestHead } from "#protocol/request.ts";
+import type { Clock } from "#service/clock.ts";
+import type { PlacementQuery } from "../placement/place.ts";
+import { Interruption } from "./interruption.ts";
+import type { FlowListener, FlowProgress, FlowRequest } from "./request-flow.ts";
+import { TokenReceiver } from "./token-receiver.ts";
+
+/** Milliseconds spent in each phase, summed over attempts. */
+export interface Timings {
+  queueMs: number;
+  prefillMs: number;
+  transferMs: number;
+  decodeMs: number;
+}
+
+/**
+ * One request on its way: what outlives its attempts.
+ *
+ *   begun -> attempt 0 -> (attempt n)* -> ended
+ *
+ * P1 `tokens` is the only owner of what was generated: a new attempt starts from it, so nothing is repeated or skipped
+ * P2 the client's leaving and the deadline interrupt every wait
+ */
+export class Passage {
+  readonly request: FlowRequest;
+  readonly listener: FlowListener;
+  readonly beganMs: number;
+  readonly interruption = new Interruption();
+  readonly tokens: TokenReceiver;
+  readonly avoid = new Set<RankId>();
+  readonly timings: Timings = { queueMs: 0, prefillMs: 0, transferMs: 0, decodeMs: 0 };
+  attempt = 0;
+  /** Prompt tokens nobody had to compute, as the first attempt found them. */
+  cachedTokens: number | null = null;
+  /** The listener has all it wants. */
+  enough = false;
+  #onGap: (seq: number) => void = () => {};
+  readonly #onEnough = Promise.withResolvers<void>();
+  readonly #clock: Clock;
+  readonly #stop: () => void;
+
+  constructor(request: FlowRequest, listener: FlowListener, clock: Clock, onDuplicate: () => void) {
+    this.request = request;
+    this.listener = listener;
+    this.#clock = clock;
+    this.beganMs = clock.monotonic();
+    this.tokens = new TokenReceiver(request.generation.maxNewTokens, this.beganMs, {
+      onTokens: (tokens, logprobs) => {
+        if (this.enough || this.interruption.error !== null) return;
+        if (listener.onTokens(tokens, logprobs) === "enough") {
+          this.enough = true;
+          this.#onEnough.resolve();
+        }
+      },
+      onGap: (seq) => this.#onGap(seq),
+      onDuplicate,
+    });
+    const deadline = clock.after(request.deadlineMs - clock.now(), () =>
+      this.interruption.raise(new MargayError("deadline_exceeded")),
+    );
+    const onAbort = (): void => {
+      const { reason } = request.signal;
+      this.interruption.raise(reason instanceof MargayError ? reason : new MargayError("cancelled"));
+    };
+    if (request.signal.aborted) onAbort();
+    request.signal.addEventListener("abort", onAbort, { once: true });
+    this.#stop = () => {
+      deadline.cancel();
+      request.signal.removeEventListener("abort", onAbort);
+    };
+  }
+
+  /** Resolves when the listener said "enough". */
+  get whenEnough(): Promise<void> {
+    return this.#onEnough.promise;
+  }
+
+  get generated(): number {
+    return this.tokens.next;
+  }
+
+  /** What an attempt has to do: the prompt and everything generated so far. */
+  get generation(): Generation {
+    const { generation } = this.request;
+    if (this.generated === 0) return generation;
+    const tokens = new Int32Array(generation.tokens.length + this.generated);
+    tokens.set(generation.tokens);
+    tokens.set(this.tokens.delivered, generation.tokens.length);
+    return { ...generation, tokens };
+  }
+
+  head(owner: GatewayId): RequestHead {
+    return { requestId: this.request.requestId, attempt: this.attempt, owner };
+  }
+
+  query(generation: Generation, modelHash: string | null, localTokens: number): PlacementQuery {
+    const { tokens, promptLength, maxNewTokens } = generation;
+    return {
+      model: this.request.model,
+      hashes: modelHash === null ? [] : blockHashes(modelHash, tokens, tokens.length - 1),
+      promptTokens: tokens.length,
+      blocks: Math.ceil((promptLength + maxNewTokens) / BLOCK_TOKENS),
+      avoid: this.avoid,
+      localTokens,
+    };
+  }
+
+  /** Who is asked for missing tokens now. */
+  askBy(onGap: (seq: number) => void): void {
+    this.#onGap = onGap;
+  }
+
+  tell(phase: FlowProgress["phase"], prefill: FlowProgress["prefill"], decode: FlowProgress["decode"]): void {
+    this.listener.onProgress({ phase, prefill, decode, waitedMs: this.#clock.monotonic() - this.beganMs });
+  }
+
+  end(): void {
+    this.#stop();
+  }
+}

@@ -1,0 +1,112 @@
+import type { DecodeDone, TokenChunk } from "#protocol/decode.ts";
+import { MargayError } from "#protocol/errors.ts";
+import type { Logprobs } from "#protocol/request.ts";
+
+/** What a receiver does with tokens and trouble. */
+export interface ReceiverSink {
+  onTokens(tokens: Int32Array, logprobs: Logprobs | null): void;
+  /** Tokens are missing: ask for everything from `seq` on. */
+  onGap(seq: number): void;
+  onDuplicate(): void;
+}
+
+/**
+ * Owns the order of one request's generated tokens, whoever sends them: each place is delivered once, in order.
+ *
+ *   receiving -> done
+ *
+ * T1 `next` is the number of tokens delivered; a chunk below it is cut or dropped, one above it is dropped and asked again
+ * T2 one question is out at a time: what comes while it is unanswered is in the answer
+ */
+export class TokenReceiver {
+  readonly #sink: ReceiverSink;
+  readonly #done = Promise.withResolvers<DecodeDone>();
+  #tokens: Int32Array;
+  #next = 0;
+  #asking = false;
+  #lastMs: number;
+
+  constructor(capacity: number, nowMs: number, sink: ReceiverSink) {
+    this.#tokens = new Int32Array(Math.min(capacity, 256));
+    this.#lastMs = nowMs;
+    this.#sink = sink;
+    this.#done.promise.catch(() => {});
+  }
+
+  /** Number of tokens delivered: the place of the next one. */
+  get next(): number {
+    return this.#next;
+  }
+
+  /** When something last arrived, or a question was sent. */
+  get lastMs(): number {
+    return this.#lastMs;
+  }
+
+  /** All tokens delivered so far. */
+  get delivered(): Int32Array {
+    return this.#tokens.subarray(0, this.#next);
+  }
+
+  /** The decode rank's last word. Rejects when that is an error. */
+  get done(): Promise<DecodeDone> {
+    return this.#done.promise;
+  }
+
+  /** A question is answered or failed. */
+  answered(): void {
+    this.#asking = false;
+  }
+
+  take(chunk: Pick<TokenChunk, "seq" | "tokens" | "logprobs" | "done">, nowMs: number): void {
+    this.#lastMs = nowMs;
+    if (chunk.seq > this.#next) {
+      this.ask(nowMs);
+      return;
+    }
+    const known = this.#next - chunk.seq;
+    if (known > 0 && known >= chunk.tokens.length && chunk.done === null) {
+      this.#sink.onDuplicate();
+      return;
+    }
+    const fresh = known === 0 ? chunk.tokens : chunk.tokens.subarray(known);
+    if (fresh.length > 0) {
+      this.#keep(fresh);
+      this.#sink.onTokens(
+        fresh,
+        known === 0 || chunk.logprobs === null ? chunk.logprobs : cutLogprobs(chunk.logprobs, known),
+      );
+    }
+    if (chunk.done === null) return;
+    if (chunk.done.error !== null) this.#done.reject(new MargayError(chunk.done.error));
+    else this.#done.resolve(chunk.done);
+  }
+
+  /** Asks for what is missing, unless that was asked already. */
+  ask(nowMs: number): void {
+    if (this.#asking) return;
+    this.#asking = true;
+    this.#lastMs = nowMs;
+    this.#sink.onGap(this.#next);
+  }
+
+  #keep(tokens: Int32Array): void {
+    const length = this.#next + tokens.length;
+    if (length > this.#tokens.length) {
+      const larger = new Int32Array(Math.max(length, this.#tokens.length * 2));
+      larger.set(this.delivered);
+      this.#tokens = larger;
+    }
+    this.#tokens.set(tokens, this.#next);
+    this.#next = length;
+  }
+}
+
+function cutLogprobs(logprobs: Logprobs, tokens: number): Logprobs {
+  return {
+    chosen: logprobs.chosen.subarray(tokens),
+    width: logprobs.width,
+    ids: logprobs.ids.subarray(tokens * logprobs.width),
+    values: logprobs.values.subarray(tokens * logprobs.width),
+  };
+}

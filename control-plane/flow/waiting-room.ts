@@ -1,0 +1,167 @@
+import { MargayError } from "#protocol/errors.ts";
+import type { ModelName } from "#protocol/ids.ts";
+import type { Clock, Timer } from "#service/clock.ts";
+import type { Metrics } from "#service/metrics.ts";
+import type { Rank } from "../fleet/fleet.ts";
+import type { FleetWatch } from "../fleet/fleet-watch.ts";
+import { type Placement, type PlacementQuery, place } from "../placement/place.ts";
+import type { Interruption } from "./interruption.ts";
+
+/** A placement that counts on its ranks until it is given back. */
+export interface Seat {
+  readonly prefill: Rank | null;
+  readonly decode: Rank;
+  /** The prompt is computed (or never will be): the prefill rank is free for others. Idempotent. */
+  leavePrefill(): void;
+  /** Idempotent. */
+  leaveDecode(): void;
+}
+
+interface Guest {
+  readonly query: PlacementQuery;
+  readonly arrivedMs: number;
+  readonly enteredMs: number;
+  readonly resolve: (seat: Seat) => void;
+  readonly reject: (error: MargayError) => void;
+}
+
+export interface WaitingRoomParts {
+  readonly fleet: FleetWatch;
+  readonly clock: Clock;
+  readonly metrics: Metrics;
+  readonly mostWaiting: number;
+  readonly waitMs: number;
+}
+
+/** Cooling ranks open again without a message: looked at this often while somebody waits. */
+const LOOK_MS = 50;
+
+/**
+ * Owns the requests that have no place yet, per model.
+ *
+ *   entered -> (waiting) -> seated | refused | left
+ *
+ * Q1 first come, first served within a model: nobody is seated while an earlier request of the model waits
+ * Q2 never more than `mostWaiting` per model, none longer than `waitMs`
+ * Q3 a seat is counted on its ranks from the moment it is given
+ */
+export class WaitingRoom {
+  readonly #parts: WaitingRoomParts;
+  readonly #queues = new Map<ModelName, Guest[]>();
+  readonly #stopListening: () => void;
+  #timer: Timer | null = null;
+  #seating = false;
+
+  constructor(parts: WaitingRoomParts) {
+    this.#parts = parts;
+    this.#stopListening = parts.fleet.onChange(() => this.#seatAll());
+  }
+
+  waiting(model: ModelName): number {
+    return this.#queues.get(model)?.length ?? 0;
+  }
+
+  oldestWaitMs(model: ModelName): number {
+    const first = this.#queues.get(model)?.[0];
+    return first === undefined ? 0 : this.#parts.clock.monotonic() - first.enteredMs;
+  }
+
+  /**
+   * A place for a request that first came at `arrivedMs` (monotonic): one that comes back after a failure keeps its turn.
+   * Rejects with `queue_full`, `no_worker` or `context_length_exceeded`, or with the interruption's reason.
+   */
+  async enter(query: PlacementQuery, arrivedMs: number, interruption: Interruption): Promise<Seat> {
+    const { clock, metrics, mostWaiting } = this.#parts;
+    const queue = this.#queues.get(query.model) ?? [];
+    this.#queues.set(query.model, queue);
+    if (queue.length >= mostWaiting) {
+      throw new MargayError("queue_full", undefined, { retryAfterMs: this.#parts.waitMs / 4 });
+    }
+    const seated = Promise.withResolvers<Seat>();
+    const guest: Guest = {
+      query,
+      arrivedMs,
+      enteredMs: clock.monotonic(),
+      resolve: seated.resolve,
+      reject: seated.reject,
+    };
+    const at = queue.findIndex((other) => other.arrivedMs > arrivedMs);
+    queue.splice(at === -1 ? queue.length : at, 0, guest);
+    this.#seatAll();
+    try {
+      return await interruption.race(seated.promise);
+    } catch (error) {
+      // Seated and interrupted in the same moment: the seat goes back.
+      void seated.promise.then(leave, () => {});
+      throw error;
+    } finally {
+      const left = queue.indexOf(guest);
+      if (left !== -1) queue.splice(left, 1);
+      metrics.observe("margay_queue_seconds", { model: query.model }, (clock.monotonic() - guest.enteredMs) / 1000);
+    }
+  }
+
+  close(): void {
+    this.#stopListening();
+    this.#timer?.cancel();
+    for (const queue of this.#queues.values()) {
+      for (const guest of queue.splice(0)) guest.reject(new MargayError("shutting_down"));
+    }
+  }
+
+  #seatAll(): void {
+    // Giving a seat changes the fleet, which calls this again.
+    if (this.#seating) return;
+    this.#seating = true;
+    let waiting = 0;
+    for (const queue of this.#queues.values()) {
+      while (queue.length > 0 && this.#seatFirst(queue));
+      waiting += queue.length;
+    }
+    this.#seating = false;
+    if (waiting === 0) {
+      this.#timer?.cancel();
+      this.#timer = null;
+    } else this.#timer ??= this.#parts.clock.every(LOOK_MS, () => this.#seatAll());
+  }
+
+  /** Seats or refuses the first of a queue; false when it has to wait. */
+  #seatFirst(queue: Guest[]): boolean {
+    const { fleet, clock, waitMs } = this.#parts;
+    const guest = queue[0]!;
+    const nowMs = clock.monotonic();
+    const placement = place(fleet.snapshot, fleet.prefixes, guest.query, nowMs);
+    switch (placement.kind) {
+      case "wait":
+        if (nowMs - guest.enteredMs < waitMs) return false;
+        guest.reject(new MargayError("no_worker", undefined, { retryAfterMs: 5_000 }));
+        break;
+      case "impossible":
+        guest.reject(
+          new MargayError(
+            "context_length_exceeded",
+            `The request needs ${guest.query.blocks} blocks of KV memory and the largest worker has ${placement.blocksTotal}.`,
+          ),
+        );
+        break;
+      default:
+        guest.resolve(this.#seat(placement, guest.query));
+    }
+    queue.shift();
+    return true;
+  }
+
+  #seat(placement: Extract<Placement, { kind: "split" | "local" }>, query: PlacementQuery): Seat {
+    const { fleet } = this.#parts;
+    const prefill = placement.kind === "split" ? placement.prefill : null;
+    const leaveDecode = fleet.occupy(placement.decode, 0);
+    const leavePrefill = prefill === null ? () => {} : fleet.occupy(prefill, query.promptTokens);
+    return { prefill, decode: placement.decode, leavePrefill, leaveDecode };
+  }
+}
+
+/** Gives a whole seat back. */
+export function leave(seat: Seat): void {
+  seat.leavePrefill();
+  seat.leaveDecode();
+}
