@@ -1,0 +1,396 @@
+// The decode side's end: one thread that polls, verifies and copies.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "kv/pool_image.h"
+#include "transport/checksum.h"
+#include "transport/expectations.h"
+#include "transport/frame.h"
+#include "transport/kv_transfer.h"
+#include "transport/socket.h"
+
+namespace margay {
+namespace {
+
+constexpr size_t kMaxPeers = 256;
+constexpr int64_t kHelloMs = 2'000;        // from accept to the whole hello
+constexpr int kPagesPerTurn = 32;          // then other connections have theirs
+constexpr size_t kMaxUnsent = 64 * 1024;   // answers a peer does not take; then nothing more is read from it
+constexpr size_t kInputBytes = 4096;
+
+using Verdict = Expectations::Verdict;
+
+// Keeps the loads of a copy before the loads that follow.
+void FenceAfterCopy() {
+#if defined(__SANITIZE_THREAD__)
+  std::atomic<int> local{0};  // the sanitizer knows no fences
+  local.fetch_add(1, std::memory_order_seq_cst);
+#else
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
+
+// One connection, from its first byte to its last.
+//   greeting -> open -> over
+struct Peer {
+  Peer(Fd socket, bool is_unix) : fd(std::move(socket)), unix_socket(is_unix), hello_deadline(NowMs() + kHelloMs) {}
+
+  Fd fd;
+  const bool unix_socket;
+  const int64_t hello_deadline;
+  bool greeted = false;
+  bool over = false;
+  bool more = false;  // its turn ended with input left
+  Fd passed;               // descriptor of the peer's pool
+  std::unique_ptr<PoolImage> image;
+
+  std::array<std::byte, kInputBytes> input;
+  size_t input_from = 0, input_to = 0;
+  bool in_payload = false;
+  FrameHead head;  // of the payload that arrives
+  Verdict verdict;
+  std::vector<std::byte> payload;
+  size_t payload_have = 0;
+
+  std::vector<std::byte> unsent;
+  size_t sent = 0;
+
+  size_t waiting() const { return unsent.size() - sent; }
+  bool stuck() const { return waiting() > kMaxUnsent; }
+};
+
+class Receiver final : public KvReceiver {
+ public:
+  Receiver(KvPool* pool, const std::string& model_hash, Fd tcp, Fd unix_listener, OnTransfer on_transfer)
+      : layout_(pool->memory().layout),
+        hello_(HelloText(layout_, model_hash)),
+        tcp_(std::move(tcp)),
+        unix_(std::move(unix_listener)),
+        port_(PortOf(tcp_)),
+        on_transfer_(std::move(on_transfer)),
+        expectations_(pool),
+        thread_([this] { Run(); }) {}
+
+  ~Receiver() override {
+    stopping_ = true;
+    bell_.Ring();
+    thread_.join();
+  }
+
+  int port() const override { return port_; }
+  void SetEpoch(int64_t epoch) override { epoch_ = epoch; }
+  Status Expect(SequenceRef sequence, SequenceKvId kv, int cached_tokens, int tokens, int64_t deadline_ms) override {
+    Status status = expectations_.Expect(sequence, kv, cached_tokens, tokens, deadline_ms);
+    if (status.ok()) bell_.Ring();  // for its deadline
+    return status;
+  }
+  void Forget(SequenceRef sequence) override { expectations_.Forget(sequence); }
+  TransferCounters counters() const override {
+    std::lock_guard lock(counters_mutex_);
+    return counters_;
+  }
+
+ private:
+  void Run();
+  void AcceptAll(const Fd& listener, bool is_unix);
+  void Serve(Peer& peer);
+  bool Fill(Peer& peer);
+  void OnHead(Peer& peer, const FrameHead& head);
+  void OnPayload(Peer& peer);
+  void OnHello(Peer& peer);
+  void OnPage(Peer& peer);
+  void OnMappedPage(Peer& peer, const FrameHead& head);
+  static std::optional<FrameRefusal> CopyMapped(const PoolImage& image, const FrameHead& page, std::byte* into);
+  std::optional<FrameRefusal> Finish(const FrameHead& page, std::optional<FrameRefusal> refusal);
+  void Tell(Peer& peer, const FrameHead& page, const Verdict& verdict);
+  void Answer(Peer& peer, FrameType type, uint64_t ticket, FrameRefusal cause = FrameRefusal::kChecksum);
+  void Refuse(Peer& peer, uint64_t ticket, FrameRefusal cause);
+  void BreakOff(Peer& peer, FrameRefusal cause);
+  static void Flush(Peer& peer);
+  void Count(FrameRefusal cause);
+
+  const KvLayout layout_;
+  const std::string hello_;
+  const Fd tcp_;
+  const Fd unix_;  // empty: no shared memory
+  const int port_;
+  const OnTransfer on_transfer_;
+  Expectations expectations_;
+  Doorbell bell_;
+  std::atomic<int64_t> epoch_{0};
+  std::atomic<bool> stopping_{false};
+  mutable std::mutex counters_mutex_;
+  TransferCounters counters_;
+  std::vector<std::unique_ptr<Peer>> peers_;
+  std::optional<TransferOutcome> complete_;  // with the page at hand
+  std::thread thread_;  // last: it uses all of the above
+};
+
+void Receiver::Run() {
+  std::vector<pollfd> polled;
+  while (!stopping_) {
+    int64_t until = expectations_.NextDeadline();
+    polled.assign({{bell_.fd(), POLLIN, 0}, {tcp_.get(), POLLIN, 0}, {unix_.get(), POLLIN, 0}});
+    for (const auto& peer : peers_) {
+      const int in = peer->stuck() ? 0 : POLLIN;
+      polled.push_back({peer->fd.get(), static_cast<short>(in | (peer->waiting() > 0 ? POLLOUT : 0)), 0});
+      if (!peer->greeted && (until < 0 || peer->hello_deadline < until)) until = peer->hello_deadline;
+      if (peer->more) until = 0;
+    }
+    PollUntil(polled, until);
+    if (polled[0].revents != 0) bell_.Hush();
+    const int64_t now = NowMs();
+    for (size_t i = 0; i < peers_.size(); ++i) {
+      Peer& peer = *peers_[i];
+      if (polled[i + 3].revents != 0 || peer.more) Serve(peer);
+      if (!peer.greeted && now >= peer.hello_deadline) peer.over = true;
+    }
+    std::erase_if(peers_, [](const auto& peer) { return peer->over; });
+    if (polled[1].revents != 0) AcceptAll(tcp_, false);
+    if (polled[2].revents != 0) AcceptAll(unix_, true);
+    for (const TransferOutcome& outcome : expectations_.Expire(now)) on_transfer_(outcome);
+  }
+}
+
+void Receiver::AcceptAll(const Fd& listener, bool is_unix) {
+  while (Fd fd = Accept(listener)) {
+    if (peers_.size() >= kMaxPeers || (is_unix && !SameUser(fd))) continue;
+    peers_.push_back(std::make_unique<Peer>(std::move(fd), is_unix));
+  }
+}
+
+// What can be done now for one connection, within its turn.
+void Receiver::Serve(Peer& peer) {
+  Flush(peer);
+  peer.more = false;
+  for (int pages = 0; !peer.over && !peer.stuck();) {
+    if (pages == kPagesPerTurn) {
+      peer.more = true;
+      break;
+    }
+    if (peer.in_payload) {
+      if (peer.payload_have == peer.payload.size()) {
+        OnPayload(peer);
+        ++pages;
+        continue;
+      }
+    } else if (peer.input_to - peer.input_from >= sizeof(FrameHead)) {
+      FrameHead head;
+      std::memcpy(&head, peer.input.data() + peer.input_from, sizeof head);
+      peer.input_from += sizeof head;
+      OnHead(peer, head);
+      if (head.type == FrameType::kMappedPage) ++pages;
+      continue;
+    }
+    if (!Fill(peer)) break;
+  }
+  Flush(peer);
+}
+
+// Reads once. False when there is nothing to read now, or never again.
+bool Receiver::Fill(Peer& peer) {
+  if (peer.in_payload) {
+    const std::span<std::byte> rest = std::span(peer.payload).subspan(peer.payload_have);
+    const std::span<std::byte> buffered(peer.input.data() + peer.input_from, peer.input_to - peer.input_from);
+    if (!buffered.empty()) {
+      const size_t taken = std::min(rest.size(), buffered.size());
+      std::memcpy(rest.data(), buffered.data(), taken);
+      peer.input_from += taken;
+      peer.payload_have += taken;
+      return true;
+    }
+    const ssize_t got = Receive(peer.fd, rest);
+    if (got < 0) {
+      Count(FrameRefusal::kTruncated);
+      peer.over = true;
+    }
+    if (got > 0) peer.payload_have += static_cast<size_t>(got);
+    return got > 0;
+  }
+  std::memmove(peer.input.data(), peer.input.data() + peer.input_from, peer.input_to - peer.input_from);
+  peer.input_to -= peer.input_from;
+  peer.input_from = 0;
+  const std::span<std::byte> room = std::span(peer.input).subspan(peer.input_to);
+  const ssize_t got = peer.unix_socket ? ReceiveWithFd(peer.fd, room, &peer.passed) : Receive(peer.fd, room);
+  if (got < 0) {
+    if (peer.input_to > 0) Count(FrameRefusal::kTruncated);
+    peer.over = true;
+  }
+  if (got > 0) peer.input_to += static_cast<size_t>(got);
+  return got > 0;
+}
+
+void Receiver::OnHead(Peer& peer, const FrameHead& head) {
+  if (const auto fault = head.Fault()) return BreakOff(peer, *fault);
+  const bool hello = head.type == FrameType::kHello;
+  if (hello == peer.greeted) return BreakOff(peer, FrameRefusal::kMalformed);
+  if (head.type == FrameType::kMappedPage) return OnMappedPage(peer, head);
+  if (!hello && head.type != FrameType::kPage) return BreakOff(peer, FrameRefusal::kMalformed);
+  if (head.payload_bytes > (hello ? kMaxHelloBytes : layout_.page_bytes())) {
+    return BreakOff(peer, FrameRefusal::kMalformed);
+  }
+  if (!hello) {
+    peer.verdict = head.epoch == epoch_ ? expectations_.Judge(head) : Verdict{FrameRefusal::kStaleEpoch, false};
+  }
+  peer.head = head;
+  peer.in_payload = true;
+  peer.payload.resize(head.payload_bytes);
+  peer.payload_have = 0;
+}
+
+void Receiver::OnPayload(Peer& peer) {
+  peer.in_payload = false;
+  if (peer.head.type == FrameType::kHello) return OnHello(peer);
+  OnPage(peer);
+}
+
+void Receiver::OnHello(Peer& peer) {
+  if (Checksum(peer.payload.data(), peer.payload.size()) != peer.head.payload_checksum) {
+    return BreakOff(peer, FrameRefusal::kMalformed);
+  }
+  const std::string_view text(reinterpret_cast<const char*>(peer.payload.data()), peer.payload.size());
+  if (text != hello_) return BreakOff(peer, FrameRefusal::kIncompatible);
+  if (peer.unix_socket) {
+    if (!peer.passed) return BreakOff(peer, FrameRefusal::kIncompatible);
+    Result<std::unique_ptr<PoolImage>> image = PoolImage::Map(peer.passed.Release(), layout_);
+    if (!image.ok()) return BreakOff(peer, FrameRefusal::kIncompatible);
+    peer.image = std::move(*image);
+  }
+  peer.greeted = true;
+  Answer(peer, FrameType::kWelcome, 0);
+}
+
+void Receiver::OnPage(Peer& peer) {
+  const FrameHead& page = peer.head;
+  Verdict verdict = peer.verdict;
+  if (verdict.wanted() && Checksum(peer.payload.data(), peer.payload.size()) != page.payload_checksum) {
+    verdict.refusal = FrameRefusal::kChecksum;
+  }
+  if (verdict.wanted()) {
+    const Expectations::Claim claim = expectations_.Take(page);  // it may have been forgotten since the head came
+    verdict = claim.verdict;
+    if (verdict.wanted()) {
+      std::memcpy(claim.into, peer.payload.data(), peer.payload.size());
+      verdict.refusal = Finish(page, std::nullopt);
+    }
+  }
+  Tell(peer, page, verdict);
+}
+
+void Receiver::OnMappedPage(Peer& peer, const FrameHead& page) {
+  if (peer.image == nullptr) return BreakOff(peer, FrameRefusal::kMalformed);
+  Verdict verdict;
+  if (page.epoch != epoch_) {
+    verdict.refusal = FrameRefusal::kStaleEpoch;
+  } else if (page.source_block < 0 || page.source_block >= peer.image->blocks()) {
+    verdict.refusal = FrameRefusal::kUnknownPage;
+  } else {
+    const Expectations::Claim claim = expectations_.Take(page);
+    verdict = claim.verdict;
+    if (verdict.wanted()) verdict.refusal = Finish(page, CopyMapped(*peer.image, page, claim.into));
+  }
+  Tell(peer, page, verdict);
+}
+
+// The owner bumps the generation before it reuses a block: equal before and after the copy means that the rows were of
+// one life of the block. The checksum is taken over what was copied, which the peer cannot change any more.
+std::optional<FrameRefusal> Receiver::CopyMapped(const PoolImage& image, const FrameHead& page, std::byte* into) {
+  const std::atomic<uint32_t>& generation = image.head()->generations()[page.source_block];
+  if (generation.load(std::memory_order_acquire) != page.source_generation) return FrameRefusal::kStaleSource;
+  std::memcpy(into, image.memory().page(page.attention, page.source_block), page.payload_bytes);
+  FenceAfterCopy();
+  if (generation.load(std::memory_order_acquire) != page.source_generation) return FrameRefusal::kStaleSource;
+  if (Checksum(into, page.payload_bytes) != page.payload_checksum) return FrameRefusal::kChecksum;
+  return std::nullopt;
+}
+
+// Ends a claim.
+std::optional<FrameRefusal> Receiver::Finish(const FrameHead& page, std::optional<FrameRefusal> refusal) {
+  if (!expectations_.Finish(page, !refusal, &complete_)) return FrameRefusal::kStaleHandle;
+  return refusal;
+}
+
+// Counts, answers, and reports the transfer when this was its last page.
+void Receiver::Tell(Peer& peer, const FrameHead& page, const Verdict& verdict) {
+  if (verdict.refusal) return Refuse(peer, page.ticket, *verdict.refusal);
+  {
+    std::lock_guard lock(counters_mutex_);
+    counters_.duplicates += verdict.duplicate ? 1 : 0;
+    counters_.pages += verdict.duplicate ? 0 : 1;
+    counters_.bytes += verdict.duplicate ? 0 : page.payload_bytes;
+  }
+  Answer(peer, FrameType::kAck, page.ticket);
+  if (complete_) on_transfer_(*std::exchange(complete_, std::nullopt));
+}
+
+void Receiver::Answer(Peer& peer, FrameType type, uint64_t ticket, FrameRefusal cause) {
+  FrameHead answer;
+  answer.type = type;
+  answer.ticket = ticket;
+  if (type == FrameType::kRefuse) answer.cause = static_cast<uint32_t>(cause);
+  answer.Seal();
+  const auto* bytes = reinterpret_cast<const std::byte*>(&answer);
+  peer.unsent.insert(peer.unsent.end(), bytes, bytes + sizeof answer);
+}
+
+void Receiver::Refuse(Peer& peer, uint64_t ticket, FrameRefusal cause) {
+  Count(cause);
+  Answer(peer, FrameType::kRefuse, ticket, cause);
+}
+
+// The stream cannot be followed any further.
+void Receiver::BreakOff(Peer& peer, FrameRefusal cause) {
+  Refuse(peer, 0, cause);
+  Flush(peer);
+  // Input left unread would make the kernel reset the connection, and the reason might not arrive.
+  for (int reads = 0; reads < 64 && Receive(peer.fd, peer.input) > 0; ++reads) {
+  }
+  peer.over = true;
+}
+
+void Receiver::Flush(Peer& peer) {
+  while (peer.waiting() > 0) {
+    const ssize_t moved = Send(peer.fd, std::span(peer.unsent).subspan(peer.sent));
+    if (moved < 0) peer.over = true;
+    if (moved <= 0) return;
+    peer.sent += static_cast<size_t>(moved);
+  }
+  peer.unsent.clear();
+  peer.sent = 0;
+}
+
+void Receiver::Count(FrameRefusal cause) {
+  std::lock_guard lock(counters_mutex_);
+  ++counters_.refused[static_cast<size_t>(cause)];
+}
+
+}  // namespace
+
+Result<std::unique_ptr<KvReceiver>> KvReceiver::Create(KvPool* pool, const std::string& model_hash,
+                                                       const std::string& host, int port, bool allow_shared_memory,
+                                                       OnTransfer on_transfer) {
+  Result<Address> address = TcpAddress(host, port);
+  if (!address.ok()) return address.status();
+  if (HelloText(pool->memory().layout, model_hash).size() > kMaxHelloBytes) {
+    return Status(Code::kBadArgument, "the model hash is too long");
+  }
+  // Another process may hold the Unix name of a port that is free for TCP on this address: any other port will do then.
+  for (int attempt = 0;; ++attempt) {
+    Result<Fd> tcp = Listen(*address);
+    if (!tcp.ok()) return tcp.status();
+    Fd unix_listener;
+    if (allow_shared_memory) {
+      Result<Fd> beside = Listen(UnixBeside(PortOf(*tcp)));
+      if (!beside.ok() && (port != 0 || attempt == 8)) return beside.status();
+      if (!beside.ok()) continue;
+      unix_listener = std::move(*beside);
+    }
+    return std::unique_ptr<KvReceiver>(
+        std::make_unique<Receiver>(pool, model_hash, std::move(*tcp), std::move(unix_listener), std::move(on_transfer)));
+  }
+}
+
+}  // namespace margay
