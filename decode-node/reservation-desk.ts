@@ -7,8 +7,9 @@ export interface DeskState {
   readonly epoch: number;
   readonly draining: boolean;
   readonly vocabSize: number;
-  /** Longest prompt plus output that the model and the KV pool allow. */
+  /** Longest prompt plus output of the model, and how many tokens the whole pool holds. */
   readonly contextLength: number;
+  readonly poolTokens: number;
   readonly requests: number;
   readonly maxRequests: number;
   /** When a slot may become free, for the answer to a request that finds none. */
@@ -21,8 +22,10 @@ export function judgeReservation(message: ReserveKv, state: DeskState): Refused 
   if (message.epoch !== state.epoch) return refusal("stale_epoch", `this rank is in epoch ${state.epoch}`);
   if (state.draining) return refusal("draining", "this rank takes no new work");
   if (tokens.length < promptLength) return refusal("invalid_request", "tokens are fewer than promptLength");
-  if (promptLength + maxNewTokens > state.contextLength) {
-    const detail = `${promptLength} prompt tokens and ${maxNewTokens} new ones, at most ${state.contextLength} together`;
+  const longest = Math.min(state.contextLength - 1, state.poolTokens);
+  const needed = Math.min(promptLength + maxNewTokens, state.contextLength);
+  if (tokens.length > longest || needed > state.poolTokens) {
+    const detail = `${tokens.length} tokens and ${needed - tokens.length} to come; context and pool end at ${longest}`;
     return refusal("context_length_exceeded", detail);
   }
   if (tokens.length - promptLength >= maxNewTokens) return refusal("invalid_request", "nothing is left to generate");

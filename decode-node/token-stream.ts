@@ -93,7 +93,8 @@ export class TokenStream {
         chunks.push(chunkOf(outbox, outbox.published));
         outbox.published = outbox.base + outbox.tokens.length;
       }
-      this.#publish(owner, { kind: "token-batch", rankId: this.#rankId, epoch: this.#epoch, chunks });
+      if (chunks.length > 0)
+        this.#publish(owner, { kind: "token-batch", rankId: this.#rankId, epoch: this.#epoch, chunks });
     }
   }
 

@@ -11,8 +11,9 @@ export interface IntakeState {
   readonly epoch: number;
   readonly draining: boolean;
   readonly vocabSize: number;
-  /** Longest prompt the model and the KV pool allow. */
+  /** Longest prompt plus output of the model, and how many tokens the whole pool holds. */
   readonly contextLength: number;
+  readonly poolTokens: number;
   readonly requests: number;
   readonly maxRequests: number;
   /** Prompt tokens admitted and not computed, and how fast they go; 0: not measured yet. */
@@ -28,8 +29,10 @@ export function judgeWork(work: PrefillWork, state: IntakeState): Refused | null
   const { tokens, promptLength } = generation;
   if (work.epoch !== state.epoch) return refusal("stale_epoch", `this rank is in epoch ${state.epoch}`);
   if (state.draining) return refusal("draining", "this rank takes no new work");
-  if (tokens.length > state.contextLength) {
-    return refusal("context_length_exceeded", `${tokens.length} prompt tokens, at most ${state.contextLength}`);
+  // One more token must fit behind the prompt.
+  const longest = Math.min(state.contextLength - 1, state.poolTokens);
+  if (tokens.length > longest) {
+    return refusal("context_length_exceeded", `${tokens.length} prompt tokens, at most ${longest}`);
   }
   if (tokens.length < promptLength) return refusal("invalid_request", "tokens are fewer than promptLength");
   if (tokens.length - promptLength >= generation.maxNewTokens) {

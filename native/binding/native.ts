@@ -105,13 +105,6 @@ export interface ExportTarget {
 }
 
 /**
- * Finish codes of `StepResult.entries`. A sequence ends by itself with `stop` (the produced token is end of text or one of
- * `stopTokens`; neither can be chosen before `minNewTokens`), `length` (maxNewTokens or the context is reached) or
- * `numeric` (a logit was not a number; no token). It keeps slot and blocks until `closeSequence`.
- */
-export const FINISH = { none: 0, stop: 1, length: 2, numeric: 3, skipped: 4 } as const;
-
-/**
  * What one step did. Entry i belongs to entry i of its plan.
  * An entry whose sequence had ended or was closed meanwhile is `skipped` and has no token.
  */
@@ -128,9 +121,6 @@ export interface StepResult {
   readonly startMs: number;
   readonly computeMs: number;
 }
-/** Int32 values per entry of `StepResult.entries`. */
-export const STEP_ENTRY_WIDTH = 6;
-
 export interface StepLogprobs {
   readonly slot: number;
   readonly chosen: number;
@@ -258,5 +248,6 @@ export function openEngine(options: EngineOptions, listener: EngineListener): Pr
 }
 
 export { refusalCode } from "./refusal-code.ts";
+export { FINISH, finishReason, STEP_ENTRY_WIDTH, type StepEntry, stepEntries } from "./step-entries.ts";
 export { createStepLoop, type StepLoop } from "./step-loop.ts";
 export { PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";

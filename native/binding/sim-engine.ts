@@ -1,18 +1,16 @@
 import { blockHashes } from "#protocol/block-hash.ts";
 import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
-import {
-  type Engine,
-  type EngineEvent,
-  type EngineInfo,
-  type EngineListener,
-  type EngineOptions,
-  type EngineStats,
-  type ExportTarget,
-  FINISH,
-  type OpenedSequence,
-  type SequenceSpec,
-  STEP_ENTRY_WIDTH,
-  type StepLogprobs,
+import type {
+  Engine,
+  EngineEvent,
+  EngineInfo,
+  EngineListener,
+  EngineOptions,
+  EngineStats,
+  ExportTarget,
+  OpenedSequence,
+  SequenceSpec,
+  StepLogprobs,
 } from "./native.ts";
 import type { SimModel, SimTimer } from "./sim-model.ts";
 import { SimPool } from "./sim-pool.ts";
@@ -20,6 +18,7 @@ import { SimReceiver } from "./sim-receiver.ts";
 import { SimSender } from "./sim-sender.ts";
 import { computableRows, type SimSequence, simFailure } from "./sim-sequence.ts";
 import { nextSimToken, simLogprobs } from "./sim-token.ts";
+import { FINISH, STEP_ENTRY_WIDTH } from "./step-entries.ts";
 import { PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";
 
 interface Step {

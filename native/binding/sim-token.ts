@@ -1,6 +1,7 @@
 import type { Generation } from "#protocol/request.ts";
-import { FINISH, type StepLogprobs } from "./native.ts";
+import type { StepLogprobs } from "./native.ts";
 import type { SimModel } from "./sim-model.ts";
+import { FINISH } from "./step-entries.ts";
 
 /** Tokens below this id are never generated unless asked for: they stand for the special tokens of a real model. */
 export const SIM_FIRST_TOKEN = 16;

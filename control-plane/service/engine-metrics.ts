@@ -1,0 +1,30 @@
+import type { BlockCounts, BlockState } from "#protocol/lifecycle.ts";
+import type { Role } from "#protocol/worker.ts";
+import type { Metrics } from "./metrics.ts";
+
+/** The counters of an engine that become metrics. */
+export interface EngineCounters {
+  readonly blocks: BlockCounts;
+  readonly prefillTokens: number;
+  readonly decodeTokens: number;
+  readonly prefixCachedTokens: number;
+  readonly bytesSent: number;
+  readonly bytesReceived: number;
+  readonly framesRefused: Readonly<Record<string, number>>;
+}
+
+/** Sets the metrics that are counted by the engine: to be called before a scrape. */
+export function reportEngine(metrics: Metrics, role: Role, counters: EngineCounters): void {
+  for (const [state, count] of Object.entries(counters.blocks) as [BlockState, number][]) {
+    metrics.gauge("margay_kv_pages", { role, state }, count);
+  }
+  const [direction, bytes] =
+    role === "prefill" ? (["sent", counters.bytesSent] as const) : (["received", counters.bytesReceived] as const);
+  metrics.countTotal("margay_kv_transfer_bytes_total", { role, direction }, bytes);
+  metrics.countTotal("margay_prefill_tokens_total", { role }, counters.prefillTokens);
+  metrics.countTotal("margay_decode_tokens_total", { role }, counters.decodeTokens);
+  metrics.countTotal("margay_prefix_cached_tokens_total", { role }, counters.prefixCachedTokens);
+  for (const [cause, count] of Object.entries(counters.framesRefused)) {
+    metrics.countTotal("margay_kv_frames_refused_total", { cause }, count);
+  }
+}

@@ -1,0 +1,102 @@
+import { basename, join, resolve } from "node:path";
+import { ModelName, RankId, rankIdOf, WorkerId } from "#protocol/ids.ts";
+import type { Role } from "#protocol/worker.ts";
+import type { Random } from "./clock.ts";
+import type { ServiceConfig } from "./run-service.ts";
+import { readSettings, SettingsError } from "./settings.ts";
+
+/** What a worker process is told from outside, whatever its role. */
+export interface WorkerConfig extends ServiceConfig {
+  /** null: nobody chose a name. */
+  readonly workerId: WorkerId | null;
+  readonly modelName: ModelName;
+  readonly nats: { readonly url: string; readonly user: string | null; readonly password: string | null };
+  readonly health: { readonly host: string; readonly port: number };
+  /** HOST:PORT told to prefill ranks where it differs from the address listened on. */
+  readonly kvAdvertise: { readonly host: string; readonly port: number } | null;
+  readonly engine: {
+    readonly modelFolder: string;
+    readonly backend: "auto" | "ref" | "cpu";
+    readonly threads: number;
+    readonly packedFolder: string | null;
+    readonly latentNormEps: number | null;
+    readonly slots: number;
+    readonly kvBlocks: number;
+    readonly kvBytes: number;
+    readonly maxStepTokens: number;
+    readonly kvHost: string;
+    readonly kvPort: number;
+    readonly kvTransport: "auto" | "tcp";
+  };
+}
+
+/** Parses the environment of a worker. Throws `SettingsError`. */
+export function readWorkerConfig(environment: Readonly<Record<string, string | undefined>>): WorkerConfig {
+  const settings = readSettings(environment, [
+    "MARGAY_MODEL",
+    "MARGAY_MODEL_NAME",
+    "MARGAY_STATE_DIR",
+    "MARGAY_WORKER_ID",
+    "MARGAY_BACKEND",
+    "MARGAY_THREADS",
+    "MARGAY_KV_MIB",
+    "MARGAY_SLOTS",
+    "MARGAY_STEP_TOKENS",
+    "MARGAY_LATENT_NORM_EPS",
+    "MARGAY_PACKED_WEIGHTS",
+    "MARGAY_KV_TRANSPORT",
+    "MARGAY_KV_HOST",
+    "MARGAY_KV_PORT",
+    "MARGAY_KV_ADVERTISE",
+    "MARGAY_HEALTH_HOST",
+    "MARGAY_HEALTH_PORT",
+    "MARGAY_NATS_URL",
+    "MARGAY_NATS_USER",
+    "MARGAY_NATS_PASSWORD",
+    "MARGAY_DRAIN_SECONDS",
+    "MARGAY_LOG_LEVEL",
+  ]);
+  if (settings.MARGAY_NATS_URL === null) {
+    throw new SettingsError("MARGAY_NATS_URL is not set: a worker needs the NATS server its control plane uses");
+  }
+  const modelFolder = resolve(settings.MARGAY_MODEL);
+  const packed = settings.MARGAY_PACKED_WEIGHTS === "on";
+  const [advertisedHost, advertisedPort] = settings.MARGAY_KV_ADVERTISE?.split(":") ?? [];
+  return {
+    logLevel: settings.MARGAY_LOG_LEVEL,
+    drainMs: settings.MARGAY_DRAIN_SECONDS * 1000,
+    workerId: settings.MARGAY_WORKER_ID === null ? null : WorkerId.parse(settings.MARGAY_WORKER_ID),
+    modelName: ModelName.parse(settings.MARGAY_MODEL_NAME ?? basename(modelFolder)),
+    nats: {
+      url: settings.MARGAY_NATS_URL,
+      user: settings.MARGAY_NATS_USER,
+      password: settings.MARGAY_NATS_PASSWORD,
+    },
+    health: { host: settings.MARGAY_HEALTH_HOST, port: settings.MARGAY_HEALTH_PORT },
+    kvAdvertise: advertisedHost === undefined ? null : { host: advertisedHost, port: Number(advertisedPort) },
+    engine: {
+      modelFolder,
+      backend: settings.MARGAY_BACKEND,
+      threads: settings.MARGAY_THREADS,
+      packedFolder: packed ? join(resolve(settings.MARGAY_STATE_DIR), "packed") : null,
+      latentNormEps: settings.MARGAY_LATENT_NORM_EPS,
+      slots: settings.MARGAY_SLOTS,
+      kvBlocks: 0,
+      kvBytes: settings.MARGAY_KV_MIB * 1024 * 1024,
+      maxStepTokens: settings.MARGAY_STEP_TOKENS,
+      kvHost: settings.MARGAY_KV_HOST,
+      kvPort: settings.MARGAY_KV_PORT,
+      kvTransport: settings.MARGAY_KV_TRANSPORT,
+    },
+  };
+}
+
+/** The names of this process: those given, or made up. */
+export function workerNames(
+  config: WorkerConfig,
+  role: Role,
+  random: Random,
+): { readonly workerId: WorkerId; readonly rankId: RankId } {
+  const workerId = config.workerId ?? WorkerId.parse(`${role}-${random.hex(4)}`);
+  return { workerId, rankId: RankId.parse(rankIdOf(workerId, 0)) };
+}

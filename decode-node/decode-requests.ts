@@ -1,0 +1,394 @@
+import {
+  createStepLoop,
+  type Engine,
+  type EngineEvent,
+  FINISH,
+  finishReason,
+  refusalCode,
+  type StepLogprobs,
+  type StepLoop,
+  type StepResult,
+  stepEntries,
+} from "#native";
+import type { DecodeDone, ReserveKv, ReserveReply, StartDecode, StartReply } from "#protocol/decode.ts";
+import type { ErrorCode } from "#protocol/errors.ts";
+import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
+import { BLOCK_TOKENS, type KvEndpoint, type Reservation, type SequenceHandle } from "#protocol/kv.ts";
+import type { FinishReason, RequestHead } from "#protocol/request.ts";
+import type { Refused } from "#protocol/worker.ts";
+import { atMost } from "#service/at-most.ts";
+import { AttemptMemory } from "#service/attempt-memory.ts";
+import type { Clock } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import { planDecode } from "./decode-batcher.ts";
+import { KvReceiver } from "./kv-receiver.ts";
+import { judgeReservation, refusal } from "./reservation-desk.ts";
+import type { TokenStream } from "./token-stream.ts";
+
+export interface DecodeRequestsParts {
+  readonly engine: Engine;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly rankId: RankId;
+  readonly epoch: number;
+  readonly endpoint: KvEndpoint;
+  readonly stream: TokenStream;
+  /** The step loop cannot go on. */
+  readonly fail: (error: unknown) => void;
+}
+
+/** What is remembered of an attempt that left: what a late message is told, and the answer to its start. */
+interface Ending {
+  readonly code: ErrorCode;
+  readonly start: Promise<StartReply> | null;
+}
+
+interface DecodeRequest {
+  readonly head: RequestHead;
+  readonly handle: SequenceHandle;
+  readonly reservation: Reservation;
+  readonly given: number;
+  readonly topLogprobs: number;
+  /** `seq` of the token that follows the given ones. */
+  readonly seq: number;
+  phase: "reserved" | "starting" | "decoding" | "leaving";
+  start: Promise<StartReply> | null;
+  /** Why it left, for whoever waits for its start. */
+  ending: ErrorCode;
+  promptLeft: number;
+  tokensLeft: number;
+  lastStep: number;
+  computedTokens: number;
+  /** Monotonic time of its start. */
+  startedMs: number;
+}
+
+/** How long a cancel may wait for the running step. */
+const CANCEL_WAIT_MS = 5_000;
+
+/**
+ * Owns the requests of a decode rank.
+ *
+ *   reserved -> starting -> decoding -> leaving -> gone
+ *       `-> lapsed  `-> transfer failed, cancelled, superseded -> leaving -> gone
+ *
+ * 1 a request counts until no step names it; its slot is free then
+ * 2 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
+ * 3 a decoding request ends with exactly one last word on its stream, unless it was cancelled, replaced or orphaned
+ * 4 nothing is attached before every page of the prompt arrived and was verified, or the rank computes them itself
+ */
+export class DecodeRequests {
+  readonly #parts: DecodeRequestsParts;
+  readonly #receiver: KvReceiver;
+  readonly #memory: AttemptMemory<Ending>;
+  readonly #loop: StepLoop;
+  /** Not leaving. */
+  readonly #active = new Map<RequestId, DecodeRequest>();
+  /** Everything that holds a slot. */
+  readonly #slots = new Map<number, DecodeRequest>();
+  #draining = false;
+  #stepMs = 10;
+  #onEmpty: (() => void)[] = [];
+
+  constructor(parts: DecodeRequestsParts) {
+    const { engine } = parts;
+    this.#parts = parts;
+    this.#receiver = new KvReceiver(parts.clock);
+    this.#memory = new AttemptMemory(parts.clock);
+    this.#loop = createStepLoop({
+      engine,
+      plan: (inFlight) => planDecode(this.#decoding(), inFlight, engine.info.maxStepTokens),
+      onResult: (result) => this.#obey(result),
+      onFault: parts.fail,
+    });
+  }
+
+  /** Requests that hold a slot. */
+  get size(): number {
+    return this.#slots.size;
+  }
+
+  /** Prompt tokens this rank still has to compute itself. */
+  get pendingTokens(): number {
+    return this.#decoding().reduce((sum, request) => sum + request.promptLeft, 0);
+  }
+
+  reserve(message: ReserveKv): ReserveReply {
+    const { head } = message;
+    const ended = this.#memory.recall(head);
+    const active = this.#active.get(head.requestId);
+    if (ended !== null || (active && active.head.attempt > head.attempt)) {
+      this.#countDuplicate("reserve-kv");
+      return this.#refuse(codeOf(ended), "this attempt is over");
+    }
+    if (active?.head.attempt === head.attempt) {
+      this.#countDuplicate("reserve-kv");
+      return { kind: "reserved", reservation: active.reservation };
+    }
+    if (active !== undefined) this.#abandon(active, "cancelled");
+    const refused = judgeReservation(message, {
+      nowMs: this.#parts.clock.now(),
+      epoch: this.#parts.epoch,
+      draining: this.#draining,
+      vocabSize: this.#parts.engine.info.vocabSize,
+      contextLength: this.#parts.engine.info.contextLength,
+      poolTokens: this.#parts.engine.info.kvBlocks * BLOCK_TOKENS,
+      requests: this.#slots.size,
+      maxRequests: this.#parts.engine.info.slots,
+      retryAfterMs: this.#retryAfterMs(),
+    });
+    return refused === null ? this.#open(message) : this.#refuse(refused.code, refused.detail, refused.retryAfterMs);
+  }
+
+  /** Resolves when decoding begins, or with why it will not. */
+  start(message: StartDecode): Promise<StartReply> {
+    const { head, handle, epoch } = message;
+    const request = this.#active.get(head.requestId);
+    if (epoch !== this.#parts.epoch) return this.#no("stale_epoch", `this rank is in epoch ${this.#parts.epoch}`);
+    if (request?.head.attempt !== head.attempt) {
+      const ended = this.#memory.recall(head);
+      if (ended === null) return this.#no("unknown_request", "nothing is reserved for this attempt");
+      this.#countDuplicate("start-decode");
+      if (ended !== "superseded" && ended.start !== null) return ended.start;
+      return this.#no(codeOf(ended), "this attempt is over");
+    }
+    if (handle.slot !== request.handle.slot || handle.generation !== request.handle.generation) {
+      return this.#no("unknown_request", "the handle is another reservation's");
+    }
+    if (request.start !== null) this.#countDuplicate("start-decode");
+    request.start ??= this.#start(request, message);
+    return request.start;
+  }
+
+  /** Ends an attempt and all before it. Resolves, when nothing of them is held, with whether there was anything. */
+  async cancel(head: RequestHead): Promise<boolean> {
+    this.#memory.note(head, { code: "cancelled", start: null });
+    this.#parts.stream.drop(head);
+    const held = [...this.#slots.values()].filter(
+      (request) => request.head.requestId === head.requestId && request.head.attempt <= head.attempt,
+    );
+    for (const request of held) this.#abandon(request, "cancelled");
+    const released = Promise.all(held.map((request) => this.#loop.released(request.handle)));
+    await atMost(this.#parts.clock, CANCEL_WAIT_MS, released);
+    return held.length > 0;
+  }
+
+  /** The owner of these requests is gone: nobody is told. */
+  endOwner(owner: GatewayId): void {
+    for (const request of [...this.#active.values()]) {
+      if (request.head.owner !== owner) continue;
+      this.#parts.metrics.count("margay_orphans_total", { role: "decode" });
+      this.#abandon(request, "cancelled");
+    }
+  }
+
+  /** Takes no more reservations; what is not done at `deadlineMs` (epoch milliseconds) ends as `draining`. */
+  async drain(deadlineMs: number): Promise<void> {
+    const { clock, stream } = this.#parts;
+    this.#draining = true;
+    await this.#emptied(deadlineMs - clock.now());
+    for (const request of [...this.#active.values()]) {
+      if (request.phase === "decoding") this.#finish(request, null, "draining");
+      else this.#leave(request, "draining", true);
+    }
+    stream.flush();
+    await this.#emptied(CANCEL_WAIT_MS);
+  }
+
+  /** Plans nothing more. */
+  stop(): void {
+    this.#loop.stop();
+  }
+
+  onStep(result: StepResult): void {
+    this.#loop.settle(result);
+  }
+
+  onEvent(event: EngineEvent): void {
+    if (event.kind === "received") this.#parts.metrics.observe("margay_kv_transfer_seconds", {}, event.ms / 1000);
+    if (event.kind === "lapsed" || event.kind === "receive-failed") {
+      const request = this.#slots.get(event.handle.slot);
+      const ours = request?.handle.generation === event.handle.generation && request.phase !== "leaving";
+      if (ours && event.kind === "lapsed") this.#leave(request, "reservation_expired", true);
+      else if (ours) this.#leave(request, "transfer_failed", true);
+    }
+    this.#receiver.onEvent(event);
+  }
+
+  #open(message: ReserveKv): ReserveReply {
+    const { engine, rankId, epoch, endpoint, logger } = this.#parts;
+    const { head, generation, deadlineMs } = message;
+    try {
+      const opened = engine.openSequence({ generation, mode: "receive", deadlineMs, reserve: "whole" });
+      const { handle, cachedTokens } = opened;
+      const { tokens, promptLength, maxNewTokens, sampling } = generation;
+      const request: DecodeRequest = {
+        head,
+        handle,
+        reservation: { rankId, epoch, handle, endpoint, cachedTokens, deadlineMs },
+        given: tokens.length,
+        topLogprobs: sampling.topLogprobs,
+        seq: tokens.length - promptLength,
+        phase: "reserved",
+        start: null,
+        ending: "unknown_request",
+        promptLeft: 0,
+        tokensLeft: Math.min(promptLength + maxNewTokens, engine.info.contextLength) - tokens.length,
+        lastStep: -1,
+        computedTokens: 0,
+        startedMs: 0,
+      };
+      this.#active.set(head.requestId, request);
+      this.#slots.set(handle.slot, request);
+      this.#receiver.expect(handle);
+      return { kind: "reserved", reservation: request.reservation };
+    } catch (error) {
+      const code = refusalCode(error);
+      if (code === "internal") logger.error({ error }, "a request could not be reserved for");
+      return this.#refuse(code, "", code === "busy" ? this.#retryAfterMs() : null);
+    }
+  }
+
+  async #start(request: DecodeRequest, message: StartDecode): Promise<StartReply> {
+    const { firstToken, transferDeadlineMs } = message;
+    const { engine, clock, stream } = this.#parts;
+    request.phase = "starting";
+    let transfer = { pages: 0, bytes: 0, ms: 0 };
+    if (firstToken !== null) {
+      if (firstToken >= engine.info.vocabSize || request.tokensLeft < 2) {
+        this.#leave(request, "invalid_request", true);
+        return this.#refuse("invalid_request", "the first token leaves nothing to generate, or is no token");
+      }
+      const arrival = await this.#receiver.arrived(request.handle, transferDeadlineMs);
+      if (request.phase !== "starting") return this.#refuse(request.ending, "the attempt ended before it began");
+      if (arrival.kind === "failed") {
+        this.#leave(request, "transfer_failed", true);
+        return this.#refuse("transfer_failed", arrival.cause);
+      }
+      transfer = arrival;
+    }
+    try {
+      request.promptLeft = request.given - engine.attach(request.handle, firstToken);
+    } catch (error) {
+      this.#leave(request, "transfer_failed", true);
+      return this.#refuse("transfer_failed", error instanceof Error ? error.message.slice(0, 500) : "not attached");
+    }
+    if (firstToken !== null) request.tokensLeft--;
+    request.phase = "decoding";
+    request.startedMs = clock.monotonic();
+    stream.open(request.head, request.seq + (firstToken === null ? 0 : 1), request.topLogprobs);
+    this.#loop.wake();
+    return { kind: "started", pages: transfer.pages, bytes: transfer.bytes, transferMs: transfer.ms };
+  }
+
+  #decoding(): DecodeRequest[] {
+    return [...this.#active.values()].filter((request) => request.phase === "decoding");
+  }
+
+  /** Tokens leave for their gateways before sequences are closed and anything else happens. */
+  #obey(result: StepResult): void {
+    const { metrics, stream } = this.#parts;
+    const ended: [DecodeRequest, number][] = [];
+    let total = 0;
+    for (const { slot, generation, rows, token, finish, length } of stepEntries(result)) {
+      total += rows;
+      const request = this.#slots.get(slot);
+      if (request?.handle.generation !== generation || request.phase !== "decoding") continue;
+      if (finish === FINISH.skipped) continue;
+      request.lastStep = result.step;
+      if (request.promptLeft > 0) {
+        request.promptLeft = Math.max(0, request.given - length);
+        request.computedTokens += rows;
+      }
+      if (token >= 0) {
+        request.tokensLeft--;
+        stream.emit(request.head, token, logprobsOf(result, slot));
+      }
+      if (finish === FINISH.none) continue;
+      ended.push([request, finish]);
+      stream.end(
+        request.head,
+        this.#lastWord(request, finishReason(finish), finish === FINISH.numeric ? "numeric" : null),
+      );
+    }
+    stream.flush();
+    for (const [request, finish] of ended) this.#leave(request, "unknown_request", finish !== FINISH.numeric);
+    this.#stepMs += (result.computeMs - this.#stepMs) * 0.1;
+    metrics.observe("margay_batch_tokens", { role: "decode" }, total);
+    metrics.observe("margay_step_seconds", { role: "decode" }, result.computeMs / 1000);
+  }
+
+  #finish(request: DecodeRequest, finish: FinishReason | null, error: ErrorCode | null): void {
+    this.#parts.stream.end(request.head, this.#lastWord(request, finish, error));
+    this.#leave(request, error ?? "unknown_request", true);
+  }
+
+  #lastWord(request: DecodeRequest, finish: FinishReason | null, error: ErrorCode | null): DecodeDone {
+    const { computedTokens, reservation, startedMs } = request;
+    const decodeMs = Math.max(0, this.#parts.clock.monotonic() - startedMs);
+    return { finish, error, cachedTokens: reservation.cachedTokens, computedTokens, decodeMs };
+  }
+
+  /** Ends an attempt nobody waits for any more. */
+  #abandon(request: DecodeRequest, code: ErrorCode): void {
+    this.#parts.stream.drop(request.head);
+    this.#leave(request, code, true);
+  }
+
+  #leave(request: DecodeRequest, code: ErrorCode, keep: boolean): void {
+    if (request.phase === "leaving") return;
+    const { engine } = this.#parts;
+    request.phase = "leaving";
+    request.ending = code;
+    this.#memory.note(request.head, { code, start: code === "cancelled" ? null : request.start });
+    if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
+    try {
+      engine.closeSequence(request.handle, keep);
+    } catch (error) {
+      // A reservation that lapsed is closed already, perhaps before its event arrived here.
+      if (refusalCode(error) !== "unknown_request") throw error;
+    }
+    this.#receiver.forget(request.handle, "the attempt ended");
+    void this.#loop.released(request.handle).then(() => {
+      if (this.#slots.get(request.handle.slot) === request) this.#slots.delete(request.handle.slot);
+      if (this.#slots.size > 0) return;
+      for (const resolve of this.#onEmpty) resolve();
+      this.#onEmpty = [];
+    });
+  }
+
+  async #emptied(ms: number): Promise<void> {
+    if (this.#slots.size === 0) return;
+    const empty = new Promise<void>((resolve) => this.#onEmpty.push(resolve));
+    await atMost(this.#parts.clock, ms, empty);
+  }
+
+  /** When the request that is closest to its length ends, within sensible bounds. */
+  #retryAfterMs(): number {
+    const tokens = Math.min(...this.#decoding().map((request) => request.tokensLeft), 100);
+    return Math.min(5_000, Math.max(50, Math.ceil(tokens * this.#stepMs)));
+  }
+
+  #no(code: ErrorCode, detail: string): Promise<Refused> {
+    return Promise.resolve(this.#refuse(code, detail));
+  }
+
+  #refuse(code: ErrorCode, detail: string, retryAfterMs: number | null = null): Refused {
+    this.#parts.metrics.count("margay_worker_refused_total", { role: "decode", code });
+    return refusal(code, detail, retryAfterMs);
+  }
+
+  #countDuplicate(kind: string): void {
+    this.#parts.metrics.count("margay_duplicate_messages_total", { kind });
+  }
+}
+
+function codeOf(ended: Ending | "superseded" | null): ErrorCode {
+  return ended === null || ended === "superseded" ? "cancelled" : ended.code;
+}
+
+function logprobsOf(result: StepResult, slot: number): StepLogprobs | null {
+  return result.logprobs.find((logprobs) => logprobs.slot === slot) ?? null;
+}

@@ -1,0 +1,333 @@
+import {
+  createStepLoop,
+  type Engine,
+  type EngineEvent,
+  FINISH,
+  finishReason,
+  refusalCode,
+  type StepResult,
+  stepEntries,
+} from "#native";
+import type { ErrorCode } from "#protocol/errors.ts";
+import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
+import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
+import type { PrefillDone, PrefillFailed, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
+import type { Logprobs, RequestHead } from "#protocol/request.ts";
+import type { Refused } from "#protocol/worker.ts";
+import { atMost } from "#service/at-most.ts";
+import { AttemptMemory } from "#service/attempt-memory.ts";
+import type { Clock, Timer } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import { KvSender } from "./kv-sender.ts";
+import { planPrefill } from "./prefill-batcher.ts";
+import { judgeWork } from "./prefill-intake.ts";
+import { PrefillRate } from "./prefill-rate.ts";
+
+export type PrefillOutcome = PrefillDone | PrefillFailed;
+
+export interface PrefillRequestsParts {
+  readonly engine: Engine;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly rankId: RankId;
+  readonly epoch: number;
+  /** Tells the owner how an attempt ended; may be lost. */
+  readonly tell: (owner: GatewayId, outcome: PrefillOutcome) => void;
+  /** The step loop cannot go on. */
+  readonly fail: (error: unknown) => void;
+}
+
+interface PrefillRequest {
+  readonly head: RequestHead;
+  readonly handle: SequenceHandle;
+  readonly given: number;
+  readonly cachedTokens: number;
+  readonly admittedMs: number;
+  readonly deadline: Timer;
+  phase: "computing" | "sending" | "leaving";
+  /** Prompt rows that no settled step has computed. */
+  left: number;
+  /** Monotonic time at which the first step began. */
+  startedMs: number | null;
+  /** The decode rank has every page. */
+  sent: boolean;
+}
+
+/** How long a cancel may wait for the decode rank to let go of pages on their way. */
+const CANCEL_WAIT_MS = 1_000;
+
+/**
+ * Owns the requests of a prefill rank.
+ *
+ *   admitted -> computing -> (first token told) -> sending -> gone
+ *                  `-> failed, cancelled, superseded -> leaving -> gone
+ *
+ * 1 the owner hears of every end but those it asked for (cancel, newer attempt), at once, whatever came before
+ * 2 a request is counted until its slot is free: no step names it and no page of it is on its way
+ * 3 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
+ */
+export class PrefillRequests {
+  readonly #parts: PrefillRequestsParts;
+  readonly #sender: KvSender;
+  readonly #rate: PrefillRate;
+  readonly #memory: AttemptMemory<PrefillOutcome | "cancelled">;
+  readonly #loop: ReturnType<typeof createStepLoop>;
+  /** Not leaving, in order of arrival. */
+  readonly #active = new Map<RequestId, PrefillRequest>();
+  /** Everything that holds a slot. */
+  readonly #slots = new Map<number, PrefillRequest>();
+  #draining = false;
+  #onEmpty: (() => void)[] = [];
+
+  constructor(parts: PrefillRequestsParts) {
+    const { engine } = parts;
+    this.#parts = parts;
+    this.#sender = new KvSender(engine);
+    this.#rate = new PrefillRate(engine.info.maxStepTokens);
+    this.#memory = new AttemptMemory(parts.clock);
+    this.#loop = createStepLoop({
+      engine,
+      plan: (inFlight) => planPrefill(this.#computing(), inFlight, engine.info.maxStepTokens),
+      onResult: (result) => this.#obey(result),
+      onFault: parts.fail,
+    });
+  }
+
+  /** Requests that hold a slot. */
+  get size(): number {
+    return this.#slots.size;
+  }
+
+  get pendingTokens(): number {
+    return this.#computing().reduce((sum, request) => sum + request.left, 0);
+  }
+
+  get tokensPerSecond(): number {
+    return this.#rate.tokensPerSecond;
+  }
+
+  accept(work: PrefillWork): PrefillReply {
+    const { head } = work;
+    const ended = this.#memory.recall(head);
+    const active = this.#active.get(head.requestId);
+    if (ended === "cancelled" || ended === "superseded" || (active && active.head.attempt > head.attempt)) {
+      this.#countDuplicate();
+      return this.#refuse({ kind: "refused", code: "cancelled", detail: "this attempt is over", retryAfterMs: null });
+    }
+    if (ended !== null) {
+      // The outcome may have been lost with the bus; the owner ignores what it has heard.
+      this.#countDuplicate();
+      this.#parts.tell(head.owner, ended);
+      return { kind: "prefill-accepted", cachedTokens: ended.kind === "prefill-done" ? ended.cachedTokens : 0 };
+    }
+    if (active?.head.attempt === head.attempt) {
+      this.#countDuplicate();
+      return { kind: "prefill-accepted", cachedTokens: active.cachedTokens };
+    }
+    if (active !== undefined) this.#leave(active, true);
+    const refusal = judgeWork(work, {
+      nowMs: this.#parts.clock.now(),
+      epoch: this.#parts.epoch,
+      draining: this.#draining,
+      vocabSize: this.#parts.engine.info.vocabSize,
+      contextLength: this.#parts.engine.info.contextLength,
+      poolTokens: this.#parts.engine.info.kvBlocks * BLOCK_TOKENS,
+      requests: this.#slots.size,
+      maxRequests: this.#parts.engine.info.slots,
+      pendingTokens: this.pendingTokens,
+      tokensPerSecond: this.tokensPerSecond,
+      stepTokens: this.#parts.engine.info.maxStepTokens,
+    });
+    return refusal === null ? this.#admit(work) : this.#refuse(refusal);
+  }
+
+  /** Ends an attempt and all before it. Resolves, when nothing of them is held, with whether there was anything. */
+  async cancel(head: RequestHead): Promise<boolean> {
+    this.#memory.note(head, "cancelled");
+    const held = [...this.#slots.values()].filter(
+      (request) => request.head.requestId === head.requestId && request.head.attempt <= head.attempt,
+    );
+    for (const request of held) this.#leave(request, true);
+    const released = Promise.all(held.map((request) => this.#released(request)));
+    await atMost(this.#parts.clock, CANCEL_WAIT_MS, released);
+    return held.length > 0;
+  }
+
+  /** The owner of these requests is gone: nobody is told. */
+  endOwner(owner: GatewayId): void {
+    for (const request of [...this.#active.values()]) {
+      if (request.head.owner !== owner) continue;
+      this.#parts.metrics.count("margay_orphans_total", { role: "prefill" });
+      this.#memory.note(request.head, "cancelled");
+      this.#leave(request, true);
+    }
+  }
+
+  /** Takes no more work; what is not computed at `deadlineMs` (epoch milliseconds) fails as `draining`. */
+  async drain(deadlineMs: number): Promise<void> {
+    const { clock } = this.#parts;
+    this.#draining = true;
+    await this.#emptied(deadlineMs - clock.now());
+    for (const request of [...this.#active.values()]) {
+      if (request.phase === "computing") this.#fail(request, "draining", "the rank was asked to stop");
+    }
+    await this.#emptied(CANCEL_WAIT_MS);
+    for (const request of [...this.#active.values()]) this.#fail(request, "draining", "pages were not taken in time");
+  }
+
+  /** Plans nothing more. */
+  stop(): void {
+    this.#loop.stop();
+    for (const request of this.#slots.values()) request.deadline.cancel();
+  }
+
+  onStep(result: StepResult): void {
+    this.#loop.settle(result);
+  }
+
+  onEvent(event: EngineEvent): void {
+    const end = this.#sender.onEvent(event);
+    if (end === null) return;
+    const request = this.#slots.get(end.handle.slot);
+    if (request?.handle.generation !== end.handle.generation) return;
+    request.sent = true;
+    if (request.phase === "leaving") return;
+    if (end.cause !== null) this.#fail(request, "transfer_failed", end.cause);
+    else if (request.phase === "sending") this.#leave(request, true);
+  }
+
+  #admit(work: PrefillWork): PrefillReply {
+    const { engine, clock } = this.#parts;
+    const { head, generation, reservation, deadlineMs } = work;
+    let handle: SequenceHandle | null = null;
+    try {
+      const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: "prompt" });
+      handle = opened.handle;
+      this.#sender.begin(handle, reservation, Math.min(deadlineMs, reservation.deadlineMs));
+      const given = generation.tokens.length;
+      const request: PrefillRequest = {
+        head,
+        handle,
+        given,
+        cachedTokens: opened.cachedTokens,
+        admittedMs: clock.monotonic(),
+        deadline: clock.after(deadlineMs - clock.now(), () => this.#fail(request, "timeout", "not done in time")),
+        phase: "computing",
+        left: given - opened.cachedTokens,
+        startedMs: null,
+        sent: false,
+      };
+      this.#active.set(head.requestId, request);
+      this.#slots.set(handle.slot, request);
+      this.#loop.wake();
+      return { kind: "prefill-accepted", cachedTokens: opened.cachedTokens };
+    } catch (error) {
+      if (handle !== null) engine.closeSequence(handle, true);
+      const code = refusalCode(error);
+      if (code === "internal") this.#parts.logger.error({ error }, "a prompt could not be admitted");
+      return this.#refuse({ kind: "refused", code, detail: "", retryAfterMs: code === "busy" ? 250 : null });
+    }
+  }
+
+  #computing(): PrefillRequest[] {
+    return [...this.#active.values()].filter((request) => request.phase === "computing");
+  }
+
+  #obey(result: StepResult): void {
+    const { metrics, clock } = this.#parts;
+    let total = 0;
+    for (const { slot, generation, rows, token, finish, length } of stepEntries(result)) {
+      total += rows;
+      const request = this.#slots.get(slot);
+      if (request?.handle.generation !== generation || request.phase !== "computing") continue;
+      if (finish === FINISH.skipped) continue;
+      request.startedMs ??= clock.monotonic() - result.computeMs;
+      request.left = request.given - length;
+      if (finish === FINISH.numeric) this.#fail(request, "numeric", "a logit is not a number");
+      else if (token >= 0) this.#finish(request, token, finish, result);
+    }
+    this.#rate.observe(total, result.computeMs);
+    metrics.observe("margay_batch_tokens", { role: "prefill" }, total);
+    metrics.observe("margay_step_seconds", { role: "prefill" }, result.computeMs / 1000);
+  }
+
+  /** The prompt is computed: its first token goes to the owner before anything else happens. */
+  #finish(request: PrefillRequest, token: number, finish: number, result: StepResult): void {
+    const { clock, rankId, epoch } = this.#parts;
+    const { head, handle } = request;
+    const startedMs = request.startedMs ?? request.admittedMs;
+    this.#conclude(request, {
+      kind: "prefill-done",
+      head,
+      rankId,
+      epoch,
+      firstToken: token,
+      logprobs: logprobsOf(result, handle.slot),
+      finish: finishReason(finish),
+      cachedTokens: request.cachedTokens,
+      queueMs: Math.max(0, startedMs - request.admittedMs),
+      computeMs: clock.monotonic() - startedMs,
+    });
+    request.deadline.cancel();
+    if (request.sent) this.#leave(request, true);
+    else {
+      request.phase = "sending";
+      this.#parts.engine.closeSequence(handle, true);
+    }
+  }
+
+  #fail(request: PrefillRequest, code: ErrorCode, detail: string): void {
+    const { rankId, epoch, logger } = this.#parts;
+    const { head } = request;
+    logger.warn({ request: head.requestId, attempt: head.attempt, code, detail }, "a prompt failed");
+    this.#conclude(request, { kind: "prefill-failed", head, rankId, epoch, code, detail });
+    this.#leave(request, code !== "numeric");
+  }
+
+  #conclude(request: PrefillRequest, outcome: PrefillOutcome): void {
+    this.#memory.note(request.head, outcome);
+    this.#parts.tell(request.head.owner, outcome);
+  }
+
+  #leave(request: PrefillRequest, keep: boolean): void {
+    if (request.phase === "leaving") return;
+    if (request.phase === "computing") this.#parts.engine.closeSequence(request.handle, keep);
+    request.phase = "leaving";
+    request.deadline.cancel();
+    if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
+    void this.#released(request).then(() => {
+      if (this.#slots.get(request.handle.slot) === request) this.#slots.delete(request.handle.slot);
+      if (this.#slots.size > 0) return;
+      for (const resolve of this.#onEmpty) resolve();
+      this.#onEmpty = [];
+    });
+  }
+
+  async #released({ handle }: PrefillRequest): Promise<void> {
+    await this.#loop.released(handle);
+    await this.#sender.settled(handle);
+  }
+
+  async #emptied(ms: number): Promise<void> {
+    if (this.#slots.size === 0) return;
+    const empty = new Promise<void>((resolve) => this.#onEmpty.push(resolve));
+    await atMost(this.#parts.clock, ms, empty);
+  }
+
+  #refuse(refusal: Refused): Refused {
+    this.#parts.metrics.count("margay_worker_refused_total", { role: "prefill", code: refusal.code });
+    return refusal;
+  }
+
+  #countDuplicate(): void {
+    this.#parts.metrics.count("margay_duplicate_messages_total", { kind: "prefill-work" });
+  }
+}
+
+function logprobsOf(result: StepResult, slot: number): Logprobs | null {
+  const found = result.logprobs.find((logprobs) => logprobs.slot === slot);
+  if (found === undefined) return null;
+  return { chosen: Float32Array.of(found.chosen), width: found.ids.length, ids: found.ids, values: found.values };
+}
