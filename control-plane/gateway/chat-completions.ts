@@ -5,7 +5,7 @@ import { ChatAnswer } from "./chat-answer.ts";
 import { ChatRequest } from "./chat-schema.ts";
 import { ChatChunks, chunkFrame } from "./chat-stream.ts";
 import { ReasoningTokens, usageOf } from "./choice.ts";
-import { Exchange, storyHeaders } from "./exchange.ts";
+import { Exchange } from "./exchange.ts";
 import {
   findModel,
   type GenerationHost,
@@ -16,6 +16,7 @@ import {
 } from "./generation-host.ts";
 import { refuse } from "./http-errors.ts";
 import { endTokens } from "./logprobs.ts";
+import { storyHeaders } from "./story.ts";
 
 /** Answers `POST /v1/chat/completions`; throws `MargayError` while nothing was sent. */
 export async function chatCompletions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {

@@ -82,10 +82,7 @@ export type Tool = z.infer<typeof Tool>;
 /** `POST /v1/chat/completions`. Fields unknown to the API are ignored, known but unsupported ones refused by name. */
 export const ChatRequest = SamplingFields.extend({
   messages: z.array(ChatMessage, must("be a list of messages")).min(1, must("hold at least one message")),
-  tools: z
-    .array(Tool, must("be a list of tools"))
-    .max(MAX_TOOLS, must(`hold at most ${MAX_TOOLS} tools`))
-    .nullish(),
+  tools: z.array(Tool, must("be a list of tools")).max(MAX_TOOLS).nullish(),
   tool_choice: z
     .literal(["none", "auto"], { error: 'must be "none" or "auto": forcing a tool call is not supported' })
     .nullish(),

@@ -5,7 +5,7 @@ import { chunkFrame } from "./chat-stream.ts";
 import { usageOf } from "./choice.ts";
 import { CompletionChoice } from "./completion-choice.ts";
 import { CompletionRequest } from "./completion-schema.ts";
-import { Exchange, storyHeaders } from "./exchange.ts";
+import { Exchange } from "./exchange.ts";
 import {
   findModel,
   type GenerationHost,
@@ -16,7 +16,9 @@ import {
 } from "./generation-host.ts";
 import { refuse } from "./http-errors.ts";
 import { endTokens } from "./logprobs.ts";
+import type { PromptInput } from "./prompt-schema.ts";
 import { checkIds, type Prompt } from "./sampling-params.ts";
+import { storyHeaders } from "./story.ts";
 
 /** Answers `POST /v1/completions`; throws `MargayError` while nothing was sent. */
 export async function completions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
@@ -27,7 +29,7 @@ export async function completions(host: GenerationHost, request: FastifyRequest,
   if (body.echo === true && (body.logprobs ?? null) !== null) {
     throw refuse("echo", "must not be true together with logprobs: those of a prompt are not supported");
   }
-  const prompts = promptsOf(model, body.prompt);
+  const prompts = body.prompt.map((one) => readPrompt(model, one));
   const generations = planChoices(host, model, body, prompts, body.logprobs ?? -1);
   const { stopTokens, topLogprobs } = generations[0]!.sampling;
 
@@ -71,25 +73,10 @@ interface EchoPrompt extends Prompt {
   readonly text: () => string;
 }
 
-function promptsOf(model: ServedModel, prompt: CompletionRequest["prompt"]): readonly EchoPrompt[] {
-  if (typeof prompt === "string") return [textPrompt(model, prompt, "prompt")];
-  if (isTokenList(prompt)) return [tokenPrompt(model, prompt, "prompt")];
-  return prompt.map((one, index) => {
-    const param = `prompt[${index}]`;
-    return typeof one === "string" ? textPrompt(model, one, param) : tokenPrompt(model, one, param);
-  });
-}
-
-function isTokenList(prompt: Exclude<CompletionRequest["prompt"], string>): prompt is number[] {
-  return typeof prompt[0] === "number";
-}
-
-function textPrompt(model: ServedModel, text: string, param: string): EchoPrompt {
-  return { tokens: model.tokenizer.encode(text, model.contextLength), param, text: () => text };
-}
-
-function tokenPrompt(model: ServedModel, ids: readonly number[], param: string): EchoPrompt {
-  checkIds(ids, model, param);
-  const tokens = Int32Array.from(ids);
-  return { tokens, param, text: () => model.tokenizer.decode(tokens) };
+function readPrompt(model: ServedModel, { param, input }: PromptInput): EchoPrompt {
+  if (typeof input === "string") {
+    return { tokens: model.tokenizer.encode(input, model.contextLength), param, text: () => input };
+  }
+  checkIds(input, model, param);
+  return { tokens: input, param, text: () => model.tokenizer.decode(input) };
 }

@@ -1,17 +1,16 @@
 import type { ServerResponse } from "node:http";
 import type { FastifyReply } from "fastify";
 import { asMargayError, type ErrorCode, MargayError } from "#protocol/errors.ts";
-import type { RequestId, WorkerId } from "#protocol/ids.ts";
+import type { RequestId } from "#protocol/ids.ts";
 import type { Generation, Logprobs } from "#protocol/request.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
-import type { FlowListener, RequestFlow, Settled } from "../flow/request-flow.ts";
+import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { type ReaderLimits, SseStream } from "./sse.ts";
-
-type Progress = Parameters<FlowListener["onProgress"]>[0];
+import { storyComment, timing, workerHeaders } from "./story.ts";
 
 /** A silent stream is looked at this often; its first comment is due after one look, further ones less often. */
 const LOOK_MS = 1000;
@@ -28,6 +27,8 @@ export interface ExchangeHost {
   readonly requestMs: number;
   /** Exchanges that have not ended, for drain. */
   readonly running: Set<Exchange>;
+  /** True once the server drains: its connections are not to be used again. */
+  readonly draining: () => boolean;
 }
 
 /**
@@ -48,7 +49,7 @@ export class Exchange {
   readonly #abort = new AbortController();
   readonly #stream: SseStream | null;
   readonly #startedMs: number;
-  #progress: Progress | null = null;
+  #progress: FlowProgress | null = null;
   #sawFirstToken = false;
 
   constructor(
@@ -112,7 +113,7 @@ export class Exchange {
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
       const settled = await this.#serveAll(generations, sinks);
-      this.#stream?.end(`${closing(settled)}: ${storyOf(settled)}\n\ndata: [DONE]\n\n`);
+      this.#stream?.end(`${closing(settled)}: ${storyComment(settled)}\n\ndata: [DONE]\n\n`);
       this.#count("ok", generations, settled);
       return settled;
     } catch (thrown) {
@@ -171,7 +172,7 @@ export class Exchange {
     this.#stream?.send(events);
   }
 
-  onProgress(progress: Progress): void {
+  onProgress(progress: FlowProgress): void {
     this.#progress = progress;
   }
 
@@ -194,6 +195,7 @@ export class Exchange {
   /** The stream is about to send its first byte: takes the response from fastify, with what is known by now. */
   #takeOver(): Record<string, string> {
     const headers = this.#reply.getHeaders() as Record<string, string>;
+    if (this.#host.draining()) headers.connection = "close";
     this.#reply.hijack();
     const progress = this.#progress;
     if (progress === null) return headers;
@@ -233,7 +235,7 @@ class ChoiceListener implements FlowListener {
     this.#sink = sink;
   }
 
-  onProgress(progress: Progress): void {
+  onProgress(progress: FlowProgress): void {
     this.#exchange.onProgress(progress);
   }
 
@@ -262,57 +264,4 @@ class ChoiceListener implements FlowListener {
     const seconds = (this.#lastMs - this.#firstMs) / 1000 / (this.#tokens - 1);
     host.metrics.observe("margay_time_per_output_token_seconds", labels, seconds);
   }
-}
-
-function timing(name: string, ms: number): string {
-  return `${name};dur=${ms.toFixed(2)}`;
-}
-
-function workerHeaders(prefill: WorkerId | null, decode: WorkerId | null): Record<string, string> {
-  return {
-    ...(prefill === null ? {} : { "x-margay-prefill": prefill }),
-    ...(decode === null ? {} : { "x-margay-decode": decode }),
-  };
-}
-
-/** The workers that took part, each once. The prefill worker of a prompt that its decode worker computed is that one. */
-function workersOf(settled: readonly Settled[]): { readonly prefill: string; readonly decode: string } {
-  const known = (ids: (WorkerId | null)[]) => [...new Set(ids.filter((id) => id !== null))].join(", ");
-  return {
-    prefill: known(settled.map((one) => one.prefill ?? one.decode)),
-    decode: known(settled.map((one) => one.decode)),
-  };
-}
-
-function longest(settled: readonly Settled[]): Settled["timings"] {
-  const most = (pick: (timings: Settled["timings"]) => number) => Math.max(...settled.map((one) => pick(one.timings)));
-  return {
-    queueMs: most((timings) => timings.queueMs),
-    prefillMs: most((timings) => timings.prefillMs),
-    transferMs: most((timings) => timings.transferMs),
-    decodeMs: most((timings) => timings.decodeMs),
-  };
-}
-
-/** Headers of a unary answer: who worked on it and how long each phase took (of several choices: the longest). */
-export function storyHeaders(settled: readonly Settled[]): Record<string, string> {
-  const { prefill, decode } = workersOf(settled);
-  const timings = longest(settled);
-  return {
-    ...(prefill === "" ? {} : { "x-margay-prefill": prefill }),
-    ...(decode === "" ? {} : { "x-margay-decode": decode }),
-    "server-timing": [
-      timing("queue", timings.queueMs),
-      timing("prefill", timings.prefillMs),
-      timing("transfer", timings.transferMs),
-      timing("decode", timings.decodeMs),
-    ].join(", "),
-  };
-}
-
-/** The same for a stream: the text of its final comment. */
-function storyOf(settled: readonly Settled[]): string {
-  return Object.entries(storyHeaders(settled))
-    .map(([name, value]) => `${name}: ${value}`)
-    .join(" | ");
 }

@@ -182,6 +182,7 @@ export class Gateway {
       requestMs: config.requestMs,
       maxN: config.maxN,
       running: this.#running,
+      draining: () => this.#state === "draining",
     };
     const app = this.#app;
     app.post("/v1/chat/completions", (request, reply) => chatCompletions(host, request, reply));
@@ -207,6 +208,7 @@ export class Gateway {
     const fields = { requestId: request.id, path: request.routeOptions.url ?? "unknown", error };
     if (error.code === "internal") logger.error(fields, "a request failed");
     else if (error.status >= 500) logger.warn(fields, "a request failed");
+    else logger.debug(fields, "a request was refused");
     reply.code(error.status).headers(errorHeaders(error)).send(errorBody(error));
   }
 }

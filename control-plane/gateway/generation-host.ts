@@ -4,11 +4,13 @@ import { MargayError } from "#protocol/errors.ts";
 import type { ModelName, RequestId } from "#protocol/ids.ts";
 import type { Generation } from "#protocol/request.ts";
 import type { Random } from "#service/clock.ts";
+import { MAX_MESSAGES } from "../chat/messages.ts";
 import type { ServedModel } from "../chat/served-model.ts";
+import { MAX_TOOLS } from "./chat-schema.ts";
 import type { ExchangeHost } from "./exchange.ts";
 import { refuse, requestFault } from "./http-errors.ts";
 import { baseSeed, choiceSeed, type Prompt, planGeneration } from "./sampling-params.ts";
-import type { SamplingFields } from "./sampling-schema.ts";
+import { MAX_STOP_TOKENS, MAX_STOPS, type SamplingFields } from "./sampling-schema.ts";
 
 /** What the generation APIs are given. */
 export interface GenerationHost extends ExchangeHost {
@@ -18,8 +20,15 @@ export interface GenerationHost extends ExchangeHost {
   readonly maxN: number;
 }
 
+/** Lists whose length is looked at before their entries: one of a million faults is answered as fast as any other. */
+const LIST_LIMITS = { messages: MAX_MESSAGES, tools: MAX_TOOLS, stop: MAX_STOPS, stop_token_ids: MAX_STOP_TOKENS };
+
 /** Parses a body; throws `invalid_request` that names the first field at fault. */
 export function parseRequest<S extends z.ZodType>(schema: S, body: unknown): z.output<S> {
+  for (const [param, limit] of Object.entries(LIST_LIMITS)) {
+    const list = (body as Readonly<Record<string, unknown>> | null | undefined)?.[param];
+    if (Array.isArray(list) && list.length > limit) throw refuse(param, `must hold at most ${limit} entries`);
+  }
   const parsed = schema.safeParse(body);
   if (parsed.success) return parsed.data;
   throw requestFault(parsed.error);

@@ -5,6 +5,8 @@ import { flag, must, numberWithin, onlyEmpty, onlyNeutral, wholeFrom } from "./m
 /** Most stop strings of one request, and the most characters of one. */
 export const MAX_STOPS = 4;
 export const MAX_STOP_CHARACTERS = 512;
+/** Most entries of `stop_token_ids`. */
+export const MAX_STOP_TOKENS = 64;
 
 const stopRule = must(
   `be a string or a list of at most ${MAX_STOPS} strings, each of 1 to ${MAX_STOP_CHARACTERS} characters`,
@@ -41,10 +43,10 @@ export const SamplingFields = z.object({
     )
     .refine((bias) => Object.keys(bias).length <= MAX_LOGIT_BIASES, must(`have at most ${MAX_LOGIT_BIASES} entries`))
     .nullish(),
-  stop: z.union([stopString, z.array(stopString, stopRule).max(MAX_STOPS, stopRule)], stopRule).nullish(),
+  stop: z.union([stopString, z.array(stopString, stopRule).max(MAX_STOPS)], stopRule).nullish(),
   stop_token_ids: z
-    .array(wholeFrom(0), must("be a list of at most 64 token ids"))
-    .max(64, must("be a list of at most 64 token ids"))
+    .array(wholeFrom(0), must(`be a list of at most ${MAX_STOP_TOKENS} token ids`))
+    .max(MAX_STOP_TOKENS)
     .nullish(),
   min_tokens: wholeFrom(0).nullish().meta({ description: "End tokens are not obeyed before." }),
   ignore_eos: flag().nullish().meta({ description: "Generate until max_tokens." }),

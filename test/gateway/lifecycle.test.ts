@@ -72,6 +72,7 @@ describe("models and documents", () => {
       expect(document.components.schemas).toHaveProperty(name!);
     }
     expect(document.components.schemas.ChatRequest.required).toEqual(["model", "messages"]);
+    expect(document.components.schemas.CompletionRequest.required).toEqual(["model", "prompt"]);
     expect(document.components.schemas.ChatRequest.properties.n.anyOf[0].minimum).toBe(1);
   });
 });

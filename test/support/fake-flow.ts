@@ -2,9 +2,13 @@ import { setImmediate as macrotask } from "node:timers/promises";
 import { MargayError } from "#protocol/errors.ts";
 import type { WorkerId } from "#protocol/ids.ts";
 import type { Logprobs } from "#protocol/request.ts";
-import type { FlowListener, FlowRequest, RequestFlow, Settled } from "../../control-plane/flow/request-flow.ts";
-
-type Progress = Parameters<FlowListener["onProgress"]>[0];
+import type {
+  FlowListener,
+  FlowProgress,
+  FlowRequest,
+  RequestFlow,
+  Settled,
+} from "../../control-plane/flow/request-flow.ts";
 
 export const PREFILL = "p-1" as WorkerId;
 export const DECODE = "d-1" as WorkerId;
@@ -31,7 +35,7 @@ export class FlowCall {
     this.#aborted.catch(() => {});
   }
 
-  progress(phase: Progress["phase"], waitedMs = 5): void {
+  progress(phase: FlowProgress["phase"], waitedMs = 5): void {
     const placed = phase !== "waiting" && phase !== "waking";
     const ids = placed ? { prefill: PREFILL, decode: DECODE } : { prefill: null, decode: null };
     this.#listener.onProgress({ phase, ...ids, waitedMs });
