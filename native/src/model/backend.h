@@ -71,5 +71,8 @@ class Backend {
 };
 
 std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool);
+// isa: one of CpuIsas(), or empty for the best.
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, float latent_eps, int max_rows,
+                                                const std::string& isa, ThreadPool* pool);
 
 }  // namespace margay

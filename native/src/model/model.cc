@@ -114,8 +114,6 @@ Result<std::string> ModelHash(const Checkpoint& checkpoint, const std::string& p
 
 }  // namespace
 
-std::vector<std::string> CpuIsas() { return {}; }
-
 Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   if (options.max_rows < 1 || options.max_rows > kMostRows) {
     return BadArgument("the rows of a step must be from 1 to " + std::to_string(kMostRows));
@@ -129,7 +127,14 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
 
   auto pool = std::make_unique<ThreadPool>(options.threads);
   const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
-  std::unique_ptr<Backend> backend = MakeRefBackend(*config, latent_eps, options.max_rows, pool.get());
+  std::unique_ptr<Backend> backend;
+  if (options.backend == BackendKind::kRef) {
+    backend = MakeRefBackend(*config, latent_eps, options.max_rows, pool.get());
+  } else {
+    Result<std::unique_ptr<Backend>> made = MakeCpuBackend(*config, latent_eps, options.max_rows, options.isa, pool.get());
+    if (!made.ok()) return made.status();
+    backend = std::move(*made);
+  }
 
   const Result<std::string> hash = ModelHash(*checkpoint, options.packed_folder, pool.get());
   if (!hash.ok()) return hash.status();

@@ -1,0 +1,69 @@
+// Sixteen floats: AVX-512 F, BW, VL and DQ.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace margay {
+namespace {
+
+struct Vec {
+  using Reg = __m512;
+  static constexpr int kWidth = 16;
+  static constexpr int kRows = 6;
+  static constexpr int kPanels = 4;
+  static constexpr int kPanelsOneRow = 8;
+  static constexpr int kQueries = 4;
+  static constexpr int kTokens = 4;
+  static constexpr int kValues = 4;
+
+  static __mmask16 Mask(int n) { return static_cast<__mmask16>((1U << n) - 1); }
+  static Reg Zero() { return _mm512_setzero_ps(); }
+  static Reg Set(float a) { return _mm512_set1_ps(a); }
+  static Reg Load(const float* p) { return _mm512_loadu_ps(p); }
+  static Reg LoadSome(const float* p, int n) { return _mm512_maskz_loadu_ps(Mask(n), p); }
+  static void Store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
+  static void StoreSome(float* p, Reg a, int n) { _mm512_mask_storeu_ps(p, Mask(n), a); }
+  static Reg Fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg Add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg Sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static Reg Mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static Reg Div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static Reg Max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static Reg Min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static float Sum(Reg a) { return _mm512_reduce_add_ps(a); }
+  static float Highest(Reg a) { return _mm512_reduce_max_ps(a); }
+
+  static Reg FromBf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
+  static Reg LoadBf16(const uint16_t* p) { return FromBf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Reg LoadBf16Some(const uint16_t* p, int n) { return FromBf16(_mm256_maskz_loadu_epi16(Mask(n), p)); }
+  static void StoreBf16Some(uint16_t* p, Reg a, int n) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i top = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    top = _mm512_mask_mov_epi32(top, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(p, Mask(n), _mm512_cvtepi32_epi16(top));
+  }
+  static void LoadPairs(const uint8_t* p, Reg* even, Reg* odd) {
+    const __m512i words = _mm512_loadu_si512(p);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
+  }
+  // e4m3 is fp16 with a shorter mantissa and an exponent bias that is 8 lower.
+  static Reg LoadFp8(const uint8_t* p) {
+    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)), 8);
+    const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)), 7);
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0F));
+  }
+
+  static Reg SplitPower(Reg x, Reg* rest) {
+    const Reg rounded = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    *rest = _mm512_sub_ps(x, rounded);
+    return _mm512_scalef_ps(_mm512_set1_ps(1.0F), rounded);
+  }
+};
+
+}  // namespace
+}  // namespace margay

@@ -1,0 +1,80 @@
+// Four floats in the compiler's portable vector type.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "weights/number_formats.h"
+
+namespace margay {
+namespace {
+
+struct Vec {
+  using Reg = float __attribute__((vector_size(16)));
+  using Words = uint32_t __attribute__((vector_size(16)));
+  using Ints = int32_t __attribute__((vector_size(16)));
+  static constexpr int kWidth = 4;
+  static constexpr int kRows = 2;           // rows of a matmul block
+  static constexpr int kPanels = 1;         // panels of a block of several rows
+  static constexpr int kPanelsOneRow = 2;   // panels of a block of one row
+  static constexpr int kQueries = 2;        // attention: queries and tokens of a score block
+  static constexpr int kTokens = 4;
+  static constexpr int kValues = 4;         // attention: vectors of latent values of a block
+
+  static Reg Zero() { return Reg{}; }
+  static Reg Set(float a) { return Reg{a, a, a, a}; }
+  static Reg Load(const float* p) {
+    Reg r;
+    std::memcpy(&r, p, sizeof(r));
+    return r;
+  }
+  static Reg LoadSome(const float* p, int n) {
+    Reg r{};
+    std::memcpy(&r, p, static_cast<size_t>(n) * sizeof(float));
+    return r;
+  }
+  static void Store(float* p, Reg a) { std::memcpy(p, &a, sizeof(a)); }
+  static void StoreSome(float* p, Reg a, int n) { std::memcpy(p, &a, static_cast<size_t>(n) * sizeof(float)); }
+  static Reg Fma(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg Add(Reg a, Reg b) { return a + b; }
+  static Reg Sub(Reg a, Reg b) { return a - b; }
+  static Reg Mul(Reg a, Reg b) { return a * b; }
+  static Reg Div(Reg a, Reg b) { return a / b; }
+  static Reg Max(Reg a, Reg b) { return a > b ? a : b; }
+  static Reg Min(Reg a, Reg b) { return a < b ? a : b; }
+  static float Sum(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  static float Highest(Reg a) {
+    const float x = a[0] > a[1] ? a[0] : a[1];
+    const float y = a[2] > a[3] ? a[2] : a[3];
+    return x > y ? x : y;
+  }
+
+  static Reg LoadBf16(const uint16_t* p) { return LoadBf16Some(p, kWidth); }
+  static Reg LoadBf16Some(const uint16_t* p, int n) {
+    Words words{};
+    for (int i = 0; i < n; ++i) words[i] = static_cast<uint32_t>(p[i]) << 16;
+    return __builtin_bit_cast(Reg, words);
+  }
+  static void StoreBf16Some(uint16_t* p, Reg a, int n) {
+    for (int i = 0; i < n; ++i) p[i] = FloatToBf16(a[i]);
+  }
+  // Two inputs of kWidth outputs each.
+  static void LoadPairs(const uint8_t* p, Reg* even, Reg* odd) {
+    Words words;
+    std::memcpy(&words, p, sizeof(words));
+    *even = __builtin_bit_cast(Reg, words << 16);
+    *odd = __builtin_bit_cast(Reg, words & 0xffff0000U);
+  }
+  static Reg LoadFp8(const uint8_t* p) { return Reg{kFp8Values[p[0]], kFp8Values[p[1]], kFp8Values[p[2]], kFp8Values[p[3]]}; }
+
+  // 2^round(x) and x - round(x), for |x| <= 126.
+  static Reg SplitPower(Reg x, Reg* rest) {
+    const Reg shifted = x + Set(12582912.0F);  // 1.5 * 2^23: the sum's low bits are the rounded integer
+    const Reg rounded = shifted - Set(12582912.0F);
+    *rest = x - rounded;
+    return __builtin_bit_cast(Reg, (__builtin_convertvector(rounded, Ints) + 127) << 23);
+  }
+};
+
+}  // namespace
+}  // namespace margay
