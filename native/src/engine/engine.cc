@@ -32,7 +32,7 @@ Result<int> CountBlocks(const EngineOptions& options, const KvLayout& layout) {
 
 }  // namespace
 
-double NowMs() {
+double EpochMs() {
   using std::chrono::system_clock;
   return std::chrono::duration<double, std::milli>(system_clock::now().time_since_epoch()).count();
 }
@@ -279,7 +279,8 @@ void Engine::End(Sequence* sequence, bool keep) {
   if (sequence->phase != Sequence::Phase::kRunnable) receiver_->Forget(sequence->ref);
   // What was not computed never will be: the peer need not wait for the deadline to hear so.
   if (sequence->exporting && sequence->length < sequence->given) sender_->Abort(sequence->ref);
-  sequences_.Retire(sequence, keep);
+  // Rows that gave no number are nothing to go on from.
+  sequences_.Retire(sequence, keep && sequence->finish != Finish::kNumeric);
   ReleaseIfIdle(sequence);
 }
 

@@ -178,6 +178,6 @@ class Engine {
 };
 
 // Milliseconds since the Unix epoch.
-double NowMs();
+double EpochMs();
 
 }  // namespace margay

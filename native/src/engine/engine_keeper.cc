@@ -21,7 +21,7 @@ void Engine::TakeOutcome(const TransferOutcome& outcome) {
   if (sequence == nullptr || sequence->phase != Sequence::Phase::kWaiting) return;
   if (outcome.ok) sequence->phase = Sequence::Phase::kReceived;
   // Past its deadline the sequence lapses, and that is told.
-  const bool late = static_cast<int64_t>(NowMs()) >= sequence->deadline_ms;
+  const bool late = static_cast<int64_t>(EpochMs()) >= sequence->deadline_ms;
   if (outcome.ok || !late) outbox_.Put(TransferEvent{false, outcome});
 }
 

@@ -14,7 +14,7 @@ void Engine::StepLoop() {
     if (stopping_) return;
     const auto start = std::chrono::steady_clock::now();
     StepReport report;
-    report.start_ms = NowMs();
+    report.start_ms = EpochMs();
     // Calls push to the queue's back only: the front stays where it is.
     const Plan& plan = queue_.front();
     Prepare(plan);

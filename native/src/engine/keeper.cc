@@ -42,7 +42,7 @@ void Keeper::Run() {
   constexpr int64_t kLongestSleepMs = 1000;
   std::unique_lock lock(mutex_);
   while (!stopping_) {
-    const auto now_ms = static_cast<int64_t>(NowMs());
+    const auto now_ms = static_cast<int64_t>(EpochMs());
     if (!outcomes_.empty()) {
       const std::vector<TransferOutcome> outcomes = std::exchange(outcomes_, {});
       lock.unlock();
