@@ -208,11 +208,9 @@ export class DecodeRequests {
 
   onEvent(event: EngineEvent): void {
     if (event.kind === "received") this.#parts.metrics.observe("margay_kv_transfer_seconds", {}, event.ms / 1000);
-    if (event.kind === "lapsed" || event.kind === "receive-failed") {
+    if (event.kind === "lapsed") {
       const request = this.#slots.get(event.handle.slot);
-      const ours = request?.handle.generation === event.handle.generation && request.phase !== "leaving";
-      if (ours && event.kind === "lapsed") this.#leave(request, "reservation_expired", true);
-      else if (ours) this.#leave(request, "transfer_failed", true);
+      if (request?.handle.generation === event.handle.generation) this.#leave(request, "reservation_expired", true);
     }
     this.#receiver.onEvent(event);
   }
