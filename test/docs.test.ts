@@ -7,7 +7,8 @@ const readme = fileURLToPath(new URL("../README.md", import.meta.url));
 
 function settingsTable(): string {
   const rows = Object.entries(SETTINGS).map(
-    ([name, s]) => `| \`${name}\` | ${s.default === null ? "" : `\`${s.default}\``} | ${s.about.replaceAll("|", "\\|")} |`,
+    ([name, s]) =>
+      `| \`${name}\` | ${s.default === null ? "" : `\`${s.default}\``} | ${s.about.replaceAll("|", "\\|")} |`,
   );
   return ["| variable | default | |", "|---|---|---|", ...rows].join("\n");
 }

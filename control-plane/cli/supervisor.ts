@@ -9,6 +9,8 @@ interface ChildSpec {
   /** A Node process that drains when its parent is gone. */
   readonly channel: boolean;
   readonly onMessage?: (message: unknown) => void;
+  /** Asked after a crash: false gives up at once. */
+  readonly restart?: () => boolean;
 }
 
 interface Supervised {
@@ -53,8 +55,8 @@ export function supervise(
         resolve();
         if (stopping) return;
         crashes = clock.monotonic() - startedMs > STABLE_MS ? 1 : crashes + 1;
-        if (crashes > MOST_CRASHES) {
-          say(`${spec.name} ${how} ${crashes} times in a row; giving up`);
+        if (crashes > MOST_CRASHES || spec.restart?.() === false) {
+          say(`${spec.name} ${how}${crashes > 1 ? ` ${crashes} times in a row` : ""}; giving up`);
           onGiveUp();
           return;
         }

@@ -1,5 +1,6 @@
 import { MargayError } from "#protocol/errors.ts";
 import type { ModelName } from "#protocol/ids.ts";
+import type { Role } from "#protocol/worker.ts";
 import type { Clock, Timer } from "#service/clock.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { Rank } from "../fleet/fleet.ts";
@@ -31,10 +32,15 @@ export interface WaitingRoomParts {
   readonly metrics: Metrics;
   readonly mostWaiting: number;
   readonly waitMs: number;
+  /** Why a model has no workers, if somebody knows. */
+  readonly whyNone: (model: ModelName) => string | null;
+  /** A request came that has to wait: whoever makes workers may look at once. */
+  readonly onArrival: () => void;
 }
 
 /** Cooling ranks open again without a message: looked at this often while somebody waits. */
 const LOOK_MS = 50;
+const RETRY_AFTER_MS = 5_000;
 
 /**
  * Owns the requests that have no place yet, per model.
@@ -48,6 +54,7 @@ const LOOK_MS = 50;
 export class WaitingRoom {
   readonly #parts: WaitingRoomParts;
   readonly #queues = new Map<ModelName, Guest[]>();
+  readonly #missing = new Map<ModelName, Role>();
   readonly #stopListening: () => void;
   #timer: Timer | null = null;
   #seating = false;
@@ -64,6 +71,11 @@ export class WaitingRoom {
   oldestWaitMs(model: ModelName): number {
     const first = this.#queues.get(model)?.[0];
     return first === undefined ? 0 : this.#parts.clock.monotonic() - first.enteredMs;
+  }
+
+  /** The role the first waiting request waits for; null when nobody waits. */
+  missing(model: ModelName): Role | null {
+    return this.waiting(model) === 0 ? null : (this.#missing.get(model) ?? null);
   }
 
   /**
@@ -88,6 +100,7 @@ export class WaitingRoom {
     const at = queue.findIndex((other) => other.arrivedMs > arrivedMs);
     queue.splice(at === -1 ? queue.length : at, 0, guest);
     this.#seatAll();
+    if (queue.includes(guest)) this.#parts.onArrival();
     try {
       return await interruption.race(seated.promise);
     } catch (error) {
@@ -132,10 +145,14 @@ export class WaitingRoom {
     const nowMs = clock.monotonic();
     const placement = place(fleet.snapshot, fleet.prefixes, guest.query, nowMs);
     switch (placement.kind) {
-      case "wait":
+      case "wait": {
+        this.#missing.set(guest.query.model, placement.missing);
         if (nowMs - guest.enteredMs < waitMs) return false;
-        guest.reject(new MargayError("no_worker", undefined, { retryAfterMs: 5_000 }));
+        const why = this.#parts.whyNone(guest.query.model);
+        const text = `No worker became available within ${waitMs / 1000} seconds.${why === null ? "" : ` ${why}`}`;
+        guest.reject(new MargayError("no_worker", text, { retryAfterMs: RETRY_AFTER_MS }));
         break;
+      }
       case "impossible":
         guest.reject(
           new MargayError(

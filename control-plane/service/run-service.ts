@@ -75,7 +75,7 @@ export async function runService<C extends ServiceConfig>(spec: ServiceSpec<C>):
   try {
     config = spec.configure();
   } catch (error) {
-    refuseToStart(provisionalName, error, false);
+    return refuseToStart(provisionalName, error, false);
   }
   const name = typeof spec.name === "string" ? spec.name : spec.name(config);
   logger = createLogger(name, config.logLevel, process.stderr);
@@ -88,9 +88,9 @@ export async function runService<C extends ServiceConfig>(spec: ServiceSpec<C>):
     stop,
     fail: (error) => end({ kind: "fail", error }),
     tellParent: (message) => void process.send?.(message, undefined, {}, () => {}),
-  }).catch((error: unknown) => {
+  }).catch(async (error: unknown) => {
     // A start that was interrupted may fail in any way; it was given up anyhow.
-    if (!abort.signal.aborted) refuseToStart(name, error, config.logLevel === "debug");
+    if (!abort.signal.aborted) await refuseToStart(name, error, config.logLevel === "debug");
     return null;
   });
 
@@ -145,9 +145,15 @@ function watchProcess(stop: (reason: string) => void, crash: (error: unknown, wh
   process.stderr.on("error", () => {});
 }
 
-function refuseToStart(name: string, error: unknown, withStack: boolean): never {
+/** Says why in one sentence, to people and to the parent process if that listens, and ends with code 1. */
+async function refuseToStart(name: string, error: unknown, withStack: boolean): Promise<never> {
   const sentence = error instanceof Error ? error.message : String(error);
   process.stderr.write(`${name}: ${sentence}\n`);
   if (withStack && error instanceof Error) process.stderr.write(`${error.stack}\n`);
+  if (process.send) {
+    await new Promise<void>((resolve) => {
+      process.send?.({ kind: "failed-to-start", sentence }, undefined, {}, () => resolve());
+    });
+  }
   process.exit(1);
 }

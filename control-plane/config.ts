@@ -1,0 +1,105 @@
+import { basename, resolve } from "node:path";
+import { ModelName } from "#protocol/ids.ts";
+import type { ServiceConfig } from "#service/run-service.ts";
+import { readSettings, SettingsError } from "#service/settings.ts";
+import type { GatewayConfig } from "./gateway/gateway.ts";
+import type { ScalingRules } from "./scaling/planner.ts";
+
+export interface ControlPlaneConfig extends ServiceConfig {
+  readonly gateway: GatewayConfig;
+  /** Checkpoint folder of each model, in the order they are listed. */
+  readonly models: ReadonlyMap<ModelName, string>;
+  readonly stateFolder: string;
+  readonly nats: { readonly url: string; readonly user: string | null; readonly password: string | null };
+  readonly scaling: ScalingRules;
+  readonly localPrefillTokens: number;
+  readonly mostWaiting: number;
+  readonly waitMs: number;
+  /** What worker processes inherit: where programs are, and every setting. */
+  readonly workerEnvironment: Readonly<Record<string, string>>;
+}
+
+/** Variables that are not Margay's and that a program needs to run as its user does. */
+const INHERITED = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL"];
+
+/** Parses the environment of a control plane. Throws `SettingsError`. */
+export function readControlPlaneConfig(
+  environment: Readonly<Record<string, string | undefined>> = process.env,
+): ControlPlaneConfig {
+  const s = readSettings(environment, [
+    "MARGAY_HOST",
+    "MARGAY_PORT",
+    "MARGAY_MODEL",
+    "MARGAY_STATE_DIR",
+    "MARGAY_PREFILL",
+    "MARGAY_DECODE",
+    "MARGAY_IDLE_SECONDS",
+    "MARGAY_LOCAL_PREFILL_TOKENS",
+    "MARGAY_NATS_URL",
+    "MARGAY_NATS_USER",
+    "MARGAY_NATS_PASSWORD",
+    "MARGAY_MAX_WAITING",
+    "MARGAY_WAIT_SECONDS",
+    "MARGAY_REQUEST_SECONDS",
+    "MARGAY_BODY_MIB",
+    "MARGAY_MAX_N",
+    "MARGAY_DRAIN_SECONDS",
+    "MARGAY_LOG_LEVEL",
+    // Read by the workers alone; named here so that a mistake is found before one is started.
+    "MARGAY_BACKEND",
+    "MARGAY_THREADS",
+    "MARGAY_KV_MIB",
+    "MARGAY_SLOTS",
+    "MARGAY_STEP_TOKENS",
+    "MARGAY_LATENT_NORM_EPS",
+    "MARGAY_PACKED_WEIGHTS",
+    "MARGAY_KV_TRANSPORT",
+    "MARGAY_KV_HOST",
+    "MARGAY_KV_PORT",
+    "MARGAY_KV_ADVERTISE",
+    "MARGAY_HEALTH_HOST",
+    "MARGAY_HEALTH_PORT",
+  ]);
+  if (s.MARGAY_NATS_URL === null) {
+    throw new SettingsError("MARGAY_NATS_URL is not set: `margay up` starts a NATS server and sets it");
+  }
+  const workerEnvironment: Record<string, string> = {};
+  for (const [name, value] of Object.entries(environment)) {
+    if (value !== undefined && (INHERITED.includes(name) || name.startsWith("MARGAY_")))
+      workerEnvironment[name] = value;
+  }
+  return {
+    logLevel: s.MARGAY_LOG_LEVEL,
+    drainMs: s.MARGAY_DRAIN_SECONDS * 1000,
+    gateway: {
+      host: s.MARGAY_HOST,
+      port: s.MARGAY_PORT,
+      bodyLimitBytes: s.MARGAY_BODY_MIB * 1024 * 1024,
+      maxN: s.MARGAY_MAX_N,
+      requestMs: s.MARGAY_REQUEST_SECONDS * 1000,
+    },
+    models: parseModels(s.MARGAY_MODEL),
+    stateFolder: resolve(s.MARGAY_STATE_DIR),
+    nats: { url: s.MARGAY_NATS_URL, user: s.MARGAY_NATS_USER, password: s.MARGAY_NATS_PASSWORD },
+    scaling: { prefill: s.MARGAY_PREFILL, decode: s.MARGAY_DECODE, idleMs: s.MARGAY_IDLE_SECONDS * 1000 },
+    localPrefillTokens: s.MARGAY_LOCAL_PREFILL_TOKENS,
+    mostWaiting: s.MARGAY_MAX_WAITING,
+    waitMs: s.MARGAY_WAIT_SECONDS * 1000,
+    workerEnvironment,
+  };
+}
+
+/** `folder` or `name=folder`, separated by commas. */
+function parseModels(text: string): ReadonlyMap<ModelName, string> {
+  const models = new Map<ModelName, string>();
+  for (const entry of text.split(",")) {
+    const [, given, path] = /^(?:([^=]*)=)?(.*)$/s.exec(entry.trim())!;
+    const folder = resolve(path!);
+    const name = ModelName.safeParse(given ?? basename(folder));
+    if (path === "" || !name.success)
+      throw new SettingsError(`MARGAY_MODEL=${text}: each entry must be FOLDER or NAME=FOLDER`);
+    if (models.has(name.data)) throw new SettingsError(`MARGAY_MODEL=${text}: the name ${name.data} stands twice`);
+    models.set(name.data, folder);
+  }
+  return models;
+}

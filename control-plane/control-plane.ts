@@ -1,0 +1,177 @@
+import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import type { GatewayId, ModelName } from "#protocol/ids.ts";
+import { connectBus } from "#service/connect-bus.ts";
+import { createMetrics, type Metrics } from "#service/metrics.ts";
+import { credentialsFile, natsCredentials } from "#service/nats-credentials.ts";
+import type { Service, ServiceContext } from "#service/run-service.ts";
+import { loadServedModel, type ServedModel } from "./chat/served-model.ts";
+import type { ControlPlaneConfig } from "./config.ts";
+import { FleetWatch } from "./fleet/fleet-watch.ts";
+import { RequestBoard } from "./flow/request-board.ts";
+import { Flow } from "./flow/request-flow.ts";
+import { WaitingRoom } from "./flow/waiting-room.ts";
+import { Gateway } from "./gateway/gateway.ts";
+import { openOperatorDesk } from "./operator-desk.ts";
+import { Scaler } from "./scaling/scaler.ts";
+import { ProcessTarget } from "./scaling/targets/process.ts";
+
+/** After the last answer: time for cancellations and acknowledgements to leave. */
+const CLOSE_MS = 1_000;
+
+/**
+ * The one place where the parts of a control plane meet.
+ *
+ *   created -> started (listening, workers at their minimum) -> draining -> disposed
+ */
+export class ControlPlane implements Service {
+  readonly #context: ServiceContext;
+  readonly #models: ReadonlyMap<ModelName, ServedModel>;
+  readonly #bus: Bus;
+  readonly #fleet: FleetWatch;
+  readonly #waitingRoom: WaitingRoom;
+  readonly #board: RequestBoard;
+  readonly #flow: Flow;
+  readonly #target: ProcessTarget;
+  readonly #scaler: Scaler;
+  readonly #gateway: Gateway;
+  readonly #gatewayId: GatewayId;
+  #desk: readonly Subscription[] = [];
+
+  static async create(config: ControlPlaneConfig, context: ServiceContext): Promise<ControlPlane> {
+    const models = new Map<ModelName, ServedModel>();
+    for (const [name, folder] of config.models) models.set(name, await loadServedModel(name, folder));
+    const { clock, random, logger } = context;
+    const gatewayId = `gw-${random.hex(4)}` as GatewayId;
+    const metrics = createMetrics({ processMetrics: true });
+    const bus = await connectBus({
+      ...config.nats,
+      role: "control-plane",
+      name: gatewayId,
+      clock,
+      random,
+      logger,
+      metrics,
+    });
+    const roleEnvironment = await natsUsers(config, context);
+    return new ControlPlane(config, context, models, gatewayId, metrics, bus, roleEnvironment);
+  }
+
+  private constructor(
+    config: ControlPlaneConfig,
+    context: ServiceContext,
+    models: ReadonlyMap<ModelName, ServedModel>,
+    gatewayId: GatewayId,
+    metrics: Metrics,
+    bus: Bus,
+    roleEnvironment: Awaited<ReturnType<typeof natsUsers>>,
+  ) {
+    const { clock, random, logger } = context;
+    const { waitMs, mostWaiting, localPrefillTokens } = config;
+    this.#context = context;
+    this.#models = models;
+    this.#gatewayId = gatewayId;
+    this.#bus = bus;
+    const fleet = new FleetWatch({ bus, clock, logger, gatewayId });
+    this.#fleet = fleet;
+    this.#target = new ProcessTarget({
+      ...{ clock, random, logger, metrics, roleEnvironment },
+      folders: config.models,
+      environment: config.workerEnvironment,
+      drainMs: config.drainMs,
+    });
+    const waitingRoom = new WaitingRoom({
+      ...{ fleet, clock, metrics, mostWaiting, waitMs },
+      whyNone: (model) => this.#target.lastFailure(model),
+      onArrival: () => this.#scaler.look(),
+    });
+    this.#waitingRoom = waitingRoom;
+    this.#board = new RequestBoard({ bus, clock, metrics, gatewayId });
+    const flow = new Flow({
+      ...{ bus, clock, logger, metrics, gatewayId, fleet, waitingRoom, localPrefillTokens, waitMs },
+      board: this.#board,
+    });
+    this.#flow = flow;
+    this.#scaler = new Scaler({
+      ...{ clock, logger, metrics },
+      target: this.#target,
+      models: [...models.keys()],
+      rules: config.scaling,
+      demand: (model) => {
+        const lastMs = flow.lastActiveMs(model);
+        return {
+          waiting: waitingRoom.waiting(model),
+          oldestWaitMs: waitingRoom.oldestWaitMs(model),
+          missing: waitingRoom.missing(model),
+          running: flow.running(model),
+          idleMs: lastMs === null ? null : clock.monotonic() - lastMs,
+        };
+      },
+      snapshot: () => fleet.snapshot,
+    });
+    this.#gateway = new Gateway({
+      ...{ clock, random, logger, metrics, models, flow },
+      config: config.gateway,
+      readiness: () => ({ ready: bus.state === "connected", checks: { bus: bus.state === "connected" } }),
+    });
+    metrics.onCollect(() => this.#collect(metrics));
+  }
+
+  async start(): Promise<void> {
+    const { clock, logger, tellParent } = this.#context;
+    this.#fleet.start();
+    this.#board.start();
+    await this.#gateway.start();
+    this.#desk = openOperatorDesk({
+      ...{ bus: this.#bus, clock, gatewayId: this.#gatewayId, fleet: this.#fleet, flow: this.#flow },
+      ...{ waitingRoom: this.#waitingRoom, scaler: this.#scaler, models: [...this.#models.keys()] },
+    });
+    await this.#bus.flush(CLOSE_MS);
+    this.#scaler.start();
+    logger.info({ url: this.#gateway.url, models: [...this.#models.keys()] }, "listening");
+    tellParent({ kind: "ready", url: this.#gateway.url, models: [...this.#models.keys()] });
+  }
+
+  /** New requests are refused, running ones end, then the workers. */
+  async drain(deadlineMs: number): Promise<void> {
+    const { clock } = this.#context;
+    await this.#gateway.drain(deadlineMs - clock.now());
+    this.#scaler.stop();
+    this.#waitingRoom.close();
+    await this.#target.close(Math.max(CLOSE_MS, deadlineMs - clock.now()));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#scaler.stop();
+    await this.#gateway[Symbol.asyncDispose]();
+    await this.#target.close(CLOSE_MS);
+    for (const open of this.#desk) open.unsubscribe();
+    this.#board.stop();
+    this.#fleet.stop();
+    await this.#bus.close(CLOSE_MS);
+  }
+
+  #collect(metrics: Metrics): void {
+    const states = ["loading", "ready", "draining", "lost"] as const;
+    for (const role of ["prefill", "decode"] as const) {
+      for (const state of states) {
+        const ranks = [...this.#fleet.snapshot.ranks.values()].filter((r) => r.role === role && r.state === state);
+        metrics.gauge("margay_workers", { role, state }, ranks.length);
+      }
+    }
+    for (const model of this.#models.keys()) {
+      metrics.gauge("margay_waiting_requests", { model }, this.#waitingRoom.waiting(model));
+    }
+  }
+}
+
+/** The NATS user of each worker role: its own on a server that `margay up` configured, else the one given to us. */
+async function natsUsers(config: ControlPlaneConfig, { random }: ServiceContext) {
+  const user = (name: string | null, password: string | null): Record<string, string> =>
+    name === null || password === null ? {} : { MARGAY_NATS_USER: name, MARGAY_NATS_PASSWORD: password };
+  if (config.nats.user !== "control-plane") {
+    const same = user(config.nats.user, config.nats.password);
+    return { prefill: same, decode: same };
+  }
+  const passwords = await natsCredentials(credentialsFile(config.stateFolder), random);
+  return { prefill: user("prefill", passwords.prefill), decode: user("decode", passwords.decode) };
+}

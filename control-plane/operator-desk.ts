@@ -1,0 +1,97 @@
+import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import type { GatewayId, ModelName } from "#protocol/ids.ts";
+import { DrainWorker, DrainWorkerReply, StatusQuery, StatusReport } from "#protocol/operator.ts";
+import { DrainReply } from "#protocol/prefill.ts";
+import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
+import { Drain } from "#protocol/worker.ts";
+import type { Clock } from "#service/clock.ts";
+import type { FleetWatch } from "./fleet/fleet-watch.ts";
+import type { Flow } from "./flow/request-flow.ts";
+import type { WaitingRoom } from "./flow/waiting-room.ts";
+import type { Scaler } from "./scaling/scaler.ts";
+
+const ANSWER_MS = 2_000;
+
+export interface OperatorDeskParts {
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly gatewayId: GatewayId;
+  readonly models: readonly ModelName[];
+  readonly fleet: FleetWatch;
+  readonly flow: Flow;
+  readonly waitingRoom: WaitingRoom;
+  readonly scaler: Scaler;
+}
+
+/** Answers the operator: what there is, and drains of workers. Returns the open subscriptions. */
+export function openOperatorDesk(parts: OperatorDeskParts): readonly Subscription[] {
+  const { bus } = parts;
+  const startedMs = parts.clock.monotonic();
+  return [
+    bus.respond(
+      subjects.operatorStatus(),
+      StatusQuery,
+      StatusReport,
+      () => report(parts, startedMs),
+      CONTROL_PLANE_QUEUE,
+    ),
+    bus.respond(
+      subjects.operatorDrain(),
+      DrainWorker,
+      DrainWorkerReply,
+      (message) => drainWorker(parts, message),
+      CONTROL_PLANE_QUEUE,
+    ),
+  ];
+}
+
+function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
+  const { clock, fleet, flow, gatewayId, models, scaler, waitingRoom } = parts;
+  const nowMs = clock.monotonic();
+  return {
+    kind: "status-report",
+    gatewayId,
+    upMs: nowMs - startedMs,
+    ranks: [...fleet.snapshot.ranks.values()].map((rank) => ({
+      workerId: rank.workerId,
+      rankId: rank.rankId,
+      role: rank.role,
+      state: rank.state,
+      model: rank.model.name,
+      epoch: rank.epoch,
+      pid: rank.pid,
+      healthUrl: rank.healthUrl,
+      requests: rank.load.requests,
+      maxRequests: rank.load.maxRequests,
+      blocksTotal: rank.load.blocksTotal,
+      blocksAvailable: rank.load.blocksAvailable,
+      lastBeatMs: nowMs - rank.lastBeatMs,
+    })),
+    models: models.map((name) => {
+      const wanted = scaler.wanted(name);
+      const waiting = waitingRoom.waiting(name);
+      return {
+        name,
+        waiting,
+        running: flow.running(name) - waiting,
+        wantedPrefill: wanted.prefill,
+        wantedDecode: wanted.decode,
+      };
+    }),
+  };
+}
+
+/** Passes the wish to every rank of the worker. */
+async function drainWorker(parts: OperatorDeskParts, message: DrainWorker): Promise<DrainWorkerReply> {
+  const ranks = [...parts.fleet.snapshot.ranks.values()].filter((rank) => rank.workerId === message.workerId);
+  if (ranks.length === 0) {
+    const detail = `there is no worker ${message.workerId}; margay status lists them`;
+    return { kind: "refused", code: "not_found", detail, retryAfterMs: null };
+  }
+  const drain = { kind: "drain", deadlineMs: parts.clock.now() + message.graceMs } as const;
+  for (const rank of ranks) {
+    const reply = await parts.bus.request(subjects.drain(rank.rankId), Drain, drain, DrainReply, ANSWER_MS);
+    if (reply.kind === "refused") return reply;
+  }
+  return { kind: "done" };
+}

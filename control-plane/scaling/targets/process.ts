@@ -1,0 +1,155 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { z } from "zod";
+import type { ModelName, WorkerId } from "#protocol/ids.ts";
+import type { Role } from "#protocol/worker.ts";
+import { backoffMs } from "#service/backoff.ts";
+import type { Clock, Random } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import type { ScaleTarget, TargetWorker } from "../scale-target.ts";
+
+export interface ProcessTargetParts {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  /** Checkpoint folder of each model. */
+  readonly folders: ReadonlyMap<ModelName, string>;
+  /** What every worker inherits. */
+  readonly environment: Readonly<Record<string, string>>;
+  /** What a role's workers get besides: the password of their NATS user. */
+  readonly roleEnvironment: Readonly<Record<Role, Readonly<Record<string, string>>>>;
+  /** Time a stopped worker gets for its requests. */
+  readonly drainMs: number;
+}
+
+interface Worker extends TargetWorker {
+  readonly child: ChildProcess;
+  readonly ended: Promise<void>;
+  stopping: boolean;
+  sentence: string | null;
+}
+
+/** Workers of one model and role that fail again and again are started ever more rarely. */
+const RESTART = { firstMs: 250, mostMs: 30_000 };
+/** A worker that ran so long counts as having been well. */
+const WELL_MS = 30_000;
+/** After the drain time, before it is killed. */
+const KILL_SLACK_MS = 3_000;
+
+const FailedToStart = z.object({ kind: z.literal("failed-to-start"), sentence: z.string() });
+
+const programs: Readonly<Record<Role, string>> = {
+  prefill: fileURLToPath(new URL("../../../prefill-node/main.ts", import.meta.url)),
+  decode: fileURLToPath(new URL("../../../decode-node/main.ts", import.meta.url)),
+};
+
+/**
+ * Owns the local worker processes.
+ *
+ *   wanted -> spawned -> (crashed -> pause -> spawned)* -> asked to stop -> ended
+ *
+ * L1 a worker has an IPC channel: when this process dies, however, it drains and ends
+ * L2 only processes started here are ever signalled, by pid
+ * L3 a crash is said, counted and answered by a new worker after a growing pause, while one is wanted
+ */
+export class ProcessTarget implements ScaleTarget {
+  readonly #parts: ProcessTargetParts;
+  readonly #workers = new Map<WorkerId, Worker>();
+  /** Per model and role: crashes in a row, and when the next start is allowed (monotonic). */
+  readonly #crashes = new Map<string, { count: number; notBeforeMs: number }>();
+  readonly #failures = new Map<ModelName, string>();
+  #started = 0;
+  #closed = false;
+
+  constructor(parts: ProcessTargetParts) {
+    this.#parts = parts;
+  }
+
+  workers(): readonly TargetWorker[] {
+    return [...this.#workers.values()];
+  }
+
+  lastFailure(model: ModelName): string | null {
+    return this.#failures.get(model) ?? null;
+  }
+
+  scale(model: ModelName, role: Role, count: number): void {
+    if (this.#closed) return;
+    const live = [...this.#workers.values()].filter((w) => w.model === model && w.role === role && !w.stopping);
+    for (const surplus of live.slice(count)) void this.stop(surplus.workerId, this.#parts.drainMs);
+    const pauseUntilMs = this.#crashes.get(`${model}/${role}`)?.notBeforeMs ?? 0;
+    if (pauseUntilMs > this.#parts.clock.monotonic()) return;
+    for (let missing = count - live.length; missing > 0; missing--) this.#start(model, role);
+  }
+
+  async stop(workerId: WorkerId, graceMs: number): Promise<void> {
+    const worker = this.#workers.get(workerId);
+    if (worker === undefined) return;
+    if (!worker.stopping) {
+      worker.stopping = true;
+      this.#parts.logger.info({ worker: workerId }, "stopping a worker");
+      worker.child.kill("SIGTERM");
+    }
+    const timer = this.#parts.clock.after(graceMs + KILL_SLACK_MS, () => {
+      this.#parts.logger.warn({ worker: workerId }, "a worker did not end in time; killing it");
+      worker.child.kill("SIGKILL");
+    });
+    await worker.ended;
+    timer.cancel();
+  }
+
+  async close(graceMs: number): Promise<void> {
+    this.#closed = true;
+    await Promise.all([...this.#workers.keys()].map((workerId) => this.stop(workerId, graceMs)));
+  }
+
+  #start(model: ModelName, role: Role): void {
+    const { clock, random, logger, folders, environment, roleEnvironment } = this.#parts;
+    const workerId = `${role}-${++this.#started}-${random.hex(3)}` as WorkerId;
+    const child = spawn(process.execPath, [programs[role]], {
+      env: {
+        ...environment,
+        ...roleEnvironment[role],
+        MARGAY_WORKER_ID: workerId,
+        MARGAY_MODEL: folders.get(model),
+        MARGAY_MODEL_NAME: model,
+      },
+      // Its own process group: Ctrl-C reaches the supervisor alone, and workers end after their requests.
+      detached: true,
+      stdio: ["ignore", "inherit", "inherit", "ipc"],
+    });
+    const startedMs = clock.monotonic();
+    const ended = Promise.withResolvers<void>();
+    const worker: Worker = { workerId, model, role, child, ended: ended.promise, stopping: false, sentence: null };
+    this.#workers.set(workerId, worker);
+    logger.info({ worker: workerId, model, pid: child.pid }, "starting a worker");
+    child.on("message", (message) => {
+      const failed = FailedToStart.safeParse(message);
+      if (failed.success) worker.sentence = failed.data.sentence;
+    });
+    const onEnd = (how: string): void => {
+      if (!this.#workers.delete(workerId)) return;
+      ended.resolve();
+      if (!worker.stopping) this.#onCrash(worker, how, clock.monotonic() - startedMs);
+    };
+    child.once("error", (error) => onEnd(`could not be started: ${error.message}`));
+    child.once("exit", (code, signal) => onEnd(signal === null ? `ended with code ${code}` : `was ended by ${signal}`));
+  }
+
+  #onCrash(worker: Worker, how: string, ranMs: number): void {
+    const { clock, random, logger, metrics } = this.#parts;
+    const key = `${worker.model}/${worker.role}`;
+    const count = ranMs > WELL_MS ? 1 : (this.#crashes.get(key)?.count ?? 0) + 1;
+    // The first crash after a healthy life is answered at once: somebody's stream waits for it.
+    const pauseMs = worker.sentence === null && count === 1 ? 0 : backoffMs(RESTART, count, random);
+    this.#crashes.set(key, { count, notBeforeMs: clock.monotonic() + pauseMs });
+    if (worker.sentence !== null) this.#failures.set(worker.model, `${worker.role} worker: ${worker.sentence}`);
+    metrics.count("margay_worker_restarts_total", { role: worker.role });
+    logger.error(
+      { worker: worker.workerId, reason: worker.sentence, pauseMs: Math.round(pauseMs) },
+      `a worker ${how}; starting another`,
+    );
+  }
+}
