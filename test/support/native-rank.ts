@@ -72,16 +72,21 @@ export class NativeRank {
     return rank;
   }
 
-  /** Resolves once `ready` gives something; looks after every step and event. */
-  async until<T>(what: string, ready: () => T | null | undefined | false): Promise<T> {
-    const limit = AbortSignal.timeout(LIMIT_MS);
+  /** Resolves once `ready` gives something; looks after every step and event, and every `pollMs` where that is not 0. */
+  async until<T>(what: string, ready: () => T | null | undefined | false, pollMs = 0): Promise<T> {
+    const deadline = systemClock.monotonic() + LIMIT_MS;
     for (;;) {
       const value = ready();
       if (value !== null && value !== undefined && value !== false) return value;
       expect(this.fatal).toEqual([]);
-      await new Promise<void>((resolve, reject) => {
-        this.#wake.push(resolve);
-        limit.addEventListener("abort", () => reject(new Error(`waited in vain for ${what}`)), { once: true });
+      const left = deadline - systemClock.monotonic();
+      if (left <= 0) throw new Error(`waited in vain for ${what}`);
+      await new Promise<void>((resolve) => {
+        const timer = systemClock.after(pollMs > 0 ? pollMs : left, resolve);
+        this.#wake.push(() => {
+          timer.cancel();
+          resolve();
+        });
       });
     }
   }
