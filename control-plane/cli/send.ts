@@ -39,6 +39,7 @@ export async function send(question: string, options: SendOptions): Promise<numb
   });
   if (!response.ok || response.body === null) throw new Error(await errorText(response));
   let told = "";
+  let thinking = false;
   for await (const event of events(response.body)) {
     if (event.startsWith(":")) {
       told = event.slice(1).trim();
@@ -49,7 +50,14 @@ export async function send(question: string, options: SendOptions): Promise<numb
     if (chunk.error !== undefined) throw new Error(chunk.error.message);
     const delta = chunk.choices?.[0]?.delta;
     if (delta === undefined) continue;
-    if (delta.reasoning_content) process.stdout.write(dim(delta.reasoning_content));
+    if (delta.reasoning_content) {
+      thinking = true;
+      process.stdout.write(dim(delta.reasoning_content));
+    }
+    if (thinking && (delta.content || delta.tool_calls)) {
+      thinking = false;
+      process.stdout.write("\n");
+    }
     if (delta.content) process.stdout.write(delta.content);
     for (const call of delta.tool_calls ?? []) {
       process.stdout.write(
