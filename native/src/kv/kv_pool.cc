@@ -350,7 +350,7 @@ Result<std::vector<BlockLease>> Pool::StartFlight(SequenceKvId id, int first, in
   for (int i = first; i < first + count; ++i) {
     const int32_t block = sequence->table[static_cast<size_t>(i)];
     Block& entry = At(block);
-    const bool readable = entry.state >= BlockState::kSealed;
+    const bool readable = (i + 1) * kBlockTokens <= sequence->length;
     ++(way == Flight::kOut ? entry.out : entry.in);
     if (way == Flight::kOut && (entry.state == BlockState::kSealed || entry.state == BlockState::kCached)) {
       Set(block, BlockState::kSending);
