@@ -1,0 +1,175 @@
+import { expect } from "vitest";
+import type { Bus } from "#protocol/bus/bus.ts";
+import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import { ModelName, type RankId, rankIdOf, WorkerId } from "#protocol/ids.ts";
+import { silentLogger } from "#service/logger.ts";
+import { createMetrics, type Metrics } from "#service/metrics.ts";
+import type { WorkerConfig } from "#service/worker-config.ts";
+import { DecodeNode } from "../../decode-node/decode-node.ts";
+import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
+import { SimFabric } from "../../native/binding/sim-fabric.ts";
+import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
+import { PrefillNode } from "../../prefill-node/prefill-node.ts";
+import { FakeClock, fakeRandom } from "./fake-clock.ts";
+import { FakeGateway } from "./fake-gateway.ts";
+
+export interface RankOptions {
+  readonly name?: string;
+  readonly slots?: number;
+  readonly kvBlocks?: number;
+  readonly maxStepTokens?: number;
+  readonly model?: Partial<SimModel>;
+}
+
+/** One node of a world, with its insides. */
+export interface RankUnderTest<N extends PrefillNode | DecodeNode = PrefillNode | DecodeNode> {
+  readonly node: N;
+  readonly engine: SimEngine;
+  readonly rankId: RankId;
+  readonly epoch: number;
+  readonly bus: Bus;
+  readonly metrics: Metrics;
+  /** What the node asked of its process. */
+  readonly stops: { readonly reason: string; readonly deadlineMs: number }[];
+  readonly failures: unknown[];
+  /** Blocks that are neither free nor cached. */
+  held(): number;
+  /** Value of one series, 0 when it was never touched. */
+  metric(series: string): Promise<number>;
+}
+
+/** Nodes over simulated engines, a bus in memory, and time that moves only when told. */
+export class NodeWorld {
+  readonly clock = new FakeClock();
+  readonly fabric = new SimFabric();
+  readonly network = new MemoryNetwork(this.clock, fakeRandom(1));
+  readonly gateway = new FakeGateway(this.network.connect(), this.clock);
+  readonly ranks: RankUnderTest[] = [];
+
+  /** Moves time until `promise` settles, `limitMs` at most. */
+  async settle<T>(promise: Promise<T>, limitMs = 30_000): Promise<T> {
+    let settled = false;
+    const mark = () => {
+      settled = true;
+    };
+    promise.then(mark, mark);
+    await this.clock.advance(0);
+    for (let ms = 0; !settled && ms < limitMs; ms++) await this.clock.advance(1);
+    if (!settled) throw new Error(`nothing settled within ${limitMs} ms`);
+    return await promise;
+  }
+
+  /** Moves time until `holds`, `limitMs` at most. */
+  async until(holds: () => boolean, limitMs = 30_000): Promise<void> {
+    for (let ms = 0; !holds(); ms++) {
+      if (ms > limitMs) throw new Error(`did not come true within ${limitMs} ms`);
+      await this.clock.advance(1);
+    }
+  }
+
+  async prefill(options: RankOptions = {}): Promise<RankUnderTest<PrefillNode>> {
+    return this.#open("prefill", options, (parts) => new PrefillNode(parts));
+  }
+
+  async decode(options: RankOptions = {}): Promise<RankUnderTest<DecodeNode>> {
+    return this.#open("decode", options, (parts) => new DecodeNode(parts));
+  }
+
+  /** Disposes everything; every pool must be whole and hold nothing. */
+  async close(): Promise<void> {
+    await this.clock.advance(50);
+    for (const { engine, held, failures } of this.ranks) {
+      expect(failures).toEqual([]);
+      expect(engine.checkInvariants()).toBeNull();
+      expect(held()).toBe(0);
+      expect(engine.stats().sequences).toBe(0);
+    }
+    for (const { node } of this.ranks) await this.settle(node[Symbol.asyncDispose]());
+  }
+
+  async #open<N extends PrefillNode | DecodeNode>(
+    role: "prefill" | "decode",
+    options: RankOptions,
+    create: (parts: ConstructorParameters<typeof PrefillNode>[0]) => N,
+  ): Promise<RankUnderTest<N>> {
+    const workerId = WorkerId.parse(options.name ?? `${role}${this.ranks.length}`);
+    const bus = this.network.connect(role);
+    const metrics = createMetrics({ processMetrics: false });
+    const model = simModel(this.clock, this.fabric, options.model);
+    const opener = simEngineOpener(model);
+    const stops: { reason: string; deadlineMs: number }[] = [];
+    const failures: unknown[] = [];
+    let engine: SimEngine | null = null;
+    const node = create({
+      config: configOf(workerId, options),
+      bus,
+      clock: this.clock,
+      random: fakeRandom(this.ranks.length + 2),
+      logger: silentLogger,
+      metrics,
+      openEngine: async (engineOptions, listener) => {
+        engine = await opener(engineOptions, listener);
+        return engine;
+      },
+      healthUrl: "http://127.0.0.1:1",
+      pid: 1,
+      signal: new AbortController().signal,
+      stop: (reason, deadlineMs) => void stops.push({ reason, deadlineMs }),
+      fail: (error) => void failures.push(error),
+    });
+    await this.settle(node.start());
+    const opened = engine as SimEngine | null;
+    if (opened === null) throw new Error("the node opened no engine");
+    const rankId = rankIdOf(workerId, 0);
+    await this.until(() => this.gateway.beats.some((beat) => beat.rankId === rankId));
+    const epoch = this.gateway.beats.findLast((beat) => beat.rankId === rankId)!.epoch;
+    const rank: RankUnderTest<N> = {
+      node,
+      engine: opened,
+      rankId,
+      epoch,
+      bus,
+      metrics,
+      stops,
+      failures,
+      held() {
+        const { free, cached, ...rest } = opened.stats().blocks;
+        void free;
+        void cached;
+        return Object.values(rest).reduce((a, b) => a + b, 0);
+      },
+      async metric(series) {
+        const line = (await metrics.text()).split("\n").find((text) => text.startsWith(`${series} `));
+        return line === undefined ? 0 : Number(line.slice(series.length + 1));
+      },
+    };
+    this.ranks.push(rank);
+    return rank;
+  }
+}
+
+function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
+  return {
+    logLevel: "silent",
+    drainMs: 1_000,
+    workerId,
+    modelName: ModelName.parse("sim"),
+    nats: { url: "nats://127.0.0.1:1", user: null, password: null },
+    health: { host: "127.0.0.1", port: 0 },
+    kvAdvertise: null,
+    engine: {
+      modelFolder: "sim",
+      backend: "auto",
+      threads: 0,
+      packedFolder: null,
+      latentNormEps: null,
+      slots: options.slots ?? 8,
+      kvBlocks: options.kvBlocks ?? 64,
+      kvBytes: 0,
+      maxStepTokens: options.maxStepTokens ?? 128,
+      kvHost: "127.0.0.1",
+      kvPort: 0,
+      kvTransport: "auto",
+    },
+  };
+}
