@@ -15,8 +15,9 @@ import {
 } from "../../native/binding/native.ts";
 import { NANO } from "./dialogues.ts";
 
-/** No wait for a native engine takes longer. */
+/** No wait for a native engine takes longer, and no block is held longer: transfers have 10 s. */
 const LIMIT_MS = 30_000;
+const HELD_LIMIT_MS = 12_000;
 export const EPOCH = 7;
 
 /** A real engine over nano, and everything it told. */
@@ -118,7 +119,7 @@ export class NativeRank {
 
   /** Every block is free or cached, within the time any transfer may take to end. */
   async idle(): Promise<void> {
-    const deadline = systemClock.monotonic() + LIMIT_MS;
+    const deadline = systemClock.monotonic() + HELD_LIMIT_MS;
     for (;;) {
       const { blocks, sequences } = this.engine.stats();
       const held = this.engine.info.kvBlocks - blocks.free - blocks.cached;

@@ -1,6 +1,8 @@
 #include "kernels/sample/sample.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -19,6 +21,36 @@ struct Scratch {
 Scratch& ThreadScratch() {
   thread_local Scratch scratch;
   return scratch;
+}
+
+// Scans of a whole vocabulary go in lanes without order, so that they become vector code on any machine.
+constexpr size_t kLanes = 16;
+
+bool AllFinite(std::span<const float> values) {
+  constexpr uint32_t kExponent = 0x7f800000;
+  std::array<uint32_t, kLanes> broken{};
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const auto bits = std::bit_cast<uint32_t>(values[i + lane]);
+      broken[lane] |= (bits & kExponent) == kExponent ? 1u : 0u;
+    }
+  }
+  for (; i < values.size(); ++i) broken[0] |= std::isfinite(values[i]) ? 0u : 1u;
+  return std::all_of(broken.begin(), broken.end(), [](uint32_t any) { return any == 0; });
+}
+
+float Greatest(std::span<const float> values) {
+  std::array<float, kLanes> top;
+  top.fill(kNever);
+  size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      top[lane] = values[i + lane] > top[lane] ? values[i + lane] : top[lane];
+    }
+  }
+  for (; i < values.size(); ++i) top[0] = std::max(top[0], values[i]);
+  return *std::max_element(top.begin(), top.end());
 }
 
 uint64_t Mix(uint64_t x) {
@@ -141,7 +173,7 @@ int32_t Draw(std::span<const float> logits, const SampleParams& p, int position,
 Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length,
                int position) {
   Sampled sampled;
-  if (!std::all_of(logits.begin(), logits.end(), [](float logit) { return std::isfinite(logit); })) return sampled;
+  if (!AllFinite(logits)) return sampled;
   Scratch& scratch = ThreadScratch();
   const bool wants_logprobs = params.top_logprobs >= 0;
   if (wants_logprobs) scratch.raw.assign(logits.begin(), logits.end());
@@ -149,12 +181,14 @@ Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<co
   if (params.temperature > 0) {
     sampled.token = Draw(logits, params, position, &scratch.candidates);
   } else {
-    sampled.token = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    const auto best = std::find(logits.begin(), logits.end(), Greatest(logits));
+    // Not found where a bias that is no number left nothing to compare.
+    sampled.token = best == logits.end() ? 0 : static_cast<int32_t>(best - logits.begin());
   }
   if (!wants_logprobs) return sampled;
 
   const std::vector<float>& raw = scratch.raw;
-  const float top = *std::max_element(raw.begin(), raw.end());
+  const float top = Greatest(raw);
   double sum = 0;
   for (const float logit : raw) sum += double{std::exp(logit - top)};
   const auto logprob = [&](int32_t id) { return static_cast<float>(double{raw[static_cast<size_t>(id)]} - top - std::log(sum)); };
