@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/thread_name.h"
+
 namespace margay {
 namespace {
 
@@ -104,6 +106,7 @@ void ThreadPool::RunSome(int first, int items, Call call, void* context) {
 }
 
 void ThreadPool::Work(int thread) {
+  NameThread("margay-pool");
   uint32_t seen = 0;
   while (true) {
     const auto news = [&] { return published_.load(std::memory_order_acquire) != seen; };

@@ -3,11 +3,13 @@
 #include <chrono>
 #include <utility>
 
+#include "core/thread_name.h"
 #include "engine/engine.h"
 
 namespace margay {
 
 void Engine::StepLoop() {
+  NameThread("margay-engine");
   std::unique_lock lock(mutex_);
   while (true) {
     work_.wait(lock, [this] { return stopping_ || !queue_.empty(); });

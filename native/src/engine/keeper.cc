@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "core/thread_name.h"
 #include "engine/engine.h"
 
 namespace margay {
@@ -38,6 +39,7 @@ void Keeper::Expect(int64_t deadline_ms) {
 }
 
 void Keeper::Run() {
+  NameThread("margay-keeper");
   // Deadlines are wall-clock times: a sleep is cut into pieces, so that a clock that was set is noticed.
   constexpr int64_t kLongestSleepMs = 1000;
   std::unique_lock lock(mutex_);

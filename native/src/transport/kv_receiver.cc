@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/thread_name.h"
 #include "kv/pool_image.h"
 #include "transport/checksum.h"
 #include "transport/expectations.h"
@@ -130,6 +131,7 @@ class Receiver final : public KvReceiver {
 };
 
 void Receiver::Run() {
+  NameThread("margay-kv");
   std::vector<pollfd> polled;
   while (!stopping_) {
     int64_t until = expectations_.NextDeadline();

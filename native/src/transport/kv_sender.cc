@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/thread_name.h"
 #include "transport/kv_transfer.h"
 #include "transport/link.h"
 #include "transport/outgoing.h"
@@ -120,6 +121,7 @@ void Sender::Abort(SequenceRef sequence) {
 }
 
 void Sender::Run() {
+  NameThread("margay-kv");
   std::vector<pollfd> polled;
   while (!stopping_) {
     polled.assign(1, {bell_.fd(), POLLIN, 0});
