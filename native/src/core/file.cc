@@ -118,7 +118,8 @@ Result<std::string> ReadText(const std::string& path, size_t limit) {
 }
 
 Status WriteTextAtomically(const std::string& path, std::string_view text) {
-  const std::string aside = path + "." + std::to_string(getpid()) + ".tmp";
+  // Named after the thread: two engines of one process may load the same checkpoint at once.
+  const std::string aside = path + "." + std::to_string(gettid()) + ".tmp";
   unlink(aside.c_str());
   {
     Result<File> file = File::Create(aside);
