@@ -22,6 +22,8 @@ export interface System {
   readonly url: string;
   readonly log: () => string;
   readonly stateFolder: string;
+  /** Of `margay up`, the ancestor of all other processes. */
+  readonly pid: number;
   /** Ranks as the control plane sees them. */
   ranks(): Promise<readonly RankInfo[]>;
   /** Waits until this many ranks of a role are ready. */
@@ -81,6 +83,7 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
   return {
     url,
     stateFolder,
+    pid: child.pid!,
     log: () => log,
     ranks: status,
     ready(role, count, timeoutMs = 60_000) {

@@ -1,0 +1,25 @@
+import { parseArgs } from "node:util";
+import { benchMemory } from "./memory.ts";
+import { benchNano } from "./nano.ts";
+import { Promises } from "./report.ts";
+
+/**
+ * `npm run bench [-- PART ...] [--backend ref|cpu] [--quick]`. Prints one table per figure; ends with code 1 when a
+ * promised limit is broken.
+ */
+const PARTS = { nano: benchNano, memory: benchMemory } as const;
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { backend: { type: "string", default: "cpu" }, quick: { type: "boolean", default: false } },
+});
+const unknown = positionals.filter((part) => !(part in PARTS));
+if (unknown.length > 0 || (values.backend !== "ref" && values.backend !== "cpu")) {
+  process.stderr.write(`usage: npm run bench [-- ${Object.keys(PARTS).join(" | ")}] [--backend ref|cpu] [--quick]\n`);
+  process.exit(2);
+}
+const promises = new Promises();
+const backend = values.backend === "ref" ? "ref" : "cpu";
+const parts = (positionals.length > 0 ? positionals : Object.keys(PARTS)) as (keyof typeof PARTS)[];
+for (const part of parts) await PARTS[part]({ backend, quick: values.quick, promises });
+process.exit(promises.broken.length === 0 ? 0 : 1);
