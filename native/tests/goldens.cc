@@ -6,14 +6,16 @@
 //   flips            positions where an expert choice differs from ref's, as "prompt:position"
 //   forced_max_diff, forced_argmax_wrong   the same over all positions, with ref's choices prescribed
 //   same_as_whole    bits equal those of the whole-prompt run of the same backend
+//   kv_noise         what bf16 KV alone does: largest difference of ref, its KV rounded to bf16, from the recorded
+//                    logits, with ref's own choices
+//   from_rounded     largest difference of a cpu path from that rounded ref, with the same choices
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
-#include <set>
 
 #include "golden_file.h"
 #include "model/model.h"
+#include "weights/number_formats.h"
 
 namespace margay::tests {
 namespace {
@@ -59,7 +61,9 @@ std::vector<Prompt> ReadPrompts(const GoldenFile& golden) {
 }
 
 // Feeds all prompts together, `chunk` tokens of each per step (0: each prompt whole, alone).
-Outcome RunPrompts(Model* model, const std::vector<Prompt>& prompts, int chunk, const std::vector<int32_t>* forced) {
+// With round_kv an fp32 pool holds what a bf16 pool would.
+Outcome RunPrompts(Model* model, const std::vector<Prompt>& prompts, int chunk, const std::vector<int32_t>* forced,
+                   bool round_kv = false) {
   const ModelFacts& facts = model->facts();
   const auto vocab = static_cast<size_t>(facts.vocab_size);
   int blocks = 1;
@@ -89,7 +93,16 @@ Outcome RunPrompts(Model* model, const std::vector<Prompt>& prompts, int chunk, 
       total += static_cast<size_t>(count);
     }
     logits.resize(total * vocab);
-    OrDie(model->Forward(rows, kv, nullptr, logits.data()));
+    const auto round = [&](int attention) {
+      for (const SequenceRows& sequence : rows) {
+        for (int position = sequence.position; position < sequence.position + sequence.count; ++position) {
+          auto* row = reinterpret_cast<float*>(kv.page(attention, sequence.block_table[position / kBlockTokens])) +
+                      position % kBlockTokens * facts.kv.row_values;
+          for (int i = 0; i < facts.kv.row_values; ++i) row[i] = Bf16ToFloat(FloatToBf16(row[i]));
+        }
+      }
+    };
+    OrDie(model->Forward(rows, kv, round_kv ? AttentionDone(round) : nullptr, logits.data()));
     step_rows.push_back(total);
     const float* from = logits.data();
     for (size_t m = 0; m < members.size(); ++m) {
@@ -163,6 +176,17 @@ Difference Compare(const std::vector<Prompt>& prompts, const Outcome& outcome, c
   return d;
 }
 
+float LargestDifference(const Outcome& a, const Outcome& b) {
+  float largest = 0;
+  for (size_t p = 0; p < a.logits.size(); ++p) {
+    for (size_t i = 0; i < a.logits[p].size(); ++i) {
+      const float diff = std::fabs(a.logits[p][i] - b.logits[p][i]);
+      largest = std::isnan(diff) ? INFINITY : std::max(largest, diff);
+    }
+  }
+  return largest;
+}
+
 bool SameBits(const Outcome& a, const Outcome& b) {
   for (size_t p = 0; p < a.logits.size(); ++p) {
     if (std::memcmp(a.logits[p].data(), b.logits[p].data(), a.logits[p].size() * sizeof(float)) != 0) return false;
@@ -174,6 +198,9 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
   const std::vector<Prompt> prompts = ReadPrompts(GoldenFile(golden_path));
   const int chunks[] = {0, 64, 7, 1};
   std::vector<Outcome> reference;
+  std::vector<Outcome> rounded;
+  std::vector<int> all;
+  for (const Prompt& prompt : prompts) all.push_back(static_cast<int>(prompt.tokens.size()));
   std::vector<std::string> paths = {"ref"};
   for (const std::string& isa : CpuIsas()) paths.push_back(isa);
   for (const std::string& path : paths) {
@@ -187,7 +214,10 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
     Outcome whole;
     for (size_t c = 0; c < std::size(chunks); ++c) {
       Outcome outcome = RunPrompts(model.get(), prompts, chunks[c], nullptr);
-      if (path == "ref") reference.push_back(outcome);
+      if (path == "ref") {
+        reference.push_back(outcome);
+        rounded.push_back(RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing, true));
+      }
       std::vector<int> limits;
       std::string flips;
       int flip_count = 0;
@@ -207,16 +237,18 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
       const Difference free = Compare(prompts, outcome, limits);
       Difference forced = free;
       if (flip_count > 0) {
-        std::vector<int> all;
-        for (const Prompt& prompt : prompts) all.push_back(static_cast<int>(prompt.tokens.size()));
         forced = Compare(prompts, RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing), all);
       }
+      const float from_rounded =
+          path == "ref" ? 0 : LargestDifference(rounded[c], RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing));
       if (c == 0) whole = outcome;
       std::printf("{\"path\":\"%s\",\"chunk\":%d,\"positions\":%d,\"compared\":%d,\"max_diff\":%g,\"argmax_wrong\":%d,"
-                  "\"flips\":[%s],\"forced_max_diff\":%g,\"forced_argmax_wrong\":%d,\"same_as_whole\":%s}\n",
+                  "\"flips\":[%s],\"forced_max_diff\":%g,\"forced_argmax_wrong\":%d,\"same_as_whole\":%s,\"kv_noise\":%g,"
+                  "\"from_rounded\":%g}\n",
                   path.c_str(), chunks[c], positions, free.positions, static_cast<double>(free.max_diff), free.argmax_wrong,
                   flips.c_str(), static_cast<double>(forced.max_diff), forced.argmax_wrong,
-                  SameBits(whole, outcome) ? "true" : "false");
+                  SameBits(whole, outcome) ? "true" : "false",
+                  static_cast<double>(Compare(prompts, rounded[c], all).max_diff), static_cast<double>(from_rounded));
       std::fflush(stdout);
     }
   }
