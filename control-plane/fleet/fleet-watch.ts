@@ -20,16 +20,20 @@ import {
   EMPTY_FLEET,
   type FleetSnapshot,
   type Rank,
+  SKEWED_BEATS,
   withCooling,
   withGoodbye,
   withHeartbeat,
   withOwn,
   withPair,
+  withSilenceExcused,
   withTime,
 } from "./fleet.ts";
 import { PrefixIndex } from "./prefix-index.ts";
 
 const TICK_MS = 250;
+/** A tick this late means that this process stood still, and heard nobody. */
+const STALL_MS = 1_000;
 const SNAPSHOT_MS = 2_000;
 const BeatMessage = z.discriminatedUnion("kind", [Heartbeat, Goodbye]);
 const HelloReply = z.discriminatedUnion("kind", [Welcome, Refused]);
@@ -51,6 +55,8 @@ export interface FleetWatchParts {
  *   created -> started -> stopped
  *
  * W1 listeners of a loss hear it once per rank and epoch, before those of the change that caused it
+ * W2 nobody is lost for a silence while the bus was away or this process stood still
+ * W3 nothing is kept of ranks that are not in the snapshot
  */
 export class FleetWatch {
   readonly prefixes = new PrefixIndex();
@@ -60,6 +66,7 @@ export class FleetWatch {
   readonly #lost = new Set<LostListener>();
   readonly #fetching = new Set<RankId>();
   #open: (Subscription | Timer)[] = [];
+  #lastTickMs = 0;
 
   constructor(parts: FleetWatchParts) {
     this.#parts = parts;
@@ -77,13 +84,18 @@ export class FleetWatch {
         gatewayId,
         clockMs: clock.now(),
       });
+    this.#lastTickMs = clock.monotonic();
     this.#open = [
       bus.subscribe(subjects.beats(), BeatMessage, (message) => this.#onBeat(message)),
       bus.subscribe(subjects.allKvEvents(), KvEvents, (events) => {
+        if (this.#snapshot.ranks.get(events.rankId)?.epoch !== events.epoch) return;
         if (!this.prefixes.follow(events)) void this.#fetch(events.rankId);
       }),
       bus.respond(subjects.hello(), Hello, HelloReply, (hello) => this.#welcome(hello), CONTROL_PLANE_QUEUE),
-      clock.every(TICK_MS, () => this.#move(withTime(this.#snapshot, clock.monotonic()))),
+      bus.onState((state) => {
+        if (state === "connected") this.#excuse();
+      }),
+      clock.every(TICK_MS, () => this.#tick()),
       clock.every(GATEWAY_BEAT_MS, beat),
     ];
     beat();
@@ -103,6 +115,11 @@ export class FleetWatch {
   onLost(listener: LostListener): () => void {
     this.#lost.add(listener);
     return () => this.#lost.delete(listener);
+  }
+
+  /** True while `rankId` may come back under `epoch`, even if it is lost now. */
+  isKnown(rankId: RankId, epoch: number): boolean {
+    return this.#snapshot.ranks.get(rankId)?.epoch === epoch;
   }
 
   /** True while `rankId` lives under `epoch`. */
@@ -139,7 +156,14 @@ export class FleetWatch {
       this.#move(withGoodbye(this.#snapshot, message));
       return;
     }
-    this.#move(withHeartbeat(this.#snapshot, message, this.#parts.clock.monotonic()));
+    const { clock, logger } = this.#parts;
+    this.#move(withHeartbeat(this.#snapshot, message, clock.monotonic(), clock.now()));
+    const rank = this.#snapshot.ranks.get(message.rankId);
+    if (rank?.epoch !== message.epoch) return;
+    if (rank.skewedBeats === SKEWED_BEATS) {
+      const aheadMs = Math.round(message.clockMs - clock.now());
+      logger.warn({ rank: rank.rankId, aheadMs }, "a rank gets no work: its clock is off");
+    }
     if (!this.prefixes.isCurrent(message.rankId, message.epoch, message.kvSeq)) void this.#fetch(message.rankId);
   }
 
@@ -162,14 +186,28 @@ export class FleetWatch {
     this.#fetching.add(rankId);
     try {
       const query = { kind: "kv-snapshot-query" } as const;
-      this.prefixes.restore(
-        await this.#parts.bus.request(subjects.kvSnapshot(rankId), KvSnapshotQuery, query, KvSnapshot, SNAPSHOT_MS),
-      );
+      const subject = subjects.kvSnapshot(rankId);
+      const reply = await this.#parts.bus.request(subject, KvSnapshotQuery, query, KvSnapshot, SNAPSHOT_MS);
+      // The rank may have left, or begun anew, while it answered.
+      if (this.#snapshot.ranks.get(rankId)?.epoch === reply.epoch) this.prefixes.restore(reply);
     } catch (thrown) {
       this.#parts.logger.debug({ rank: rankId, code: asMargayError(thrown).code }, "no snapshot of a prefix cache");
     } finally {
       this.#fetching.delete(rankId);
     }
+  }
+
+  #tick(): void {
+    const { bus, clock } = this.#parts;
+    const nowMs = clock.monotonic();
+    const stalled = nowMs - this.#lastTickMs > TICK_MS + STALL_MS;
+    this.#lastTickMs = nowMs;
+    if (stalled || bus.state !== "connected") this.#excuse();
+    this.#move(withTime(this.#snapshot, nowMs));
+  }
+
+  #excuse(): void {
+    this.#snapshot = withSilenceExcused(this.#snapshot, this.#parts.clock.monotonic());
   }
 
   #move(next: FleetSnapshot): void {

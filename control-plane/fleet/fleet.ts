@@ -6,6 +6,7 @@ import {
   HEARTBEAT_TIMEOUT_MS,
   type Heartbeat,
   type Load,
+  MAX_CLOCK_SKEW_MS,
   type Role,
   type WorkerState,
 } from "#protocol/worker.ts";
@@ -18,6 +19,7 @@ import {
  * F1 a message of an earlier epoch than the known one changes nothing
  * F2 a rank silent for HEARTBEAT_TIMEOUT_MS is lost; one silent for FORGET_MS is forgotten
  * F3 time is an argument, on the receiver's clock
+ * F4 silence counts only while this process could hear: see `withSilenceExcused`
  */
 export interface Rank {
   readonly rankId: RankId;
@@ -37,6 +39,8 @@ export interface Rank {
   /** Requests of this control plane that hold something there, and their prompt tokens not yet computed. */
   readonly ownRequests: number;
   readonly ownPrefillTokens: number;
+  /** Heartbeats in a row whose clock was more than MAX_CLOCK_SKEW_MS off; a single one may just have been late. */
+  readonly skewedBeats: number;
 }
 
 export interface FleetSnapshot {
@@ -47,6 +51,8 @@ export interface FleetSnapshot {
 
 export const EMPTY_FLEET: FleetSnapshot = { ranks: new Map(), pairs: new Map() };
 
+/** After so many skewed heartbeats in a row a rank gets no work: its deadlines would mean something else. */
+export const SKEWED_BEATS = 3;
 /** A rank that said nothing for so long is not coming back under this name. */
 export const FORGET_MS = 60_000;
 /** How long a P to D path that failed is avoided. */
@@ -56,11 +62,12 @@ export function pairKey(prefill: RankId, decode: RankId): string {
   return `${prefill}>${decode}`;
 }
 
-/** A heartbeat arrived. */
-export function withHeartbeat(fleet: FleetSnapshot, beat: Heartbeat, nowMs: number): FleetSnapshot {
+/** A heartbeat arrived at `nowMs` (monotonic), `wallMs` (epoch). */
+export function withHeartbeat(fleet: FleetSnapshot, beat: Heartbeat, nowMs: number, wallMs: number): FleetSnapshot {
   const known = fleet.ranks.get(beat.rankId);
   if (known !== undefined && known.epoch > beat.epoch) return fleet;
   const same = known !== undefined && known.epoch === beat.epoch;
+  const skewed = Math.abs(beat.clockMs - wallMs) > MAX_CLOCK_SKEW_MS;
   return withRank(fleet, {
     rankId: beat.rankId,
     workerId: beat.workerId,
@@ -77,6 +84,7 @@ export function withHeartbeat(fleet: FleetSnapshot, beat: Heartbeat, nowMs: numb
     coolUntilMs: same ? known.coolUntilMs : 0,
     ownRequests: same ? known.ownRequests : 0,
     ownPrefillTokens: same ? known.ownPrefillTokens : 0,
+    skewedBeats: skewed ? (known?.skewedBeats ?? 0) + 1 : 0,
   });
 }
 
@@ -85,6 +93,15 @@ export function withGoodbye(fleet: FleetSnapshot, goodbye: Goodbye): FleetSnapsh
   const known = fleet.ranks.get(goodbye.rankId);
   if (known === undefined || known.epoch !== goodbye.epoch) return fleet;
   return without(fleet, [goodbye.rankId]);
+}
+
+/** Nobody could be heard until `nowMs`: the bus was away, or this process stood still. */
+export function withSilenceExcused(fleet: FleetSnapshot, nowMs: number): FleetSnapshot {
+  const ranks = new Map(fleet.ranks);
+  for (const rank of fleet.ranks.values()) {
+    if (rank.state !== "lost") ranks.set(rank.rankId, { ...rank, lastBeatMs: nowMs });
+  }
+  return { ...fleet, ranks };
 }
 
 /** Time passed. */

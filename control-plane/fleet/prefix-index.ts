@@ -5,7 +5,9 @@ import type { KvEvents, KvSnapshot } from "#protocol/kv.ts";
 interface RankPrefixes {
   readonly epoch: number;
   seq: number;
-  readonly hashes: Set<string>;
+  hashes: Set<string>;
+  /** Events above a gap, in order: they follow the snapshot that is on its way. */
+  ahead: KvEvents[];
 }
 
 /** What placement asks of the index. */
@@ -14,46 +16,58 @@ export interface PrefixLookup {
   cachedBlocks(rankId: RankId, hashes: readonly string[]): number;
 }
 
+/** Most events kept of a rank whose snapshot is awaited; without the earlier ones another snapshot is asked for. */
+const MOST_AHEAD = 256;
+
 /**
  * Owns what this control plane believes of every rank's prefix cache. Its size is bounded by the ranks' own pools: a rank
  * tells what it removes.
  *
  *   (unknown) -> snapshot -> followed by events -> (gap: snapshot again) -> forgotten
  *
- * I1 only a state without a gap is used: from a gap to the next snapshot the rank counts as knowing nothing new
+ * I1 events are obeyed in order and without a gap; those above one wait for the snapshot that closes it
  * I2 a wrong belief costs time, never correctness: the decode rank decides what it has
  */
 export class PrefixIndex implements PrefixLookup {
   readonly #ranks = new Map<RankId, RankPrefixes>();
 
+  /** Ranks something is known of. */
+  get size(): number {
+    return this.#ranks.size;
+  }
+
   /** Follows an event. False: there is a gap, ask the rank for a snapshot. */
   follow(events: KvEvents): boolean {
     let known = this.#ranks.get(events.rankId);
     if (known === undefined || known.epoch < events.epoch) {
-      if (events.seq !== 0) return false;
-      known = { epoch: events.epoch, seq: -1, hashes: new Set() };
+      known = { epoch: events.epoch, seq: -1, hashes: new Set(), ahead: [] };
       this.#ranks.set(events.rankId, known);
     }
     if (known.epoch > events.epoch || events.seq <= known.seq) return true;
-    if (events.seq !== known.seq + 1) return false;
+    if (events.seq !== known.seq + 1) {
+      if (known.ahead.length >= MOST_AHEAD) known.ahead.shift();
+      known.ahead.push(events);
+      return false;
+    }
     known.seq = events.seq;
     for (const hash of splitHashes(events.removed)) known.hashes.delete(hash);
     for (const hash of splitHashes(events.stored)) known.hashes.add(hash);
     return true;
   }
 
+  /** Takes a snapshot and what came after it. A gap that is left shows at the next event or heartbeat. */
   restore(snapshot: KvSnapshot): void {
     const known = this.#ranks.get(snapshot.rankId);
-    if (
-      known !== undefined &&
-      (known.epoch > snapshot.epoch || (known.epoch === snapshot.epoch && known.seq >= snapshot.seq))
-    )
-      return;
+    if (known !== undefined && known.epoch > snapshot.epoch) return;
+    const sameEpoch = known?.epoch === snapshot.epoch;
+    if (sameEpoch && known.seq >= snapshot.seq) return;
     this.#ranks.set(snapshot.rankId, {
       epoch: snapshot.epoch,
       seq: snapshot.seq,
       hashes: new Set(splitHashes(snapshot.hashes)),
+      ahead: [],
     });
+    if (sameEpoch) for (const events of known.ahead) this.follow(events);
   }
 
   /** True when events up to `seq` of this epoch are known. */

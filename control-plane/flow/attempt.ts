@@ -13,10 +13,13 @@ import type { Reservation } from "#protocol/kv.ts";
 import { type PrefillDone, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
 import type { Generation } from "#protocol/request.ts";
 import { subjects } from "#protocol/subjects.ts";
+import type { Refused } from "#protocol/worker.ts";
 import { PAIR_COOL_MS, type Rank, ranksOf } from "../fleet/fleet.ts";
 import { choosePrefill } from "../placement/place.ts";
+import { ASK_FAULT_COOL_MS, askRank } from "./ask-rank.ts";
 import { Interruption, within } from "./interruption.ts";
 import type { Passage } from "./passage.ts";
+import { refusalError } from "./refusal-error.ts";
 import { type Leg, releaseLeg } from "./release.ts";
 import type { PrefillOutcome } from "./request-board.ts";
 import type { FlowParts } from "./request-flow.ts";
@@ -28,13 +31,14 @@ const ANSWER_MS = 2_000;
 const TRANSFER_MS = 15_000;
 /** Silence of a running stream after which the decode rank is asked whether it still runs. */
 const SILENCE_MS = 4_000;
+/** A stream that got no further for so long is moved, even if its rank answers. */
+const STALL_MS = 30_000;
 /** A reservation outlives the estimate of its prefill by this factor and this much. */
 const PREFILL_SLACK = 4;
 const PREFILL_FLOOR_MS = 20_000;
 const UNKNOWN_RATE = 100;
 /** How long a rank that refused or failed is left alone. */
 const BUSY_COOL_MS = 100;
-const FAULT_COOL_MS = 1_000;
 
 /** A prefill under way, on one rank or, after that failed, on another. */
 interface RunningPrefill {
@@ -57,6 +61,7 @@ export interface FirstToken {
  *
  * A1 a leg is recorded before its message is sent, so that `release` cancels whatever may have begun
  * A2 only the ranks of this attempt are listened to; the loss of one interrupts what waits for it
+ * A3 a question that an outage of the bus cut off is asked again: ranks answer a repeated question as they did the first
  */
 export class Attempt {
   readonly #parts: FlowParts;
@@ -69,7 +74,10 @@ export class Attempt {
   #decodeLeg: Leg | null = null;
   #prefillLeg: Leg | null = null;
   #onPrefill: (outcome: PrefillOutcome) => void = () => {};
+  #repeatPrefill: () => void = () => {};
+  #leavePrefill: () => void = () => {};
   #decodeStartMs = 0;
+  #stallMs = STALL_MS;
 
   constructor(parts: FlowParts, passage: Passage) {
     this.#parts = parts;
@@ -81,12 +89,14 @@ export class Attempt {
   async place(): Promise<Seat> {
     const { fleet, waitingRoom, clock, localPrefillTokens } = this.#parts;
     const passage = this.#passage;
-    const any = ranksOf(fleet.snapshot, passage.request.model, "decode")[0];
-    passage.tell(any === undefined ? "waking" : "waiting", null, null);
+    const awake = ranksOf(fleet.snapshot, passage.request.model, "decode").length > 0;
+    passage.tell(awake ? "waiting" : "waking", null, null);
     const beganMs = clock.monotonic();
-    const query = passage.query(this.#generation, any?.model.modelHash ?? null, localPrefillTokens);
-    const seat = await waitingRoom.enter(query, passage.beganMs, passage.interruption);
+    const query = passage.query(this.#generation, localPrefillTokens);
+    const turn = { arrivedMs: passage.beganMs, again: passage.attempt > 0 };
+    const seat = await waitingRoom.enter(query, turn, passage.interruption);
     this.#seat = seat;
+    this.#leavePrefill = seat.leavePrefill;
     passage.timings.queueMs += clock.monotonic() - beganMs;
     passage.tell("placed", seat.prefill?.workerId ?? null, seat.decode.workerId);
     return seat;
@@ -129,25 +139,30 @@ export class Attempt {
    * same work for the same reservation, while that lives.
    */
   async firstToken(running: RunningPrefill | null): Promise<FirstToken> {
-    if (running === null) return { outcome: null, workerId: null, ended: false };
+    if (running === null) {
+      // The decode rank's first token comes after a whole prompt.
+      this.#stallMs += this.#prefillMs(null);
+      return { outcome: null, workerId: null, ended: false };
+    }
     const { fleet, clock, localPrefillTokens } = this.#parts;
     const { reservation, seat } = running;
     let rank: Rank | null = seat.prefill;
-    let failure = new MargayError("worker_lost");
+    let failure = new MargayError("reservation_expired");
     while (rank !== null && reservation.deadlineMs > clock.now()) {
       try {
         const outcome = await this.#prefillOn(rank, reservation);
         return this.#tellFirst(outcome, rank);
       } catch (thrown) {
         failure = this.#passage.interruption.error ?? asMargayError(thrown);
-        if (failure.retry === "never" || this.#trouble.error !== null) throw failure;
+        if (failure.retry === "never" || failure.code === "bus_unavailable" || this.#trouble.error !== null)
+          throw failure;
         this.#passage.avoid.add(rank.rankId);
         this.#dropPrefillLeg();
         if (failure.code === "transfer_failed") fleet.pairFailed(rank.rankId, seat.decode.rankId, PAIR_COOL_MS);
-        const failed: Rank = rank;
-        const query = this.#passage.query(this.#generation, failed.model.modelHash, localPrefillTokens);
+        const query = this.#passage.query(this.#generation, localPrefillTokens);
         rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
         if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
+        if (rank !== null) this.#moveSeat(rank);
       }
     }
     throw failure;
@@ -179,8 +194,7 @@ export class Attempt {
     );
     if (reply.kind === "refused") {
       if (reply.code === "transfer_failed" && sender !== null) {
-        fleet.pairFailed(sender.rankId, rankId, PAIR_COOL_MS);
-        this.#passage.avoid.add(sender.rankId);
+        this.#blamePair(sender.rankId, rankId);
       }
       throw this.#refusedBy(rankId, reply);
     }
@@ -188,8 +202,9 @@ export class Attempt {
       fleet.pairWorked(sender.rankId, rankId);
       metrics.observe("margay_kv_transfer_seconds", {}, reply.transferMs / 1000);
       this.#passage.timings.transferMs += reply.transferMs;
-      // The decode rank has everything: nothing of this request is left on the other.
+      // The decode rank has everything: whatever becomes of the other does not matter any more.
       this.#prefillLeg = null;
+      this.#onPrefill = () => {};
     }
     return true;
   }
@@ -202,11 +217,14 @@ export class Attempt {
     this.#decodeStartMs = clock.monotonic();
     passage.tell("decoding", this.#seat?.prefill?.workerId ?? null, this.#seat?.decode.workerId ?? null);
     const enough = passage.whenEnough.then(() => null);
-    const done = await passage.interruption.race(this.#trouble.race(Promise.race([passage.tokens.done, enough])));
-    if (done === null) passage.timings.decodeMs += clock.monotonic() - this.#decodeStartMs;
-    // The rank ended it by itself and holds nothing; after "enough" it has to be told.
-    else this.#decodeLeg = null;
-    return done;
+    try {
+      const done = await passage.interruption.race(this.#trouble.race(Promise.race([passage.tokens.done, enough])));
+      // The rank ended it by itself and holds nothing; after "enough" it has to be told.
+      if (done !== null) this.#decodeLeg = null;
+      return done;
+    } finally {
+      passage.timings.decodeMs += clock.monotonic() - this.#decodeStartMs;
+    }
   }
 
   /** Gives everything back, however the attempt ended. */
@@ -214,17 +232,16 @@ export class Attempt {
     for (const undo of this.#undo) undo();
     this.#dropPrefillLeg();
     if (this.#decodeLeg !== null) this.#cancel(this.#decodeLeg);
+    this.#leavePrefill();
     if (this.#seat !== null) leave(this.#seat);
   }
 
   #entry(rankId: Rank["rankId"], epoch: number) {
-    const { clock, metrics, gatewayId } = this.#parts;
+    const { clock, gatewayId } = this.#parts;
     const { tokens, request, attempt } = this.#passage;
     const head = this.#passage.head(gatewayId);
-    this.#passage.askBy((seq) => {
-      metrics.count("margay_streams_resumed_total", {});
-      void this.#resume(rankId, { kind: "resume-stream", head, seq });
-    });
+    tokens.listen(clock.monotonic());
+    this.#passage.askBy((seq) => void this.#resume(rankId, { kind: "resume-stream", head, seq }));
     return {
       requestId: request.requestId,
       attempt,
@@ -232,8 +249,14 @@ export class Attempt {
       onPrefill: (outcome: PrefillOutcome) => this.#onPrefill(outcome),
       onChunk: (chunk: Parameters<typeof tokens.take>[0]) => tokens.take(chunk, clock.monotonic()),
       onSweep: (nowMs: number) => {
-        if (this.#decodeStartMs > 0 && nowMs - Math.max(tokens.lastMs, this.#decodeStartMs) > SILENCE_MS)
-          tokens.ask(nowMs);
+        if (this.#decodeStartMs === 0) return;
+        if (nowMs - Math.max(tokens.lastMs, this.#decodeStartMs) > SILENCE_MS) tokens.ask(nowMs);
+        if (nowMs - Math.max(tokens.progressMs, this.#decodeStartMs) > this.#stallMs)
+          this.#trouble.raise(new MargayError("timeout", "the decode rank made no token for too long"));
+      },
+      onReconnect: (nowMs: number) => {
+        if (this.#decodeStartMs > 0) tokens.ask(nowMs);
+        else this.#repeatPrefill();
       },
       get received() {
         return tokens.next;
@@ -247,11 +270,12 @@ export class Attempt {
     const { bus, clock } = this.#parts;
     try {
       const reply = await bus.request(subjects.resume(rankId), ResumeStream, message, ResumeReply, ANSWER_MS);
-      tokens.answered();
       if (this.#passage.attempt !== message.head.attempt) return;
-      if (reply.kind === "refused") this.#trouble.raise(new MargayError(reply.code, reply.detail));
+      tokens.answered();
+      if (reply.kind === "refused") this.#trouble.raise(refusalError(reply));
       else tokens.take(reply.chunk, clock.monotonic());
     } catch (thrown) {
+      if (this.#passage.attempt !== message.head.attempt) return;
       tokens.answered();
       // While the bus is away the decode rank goes on and keeps what it makes: the next sweep asks again.
       const error = asMargayError(thrown);
@@ -260,54 +284,56 @@ export class Attempt {
   }
 
   async #prefillOn(rank: Rank, reservation: Reservation): Promise<PrefillDone> {
-    const { bus, clock, fleet, gatewayId, metrics } = this.#parts;
+    const { bus, clock, fleet, gatewayId } = this.#parts;
     const { rankId, epoch } = rank;
     if (!fleet.isAlive(rankId, epoch)) throw new MargayError("worker_lost");
     const outcome = Promise.withResolvers<PrefillDone>();
     outcome.promise.catch(() => {});
+    const stopWatching = fleet.onLost((lost, lostEpoch) => {
+      if (lost === rankId && lostEpoch === epoch)
+        outcome.reject(new MargayError("worker_lost", "the prefill rank was lost"));
+    });
+    const { deadlineMs } = reservation;
+    const head = this.#passage.head(gatewayId);
+    const generation = this.#generation;
+    const message = { kind: "prefill-work", head, generation, reservation, epoch, deadlineMs } as const;
+    const ask = async (): Promise<void> => {
+      const reply = await bus.request(subjects.prefill(rankId), PrefillWork, message, PrefillReply, ANSWER_MS);
+      if (reply.kind === "refused") throw this.#refusedBy(rankId, reply);
+    };
+    this.#prefillLeg = { rankId, epoch };
+    this.#onPrefill = this.#prefillListener(rank, reservation, outcome);
+    try {
+      await this.#ask(ask, rankId);
+      // After an outage: the outcome may have been lost with the bus, and a rank that is asked again tells it again.
+      this.#repeatPrefill = () => void ask().catch((thrown) => outcome.reject(asMargayError(thrown)));
+      const late = (): MargayError => new MargayError("timeout", "the prefill took too long");
+      const work = within(clock, deadlineMs - clock.now(), outcome.promise, late);
+      return await this.#passage.interruption.race(this.#trouble.race(work));
+    } finally {
+      stopWatching();
+      this.#repeatPrefill = () => {};
+    }
+  }
+
+  #prefillListener(
+    { rankId, epoch }: Rank,
+    reservation: Reservation,
+    outcome: PromiseWithResolvers<PrefillDone>,
+  ): (message: PrefillOutcome) => void {
     let done = false;
-    this.#onPrefill = (message) => {
-      if (message.rankId !== rankId || message.epoch !== epoch) {
-        metrics.count("margay_duplicate_messages_total", { kind: message.kind });
+    return (message) => {
+      if (message.rankId !== rankId || message.epoch !== epoch || (done && message.kind === "prefill-done")) {
+        this.#parts.metrics.count("margay_duplicate_messages_total", { kind: message.kind });
       } else if (message.kind === "prefill-done") {
         done = true;
         outcome.resolve(message);
       } else if (done) {
         // The first token was told and then pages could not be sent: the decode rank will never have them all.
+        if (message.code === "transfer_failed") this.#blamePair(rankId, reservation.rankId);
         this.#trouble.raise(new MargayError("transfer_failed", message.detail));
-      } else outcome.reject(new MargayError(message.code, message.detail));
+      } else outcome.reject(refusalError(message));
     };
-    const stopWatching = fleet.onLost((lost, lostEpoch) => {
-      if (lost === rankId && lostEpoch === epoch)
-        outcome.reject(new MargayError("worker_lost", "the prefill rank was lost"));
-    });
-    this.#prefillLeg = { rankId, epoch };
-    try {
-      const head = this.#passage.head(gatewayId);
-      const deadlineMs = reservation.deadlineMs;
-      const message = {
-        kind: "prefill-work",
-        head,
-        generation: this.#generation,
-        reservation,
-        epoch,
-        deadlineMs,
-      } as const;
-      const reply = await this.#ask(
-        () => bus.request(subjects.prefill(rankId), PrefillWork, message, PrefillReply, ANSWER_MS),
-        rankId,
-      );
-      if (reply.kind === "refused") throw this.#refusedBy(rankId, reply);
-      const work = within(
-        clock,
-        deadlineMs - clock.now(),
-        outcome.promise,
-        () => new MargayError("timeout", "the prefill took too long"),
-      );
-      return await this.#passage.interruption.race(this.#trouble.race(work));
-    } finally {
-      stopWatching();
-    }
   }
 
   #tellFirst(outcome: PrefillDone, rank: Rank): FirstToken {
@@ -315,36 +341,34 @@ export class Attempt {
     passage.timings.queueMs += outcome.queueMs;
     passage.timings.prefillMs += outcome.computeMs;
     passage.cachedTokens ??= outcome.cachedTokens;
-    this.#seat?.leavePrefill();
+    this.#leavePrefill();
     const seq = this.#generation.tokens.length - this.#generation.promptLength;
     const tokens = Int32Array.of(outcome.firstToken);
     passage.tokens.take({ seq, tokens, logprobs: outcome.logprobs, done: null }, this.#parts.clock.monotonic());
     return { outcome, workerId: rank.workerId, ended: outcome.finish !== null };
   }
 
-  /** A question to a rank, cut short by whatever ends the attempt. A rank that does not answer is left alone a while. */
-  async #ask<T>(question: () => Promise<T>, rankId: Rank["rankId"]): Promise<T> {
-    try {
-      return await this.#passage.interruption.race(this.#trouble.race(question()));
-    } catch (thrown) {
-      const error = asMargayError(thrown);
-      if (error.code === "timeout" || error.code === "worker_lost") {
-        this.#parts.fleet.cool(rankId, FAULT_COOL_MS);
-        this.#passage.avoid.add(rankId);
-      }
-      throw error;
-    }
+  #ask<T>(question: () => Promise<T>, rankId: Rank["rankId"]): Promise<T> {
+    return askRank({ ...this.#parts, passage: this.#passage, trouble: this.#trouble, rankId, question });
   }
 
-  #refusedBy(
-    rankId: Rank["rankId"],
-    refusal: { readonly code: MargayError["code"]; readonly detail: string; readonly retryAfterMs: number | null },
-  ): MargayError {
-    const error = new MargayError(refusal.code, refusal.detail, { retryAfterMs: refusal.retryAfterMs });
+  #refusedBy(rankId: Rank["rankId"], refusal: Refused): MargayError {
+    const error = refusalError(refusal);
     if (error.code === "busy" || error.code === "draining")
-      this.#parts.fleet.cool(rankId, Math.min(refusal.retryAfterMs ?? BUSY_COOL_MS, FAULT_COOL_MS));
+      this.#parts.fleet.cool(rankId, Math.min(refusal.retryAfterMs ?? BUSY_COOL_MS, ASK_FAULT_COOL_MS));
     else this.#passage.avoid.add(rankId);
     return error;
+  }
+
+  /** Another prefill rank has the work now. */
+  #moveSeat(prefill: Rank): void {
+    this.#leavePrefill();
+    this.#leavePrefill = this.#parts.fleet.occupy(prefill, this.#generation.tokens.length);
+  }
+
+  #blamePair(prefill: Rank["rankId"], decode: Rank["rankId"]): void {
+    this.#parts.fleet.pairFailed(prefill, decode, PAIR_COOL_MS);
+    this.#passage.avoid.add(prefill);
   }
 
   /** Time the reservation lives before decoding begins: an estimate of the prefill, with slack, never past the request. */

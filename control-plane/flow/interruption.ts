@@ -27,6 +27,17 @@ export class Interruption {
   race<T>(work: Promise<T>): Promise<T> {
     return Promise.race([work, this.#happened.promise]);
   }
+
+  /** Waits `ms`, or until the reason comes. */
+  async pause(clock: Clock, ms: number): Promise<void> {
+    const over = Promise.withResolvers<void>();
+    const timer = clock.after(ms, over.resolve);
+    try {
+      await this.race(over.promise);
+    } finally {
+      timer.cancel();
+    }
+  }
 }
 
 /** `work`, or `error()` after `ms`. */

@@ -1,7 +1,6 @@
 import { blockHashes } from "#protocol/block-hash.ts";
-import { MargayError } from "#protocol/errors.ts";
+import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, RankId } from "#protocol/ids.ts";
-import { BLOCK_TOKENS } from "#protocol/kv.ts";
 import type { Generation, RequestHead } from "#protocol/request.ts";
 import type { Clock } from "#service/clock.ts";
 import type { PlacementQuery } from "../placement/place.ts";
@@ -23,7 +22,7 @@ export interface Timings {
  *   begun -> attempt 0 -> (attempt n)* -> ended
  *
  * P1 `tokens` is the only owner of what was generated: a new attempt starts from it, so nothing is repeated or skipped
- * P2 the client's leaving and the deadline interrupt every wait
+ * P2 the client's leaving, the deadline and a listener that throws interrupt every wait
  */
 export class Passage {
   readonly request: FlowRequest;
@@ -39,6 +38,8 @@ export class Passage {
   /** The listener has all it wants. */
   enough = false;
   #onGap: (seq: number) => void = () => {};
+  /** Of the tokens that an attempt begins with, by model hash. */
+  readonly #hashes = new Map<string, { readonly length: number; readonly hashes: readonly string[] }>();
   readonly #onEnough = Promise.withResolvers<void>();
   readonly #clock: Clock;
   readonly #stop: () => void;
@@ -51,9 +52,12 @@ export class Passage {
     this.tokens = new TokenReceiver(request.generation.maxNewTokens, this.beganMs, {
       onTokens: (tokens, logprobs) => {
         if (this.enough || this.interruption.error !== null) return;
-        if (listener.onTokens(tokens, logprobs) === "enough") {
+        try {
+          if (listener.onTokens(tokens, logprobs) === "more") return;
           this.enough = true;
           this.#onEnough.resolve();
+        } catch (thrown) {
+          this.interruption.raise(asMargayError(thrown));
         }
       },
       onGap: (seq) => this.#onGap(seq),
@@ -97,13 +101,13 @@ export class Passage {
     return { requestId: this.request.requestId, attempt: this.attempt, owner };
   }
 
-  query(generation: Generation, modelHash: string | null, localTokens: number): PlacementQuery {
+  query(generation: Generation, localTokens: number): PlacementQuery {
     const { tokens, promptLength, maxNewTokens } = generation;
     return {
       model: this.request.model,
-      hashes: modelHash === null ? [] : blockHashes(modelHash, tokens, tokens.length - 1),
+      hashes: (modelHash) => this.#hashesOf(modelHash, tokens),
       promptTokens: tokens.length,
-      blocks: Math.ceil((promptLength + maxNewTokens) / BLOCK_TOKENS),
+      wholeTokens: promptLength + maxNewTokens,
       avoid: this.avoid,
       localTokens,
     };
@@ -112,10 +116,24 @@ export class Passage {
   /** Who is asked for missing tokens now. */
   askBy(onGap: (seq: number) => void): void {
     this.#onGap = onGap;
+    this.tokens.listen(this.#clock.monotonic());
   }
 
   tell(phase: FlowProgress["phase"], prefill: FlowProgress["prefill"], decode: FlowProgress["decode"]): void {
-    this.listener.onProgress({ phase, prefill, decode, waitedMs: this.#clock.monotonic() - this.beganMs });
+    try {
+      this.listener.onProgress({ phase, prefill, decode, waitedMs: this.#clock.monotonic() - this.beganMs });
+    } catch (thrown) {
+      this.interruption.raise(asMargayError(thrown));
+    }
+  }
+
+  #hashesOf(modelHash: string, tokens: Int32Array): readonly string[] {
+    const known = this.#hashes.get(modelHash);
+    if (known?.length === tokens.length) return known.hashes;
+    // The last token is always computed.
+    const hashes = blockHashes(modelHash, tokens, tokens.length - 1);
+    this.#hashes.set(modelHash, { length: tokens.length, hashes });
+    return hashes;
   }
 
   end(): void {

@@ -18,8 +18,10 @@ export interface BoardEntry {
   readonly decode: { readonly rankId: RankId; readonly epoch: number };
   onPrefill(outcome: PrefillOutcome): void;
   onChunk(chunk: TokenChunk): void;
-  /** Called every SWEEP_MS. */
+  /** Called every SWEEP_MS while the bus is connected. */
   onSweep(nowMs: number): void;
+  /** The bus is back: messages for this attempt may have been lost. */
+  onReconnect(nowMs: number): void;
   /** Tokens that arrived safely. */
   readonly received: number;
 }
@@ -63,7 +65,12 @@ export class RequestBoard {
         this.#onPrefill(outcome),
       ),
       this.#clock.every(ACK_MS, () => this.#sendAcks()),
+      this.#bus.onState((state) => {
+        if (state !== "connected") return;
+        for (const entry of [...this.#entries.values()]) entry.onReconnect(this.#clock.monotonic());
+      }),
       this.#clock.every(SWEEP_MS, () => {
+        if (this.#bus.state !== "connected") return;
         for (const entry of [...this.#entries.values()]) entry.onSweep(this.#clock.monotonic());
       }),
     ];

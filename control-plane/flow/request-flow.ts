@@ -85,6 +85,7 @@ const BUSY_RETRY_AFTER_MS = 5_000;
  * R1 exactly one end per request, before its deadline
  * R2 an attempt that ended in any way has given back its seat and cancelled what its ranks still hold
  * R3 a failure's verdict alone decides whether another attempt follows
+ * R4 waiting for ranks with room is bounded by `waitMs`, counted anew when tokens came
  */
 export class Flow implements RequestFlow {
   readonly #parts: FlowParts;
@@ -125,16 +126,19 @@ export class Flow implements RequestFlow {
     let busySinceMs: number | null = null;
     for (let failed = 0; ; passage.attempt++) {
       const beganMs = clock.monotonic();
+      const { generated } = passage;
       try {
         return await this.#attempt(passage);
       } catch (thrown) {
-        const error = passage.interruption.error ?? asMargayError(thrown);
+        if (passage.interruption.error !== null) throw passage.interruption.error;
+        const error = asMargayError(thrown);
+        if (passage.generated > generated) failed = 0;
         const move = nextMove(error, failed);
         if (move.kind === "fail") throw error;
-        if (move.counts) {
-          failed++;
-          busySinceMs = null;
-        } else busySinceMs ??= beganMs;
+        if (move.counts) failed++;
+        const served = passage.generated > generated;
+        if (move.counts || served) busySinceMs = null;
+        else busySinceMs ??= beganMs;
         if (busySinceMs !== null && clock.monotonic() - busySinceMs > this.#parts.waitMs) {
           throw new MargayError("no_worker", undefined, { retryAfterMs: BUSY_RETRY_AFTER_MS, cause: error });
         }
@@ -143,8 +147,8 @@ export class Flow implements RequestFlow {
           { request: passage.request.requestId, attempt: passage.attempt, code: error.code },
           "an attempt failed",
         );
-        passage.tell("moved", null, null);
-        await passage.interruption.race(clock.sleep(move.pauseMs));
+        if (move.counts || served) passage.tell("moved", null, null);
+        await passage.interruption.pause(clock, move.pauseMs);
       }
     }
   }

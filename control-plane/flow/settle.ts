@@ -15,6 +15,6 @@ export function settle(passage: Passage, seat: Seat, first: FirstToken, done: De
     prefill: computed === null ? null : first.workerId,
     decode: first.ended ? null : seat.decode.workerId,
     attempts: passage.attempt + 1,
-    timings: { ...passage.timings, decodeMs: passage.timings.decodeMs + (done?.decodeMs ?? 0) },
+    timings: { ...passage.timings },
   };
 }

@@ -13,24 +13,26 @@ export interface ReceiverSink {
 /**
  * Owns the order of one request's generated tokens, whoever sends them: each place is delivered once, in order.
  *
- *   receiving -> done
+ *   (listen -> receiving -> done)*        one round per attempt
  *
  * T1 `next` is the number of tokens delivered; a chunk below it is cut or dropped, one above it is dropped and asked again
- * T2 one question is out at a time: what comes while it is unanswered is in the answer
+ * T2 one question per sender is out at a time: what comes while it is unanswered is in the answer
+ * T3 the last word of one attempt says nothing about the next
  */
 export class TokenReceiver {
   readonly #sink: ReceiverSink;
-  readonly #done = Promise.withResolvers<DecodeDone>();
+  #done = openEnd();
   #tokens: Int32Array;
   #next = 0;
   #asking = false;
   #lastMs: number;
+  #progressMs: number;
 
   constructor(capacity: number, nowMs: number, sink: ReceiverSink) {
     this.#tokens = new Int32Array(Math.min(capacity, 256));
     this.#lastMs = nowMs;
+    this.#progressMs = nowMs;
     this.#sink = sink;
-    this.#done.promise.catch(() => {});
   }
 
   /** Number of tokens delivered: the place of the next one. */
@@ -43,14 +45,27 @@ export class TokenReceiver {
     return this.#lastMs;
   }
 
+  /** When tokens were last delivered, or an attempt began. */
+  get progressMs(): number {
+    return this.#progressMs;
+  }
+
   /** All tokens delivered so far. */
   get delivered(): Int32Array {
     return this.#tokens.subarray(0, this.#next);
   }
 
-  /** The decode rank's last word. Rejects when that is an error. */
+  /** The decode rank's last word in this attempt. Rejects when that is an error. */
   get done(): Promise<DecodeDone> {
     return this.#done.promise;
+  }
+
+  /** Another attempt begins: its rank is listened to, and nothing was asked of it yet. */
+  listen(nowMs: number): void {
+    this.#done = openEnd();
+    this.#asking = false;
+    this.#lastMs = nowMs;
+    this.#progressMs = nowMs;
   }
 
   /** A question is answered or failed. */
@@ -71,6 +86,7 @@ export class TokenReceiver {
     }
     const fresh = known === 0 ? chunk.tokens : chunk.tokens.subarray(known);
     if (fresh.length > 0) {
+      this.#progressMs = nowMs;
       this.#keep(fresh);
       this.#sink.onTokens(
         fresh,
@@ -100,6 +116,13 @@ export class TokenReceiver {
     this.#tokens.set(tokens, this.#next);
     this.#next = length;
   }
+}
+
+function openEnd(): PromiseWithResolvers<DecodeDone> {
+  const end = Promise.withResolvers<DecodeDone>();
+  // It may come before, or without, anybody waiting for it.
+  end.promise.catch(() => {});
+  return end;
 }
 
 function cutLogprobs(logprobs: Logprobs, tokens: number): Logprobs {

@@ -48,7 +48,7 @@ const RETRY_AFTER_MS = 5_000;
  *   entered -> (waiting) -> seated | refused | left
  *
  * Q1 first come, first served within a model: nobody is seated while an earlier request of the model waits
- * Q2 never more than `mostWaiting` per model, none longer than `waitMs`
+ * Q2 never more than `mostWaiting` new ones per model, none longer than `waitMs` at a time
  * Q3 a seat is counted on its ranks from the moment it is given
  */
 export class WaitingRoom {
@@ -58,6 +58,7 @@ export class WaitingRoom {
   readonly #stopListening: () => void;
   #timer: Timer | null = null;
   #seating = false;
+  #closed = false;
 
   constructor(parts: WaitingRoomParts) {
     this.#parts = parts;
@@ -79,14 +80,20 @@ export class WaitingRoom {
   }
 
   /**
-   * A place for a request that first came at `arrivedMs` (monotonic): one that comes back after a failure keeps its turn.
+   * A place for a request that first came at `arrivedMs` (monotonic): one that comes back after a failure (`again`) keeps
+   * its turn, and is not turned away for a full queue.
    * Rejects with `queue_full`, `no_worker` or `context_length_exceeded`, or with the interruption's reason.
    */
-  async enter(query: PlacementQuery, arrivedMs: number, interruption: Interruption): Promise<Seat> {
+  async enter(
+    query: PlacementQuery,
+    { arrivedMs, again }: { readonly arrivedMs: number; readonly again: boolean },
+    interruption: Interruption,
+  ): Promise<Seat> {
     const { clock, metrics, mostWaiting } = this.#parts;
+    if (this.#closed) throw new MargayError("shutting_down");
     const queue = this.#queues.get(query.model) ?? [];
     this.#queues.set(query.model, queue);
-    if (queue.length >= mostWaiting) {
+    if (queue.length >= mostWaiting && !again) {
       throw new MargayError("queue_full", undefined, { retryAfterMs: this.#parts.waitMs / 4 });
     }
     const seated = Promise.withResolvers<Seat>();
@@ -115,8 +122,10 @@ export class WaitingRoom {
   }
 
   close(): void {
+    this.#closed = true;
     this.#stopListening();
     this.#timer?.cancel();
+    this.#timer = null;
     for (const queue of this.#queues.values()) {
       for (const guest of queue.splice(0)) guest.reject(new MargayError("shutting_down"));
     }
@@ -127,11 +136,15 @@ export class WaitingRoom {
     if (this.#seating) return;
     this.#seating = true;
     let waiting = 0;
-    for (const queue of this.#queues.values()) {
-      while (queue.length > 0 && this.#seatFirst(queue));
-      waiting += queue.length;
+    try {
+      for (const [model, queue] of this.#queues) {
+        while (queue.length > 0 && this.#seatFirst(queue));
+        this.#dismiss(model, queue);
+        waiting += queue.length;
+      }
+    } finally {
+      this.#seating = false;
     }
-    this.#seating = false;
     if (waiting === 0) {
       this.#timer?.cancel();
       this.#timer = null;
@@ -140,24 +153,18 @@ export class WaitingRoom {
 
   /** Seats or refuses the first of a queue; false when it has to wait. */
   #seatFirst(queue: Guest[]): boolean {
-    const { fleet, clock, waitMs } = this.#parts;
+    const { fleet, clock } = this.#parts;
     const guest = queue[0]!;
-    const nowMs = clock.monotonic();
-    const placement = place(fleet.snapshot, fleet.prefixes, guest.query, nowMs);
+    const placement = place(fleet.snapshot, fleet.prefixes, guest.query, clock.monotonic());
     switch (placement.kind) {
-      case "wait": {
+      case "wait":
         this.#missing.set(guest.query.model, placement.missing);
-        if (nowMs - guest.enteredMs < waitMs) return false;
-        const why = this.#parts.whyNone(guest.query.model);
-        const text = `No worker became available within ${waitMs / 1000} seconds.${why === null ? "" : ` ${why}`}`;
-        guest.reject(new MargayError("no_worker", text, { retryAfterMs: RETRY_AFTER_MS }));
-        break;
-      }
+        return false;
       case "impossible":
         guest.reject(
           new MargayError(
             "context_length_exceeded",
-            `The request needs ${guest.query.blocks} blocks of KV memory and the largest worker has ${placement.blocksTotal}.`,
+            `The request needs ${placement.blocks} blocks of KV memory and the largest worker has ${placement.blocksTotal}.`,
           ),
         );
         break;
@@ -166,6 +173,20 @@ export class WaitingRoom {
     }
     queue.shift();
     return true;
+  }
+
+  /** Those that waited too long: not always the first, for one that came back stands before them. */
+  #dismiss(model: ModelName, queue: Guest[]): void {
+    const { clock, waitMs, whyNone } = this.#parts;
+    const entered = clock.monotonic() - waitMs;
+    const late = queue.filter((guest) => guest.enteredMs <= entered);
+    if (late.length === 0) return;
+    const why = whyNone(model);
+    const text = `No worker became available within ${waitMs / 1000} seconds.${why === null ? "" : ` ${why}`}`;
+    for (const guest of late) {
+      queue.splice(queue.indexOf(guest), 1);
+      guest.reject(new MargayError("no_worker", text, { retryAfterMs: RETRY_AFTER_MS }));
+    }
   }
 
   #seat(placement: Extract<Placement, { kind: "split" | "local" }>, query: PlacementQuery): Seat {

@@ -1,17 +1,17 @@
 import type { ModelName, RankId } from "#protocol/ids.ts";
 import { BLOCK_TOKENS } from "#protocol/kv.ts";
 import { compatible } from "#protocol/model-card.ts";
-import { type FleetSnapshot, pairKey, type Rank, ranksOf } from "../fleet/fleet.ts";
+import { type FleetSnapshot, pairKey, type Rank, ranksOf, SKEWED_BEATS } from "../fleet/fleet.ts";
 import type { PrefixLookup } from "../fleet/prefix-index.ts";
 
 /** What placement needs to know of a request. */
 export interface PlacementQuery {
   readonly model: ModelName;
-  /** Chained hashes of the prompt's full blocks. */
-  readonly hashes: readonly string[];
+  /** Chained hashes of the prompt's full blocks, as a model (by its hash) counts them. */
+  readonly hashes: (modelHash: string) => readonly string[];
   readonly promptTokens: number;
-  /** Blocks for prompt and the longest answer. */
-  readonly blocks: number;
+  /** Prompt and the longest answer, before the model's context ends it. */
+  readonly wholeTokens: number;
   /** Ranks that failed this request: taken only when there is no other. */
   readonly avoid: ReadonlySet<RankId>;
   /** A decode rank computes at most this many prompt tokens itself; 0: none. */
@@ -24,10 +24,14 @@ export type Placement =
   | { readonly kind: "local"; readonly decode: Rank }
   | { readonly kind: "wait"; readonly missing: "decode" | "prefill" }
   /** No rank of the fleet could ever hold it. */
-  | { readonly kind: "impossible"; readonly blocksTotal: number };
+  | { readonly kind: "impossible"; readonly blocks: number; readonly blocksTotal: number };
 
 /** Prompt tokens per second assumed of a rank that has not measured itself yet. */
 const UNKNOWN_RATE = 200;
+/** A prefill rank admits what it can start within this time; the rest waits here, in order. */
+const START_WITHIN_SECONDS = 1;
+/** Prompt tokens that may wait on a rank whose rate is not known. */
+const UNMEASURED_TOKENS = 1_024;
 
 /**
  * Where a request goes: pure over a snapshot, so equal inputs give equal placements.
@@ -35,24 +39,26 @@ const UNKNOWN_RATE = 200;
  */
 export function place(fleet: FleetSnapshot, prefixes: PrefixLookup, query: PlacementQuery, nowMs: number): Placement {
   const all = ranksOf(fleet, query.model, "decode");
-  const largest = Math.max(0, ...all.map((rank) => rank.load.blocksTotal));
-  if (all.length > 0 && largest > 0 && query.blocks > largest) return { kind: "impossible", blocksTotal: largest };
+  const impossible = tooLarge(all, (rank) => blocksOnDecode(rank, query));
+  if (impossible !== null) return impossible;
 
-  const cachedTokens = (rank: Rank): number => prefixes.cachedBlocks(rank.rankId, query.hashes) * BLOCK_TOKENS;
   const decodes = all
+    .map((rank) => ({ rank, cachedTokens: cachedTokensOn(rank, prefixes, query) }))
     .filter(
-      (rank) => isOpen(rank, nowMs) && hasRoom(rank, query.blocks - prefixes.cachedBlocks(rank.rankId, query.hashes)),
+      ({ rank, cachedTokens }) =>
+        isOpen(rank, nowMs) && hasRoom(rank, blocksOnDecode(rank, query) - cachedTokens / BLOCK_TOKENS),
     )
-    .map((rank) => ({ rank, score: decodeScore(rank, cachedTokens(rank), query) }))
+    .map(({ rank, cachedTokens }) => ({ rank, cachedTokens, score: decodeScore(rank, cachedTokens, query) }))
     .sort(byScore);
   if (decodes.length === 0) return { kind: "wait", missing: "decode" };
 
-  for (const { rank: decode } of decodes) {
-    if (splitOrLocal(query, cachedTokens(decode)) === "local") return { kind: "local", decode };
+  for (const { rank: decode, cachedTokens } of decodes) {
+    if (splitOrLocal(query, cachedTokens) === "local") return { kind: "local", decode };
     const prefill = choosePrefill(fleet, prefixes, query, decode, nowMs);
     if (prefill !== null) return { kind: "split", prefill, decode };
   }
-  return { kind: "wait", missing: "prefill" };
+  const prefills = ranksOf(fleet, query.model, "prefill");
+  return tooLarge(prefills, () => blocksOf(query.promptTokens)) ?? { kind: "wait", missing: "prefill" };
 }
 
 /** A prompt of which little is missing is not worth a second rank and a transfer. */
@@ -69,22 +75,50 @@ export function choosePrefill(
   nowMs: number,
 ): Rank | null {
   const ranked = ranksOf(fleet, query.model, "prefill")
-    .filter((rank) => isOpen(rank, nowMs) && hasRoom(rank, Math.ceil(query.promptTokens / BLOCK_TOKENS)))
+    .filter((rank) => isOpen(rank, nowMs) && startsSoon(rank) && hasRoom(rank, blocksOf(query.promptTokens)))
     .filter((rank) => compatible(rank.model, decode.model))
     .filter((rank) => (fleet.pairs.get(pairKey(rank.rankId, decode.rankId)) ?? 0) <= nowMs)
     .map((rank) => {
-      const cached = prefixes.cachedBlocks(rank.rankId, query.hashes) * BLOCK_TOKENS;
-      return {
-        rank,
-        score: -secondsToFinish(rank, query.promptTokens - cached) - (query.avoid.has(rank.rankId) ? 1e6 : 0),
-      };
+      const tokens = query.promptTokens - cachedTokensOn(rank, prefixes, query);
+      return { rank, score: -secondsToFinish(rank, tokens) - (query.avoid.has(rank.rankId) ? 1e6 : 0) };
     })
     .sort(byScore);
   return ranked[0]?.rank ?? null;
 }
 
+/** Not null when ranks are known and the pool of none could ever hold what they need. */
+function tooLarge(ranks: readonly Rank[], needed: (rank: Rank) => number): Placement | null {
+  let closest: { readonly blocks: number; readonly blocksTotal: number } | null = null;
+  for (const rank of ranks) {
+    const { blocksTotal } = rank.load;
+    const blocks = needed(rank);
+    // A rank that is still loading does not know its pool yet.
+    if (blocksTotal === 0 || blocks <= blocksTotal) return null;
+    if (closest === null || blocksTotal > closest.blocksTotal) closest = { blocks, blocksTotal };
+  }
+  return closest === null ? null : { kind: "impossible", ...closest };
+}
+
+function blocksOf(tokens: number): number {
+  return Math.ceil(tokens / BLOCK_TOKENS);
+}
+
+/** What a decode rank reserves: the whole request, as far as the model's context goes. */
+function blocksOnDecode(rank: Rank, query: PlacementQuery): number {
+  return blocksOf(Math.min(query.wholeTokens, Math.max(rank.model.contextLength, query.promptTokens)));
+}
+
+function cachedTokensOn(rank: Rank, prefixes: PrefixLookup, query: PlacementQuery): number {
+  return prefixes.cachedBlocks(rank.rankId, query.hashes(rank.model.modelHash)) * BLOCK_TOKENS;
+}
+
 function isOpen(rank: Rank, nowMs: number): boolean {
-  return rank.state === "ready" && rank.coolUntilMs <= nowMs && requestsOn(rank) < rank.load.maxRequests;
+  return (
+    rank.state === "ready" &&
+    rank.skewedBeats < SKEWED_BEATS &&
+    rank.coolUntilMs <= nowMs &&
+    requestsOn(rank) < rank.load.maxRequests
+  );
 }
 
 function hasRoom(rank: Rank, blocks: number): boolean {
@@ -96,9 +130,18 @@ function requestsOn(rank: Rank): number {
   return Math.max(rank.load.requests, rank.ownRequests);
 }
 
+function pendingTokens(rank: Rank): number {
+  return Math.max(rank.load.pendingPrefillTokens, rank.ownPrefillTokens);
+}
+
+function startsSoon(rank: Rank): boolean {
+  const rate = rank.load.prefillTokensPerSecond;
+  return pendingTokens(rank) <= (rate === 0 ? UNMEASURED_TOKENS : rate * START_WITHIN_SECONDS);
+}
+
 function secondsToFinish(rank: Rank, tokens: number): number {
   const rate = rank.load.prefillTokensPerSecond > 0 ? rank.load.prefillTokensPerSecond : UNKNOWN_RATE;
-  return (Math.max(rank.load.pendingPrefillTokens, rank.ownPrefillTokens) + tokens) / rate;
+  return (pendingTokens(rank) + tokens) / rate;
 }
 
 /** Between 1 (all of the prompt cached, nothing to do) and -1; a rank to avoid comes last. */
