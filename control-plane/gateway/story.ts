@@ -37,9 +37,12 @@ function longest(settled: readonly Settled[]): Settled["timings"] {
 export function storyHeaders(settled: readonly Settled[]): Record<string, string> {
   const { prefill, decode } = workersOf(settled);
   const timings = longest(settled);
+  const attempts = Math.max(...settled.map((one) => one.attempts));
   return {
     ...(prefill === "" ? {} : { "x-margay-prefill": prefill }),
     ...(decode === "" ? {} : { "x-margay-decode": decode }),
+    // Told only where something went wrong on the way: how many placements it took.
+    ...(attempts > 1 ? { "x-margay-attempts": String(attempts) } : {}),
     "server-timing": [
       timing("queue", timings.queueMs),
       timing("prefill", timings.prefillMs),
