@@ -149,7 +149,8 @@ struct Decoder : PoolSide {
   // Reserves and expects; `tokens` decide what the cache knows of them.
   SequenceKvId Expect(SequenceRef sequence, const std::vector<int32_t>& tokens, int64_t wait_ms = kPatienceMs) {
     const OpenedKv opened = Must(pool->Open(tokens, static_cast<int>(tokens.size()), KvUse::kReceive));
-    Must(receiver->Expect(sequence, opened.id, opened.cached_tokens, static_cast<int>(tokens.size()), NowMs() + wait_ms));
+    Must(receiver->Expect(sequence, opened.id, opened.cached_tokens, static_cast<int>(tokens.size()),
+                          NowMs() + wait_ms));
     cached_tokens = opened.cached_tokens;
     return opened.id;
   }

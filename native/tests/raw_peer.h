@@ -39,7 +39,9 @@ class RawPeer {
     Send(head);
     Send(payload.data(), payload.size());
   }
-  bool Read(void* bytes, size_t count) { return recv(fd_.get(), bytes, count, MSG_WAITALL) == static_cast<ssize_t>(count); }
+  bool Read(void* bytes, size_t count) {
+    return recv(fd_.get(), bytes, count, MSG_WAITALL) == static_cast<ssize_t>(count);
+  }
   std::optional<FrameHead> Answer() {
     FrameHead head;
     if (!Read(&head, sizeof head) || head.Fault()) return std::nullopt;
@@ -83,7 +85,8 @@ class RawPeer {
 };
 
 // A good page of a sequence of kTestLayout, to be spoiled.
-inline FrameHead PageOf(SequenceRef sequence, int attention, int block, int rows, const std::vector<std::byte>& payload) {
+inline FrameHead PageOf(SequenceRef sequence, int attention, int block, int rows,
+                        const std::vector<std::byte>& payload) {
   FrameHead head;
   head.type = FrameType::kPage;
   head.ticket = 7;
@@ -99,7 +102,8 @@ inline FrameHead PageOf(SequenceRef sequence, int attention, int block, int rows
 
 inline std::vector<std::byte> PayloadOf(int rows, int salt) {
   std::vector<std::byte> bytes(static_cast<size_t>(rows) * kTestLayout.row_bytes());
-  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>((i * 31 + static_cast<size_t>(salt)) & 0xff);
+  for (size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = static_cast<std::byte>((i * 31 + static_cast<size_t>(salt)) & 0xff);
   return bytes;
 }
 

@@ -126,8 +126,8 @@ void Pool::Set(int32_t block, BlockState to) {
   Block& entry = At(block);
   if (entry.state == to) return;
   if (!MayFollow(entry.state, to) && forbidden_.empty()) {
-    forbidden_ = "block " + std::to_string(block) + " went from " + BlockStateName(entry.state) + " to " +
-                 BlockStateName(to);
+    forbidden_ =
+        "block " + std::to_string(block) + " went from " + BlockStateName(entry.state) + " to " + BlockStateName(to);
   }
   --counts_[static_cast<size_t>(entry.state)];
   ++counts_[static_cast<size_t>(to)];

@@ -17,9 +17,7 @@
 namespace margay {
 namespace {
 
-Status IoError(const char* what) {
-  return {Code::kIo, std::string(what) + ": " + std::strerror(errno)};
-}
+Status IoError(const char* what) { return {Code::kIo, std::string(what) + ": " + std::strerror(errno)}; }
 
 // The rows begin on a page of memory, so that large copies are aligned.
 size_t HeadBytes(int blocks) {
@@ -34,7 +32,8 @@ Result<std::unique_ptr<PoolImage>> PoolImage::Create(const KvLayout& layout, int
   if (layout.attentions <= 0 || layout.row_values <= 0) return Status(Code::kBadArgument, "KV layout without rows");
   if (blocks <= 0) return Status(Code::kBadArgument, "a KV pool needs at least one block");
   const size_t limit = static_cast<size_t>(std::numeric_limits<off_t>::max()) / 2;
-  if (layout.block_bytes() > limit / static_cast<size_t>(blocks)) return Status(Code::kBadArgument, "KV pool too large");
+  if (layout.block_bytes() > limit / static_cast<size_t>(blocks))
+    return Status(Code::kBadArgument, "KV pool too large");
 
   std::unique_ptr<PoolImage> image(new PoolImage);
   image->layout_ = layout;
@@ -49,7 +48,8 @@ Result<std::unique_ptr<PoolImage>> PoolImage::Create(const KvLayout& layout, int
   image->base_ = static_cast<std::byte*>(base);
   constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
   // Kernels without the write seal still keep the size.
-  if (fcntl(image->fd_, F_ADD_SEALS, kSeals | F_SEAL_FUTURE_WRITE) != 0 && fcntl(image->fd_, F_ADD_SEALS, kSeals) != 0) {
+  if (fcntl(image->fd_, F_ADD_SEALS, kSeals | F_SEAL_FUTURE_WRITE) != 0 &&
+      fcntl(image->fd_, F_ADD_SEALS, kSeals) != 0) {
     return IoError("sealing the KV pool");
   }
   PoolHead* head = image->head();
@@ -67,9 +67,10 @@ Result<std::unique_ptr<PoolImage>> PoolImage::Map(int fd, const KvLayout& layout
   image->layout_ = layout;
   const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) return Status(Code::kBadArgument, "peer's pool is not sealed");
-  struct stat facts {};
+  struct stat facts{};
   if (fstat(fd, &facts) != 0) return IoError("looking at the peer's pool");
-  if (facts.st_size < static_cast<off_t>(sizeof(PoolHead))) return Status(Code::kBadArgument, "peer's pool is too small");
+  if (facts.st_size < static_cast<off_t>(sizeof(PoolHead)))
+    return Status(Code::kBadArgument, "peer's pool is too small");
   image->bytes_ = static_cast<size_t>(facts.st_size);
   void* base = mmap(nullptr, image->bytes_, PROT_READ, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) return IoError("mapping the peer's pool");

@@ -82,7 +82,7 @@ class Expectations {
   mutable std::mutex mutex_;
   std::condition_variable finished_;
   std::unordered_map<int32_t, std::unique_ptr<Entry>> entries_;  // by slot
-  std::optional<SequenceRef> claimed_;  // whose page is being written
+  std::optional<SequenceRef> claimed_;                           // whose page is being written
 };
 
 }  // namespace margay

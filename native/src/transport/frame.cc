@@ -18,9 +18,9 @@ std::string HelloText(const KvLayout& layout, const std::string& model_hash) {
 }
 
 const char* FrameRefusalName(FrameRefusal cause) {
-  static constexpr std::array<const char*, kFrameRefusals> kNames = {
-      "checksum",     "truncated",    "stale_epoch", "stale_handle", "unknown_page",
-      "incompatible", "stale_source", "malformed",   "late"};
+  static constexpr std::array<const char*, kFrameRefusals> kNames = {"checksum",     "truncated",    "stale_epoch",
+                                                                     "stale_handle", "unknown_page", "incompatible",
+                                                                     "stale_source", "malformed",    "late"};
   return kNames[static_cast<size_t>(cause)];
 }
 

@@ -1,5 +1,5 @@
-// What P and D say to each other about KV pages. Every frame is one FrameHead, little-endian, then `payload_bytes` bytes
-// where the type says that they follow.
+// What P and D say to each other about KV pages. Every frame is one FrameHead, little-endian, then `payload_bytes`
+// bytes where the type says that they follow.
 //
 //   P -> D  hello        payload: layout, '\0', model hash; over a Unix socket the descriptor of P's pool comes with it
 //   D -> P  welcome
@@ -35,8 +35,8 @@ struct FrameHead {
   FrameType type = FrameType::kHello;
   uint32_t payload_bytes = 0;
   uint32_t cause = 0;
-  uint64_t ticket = 0;  // of P, returned in the answer
-  int64_t epoch = 0;    // of D, as P was told
+  uint64_t ticket = 0;   // of P, returned in the answer
+  int64_t epoch = 0;     // of D, as P was told
   SequenceRef sequence;  // of D
   int32_t attention = 0;
   int32_t block = 0;  // logical

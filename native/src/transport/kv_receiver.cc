@@ -17,9 +17,9 @@ namespace margay {
 namespace {
 
 constexpr size_t kMaxPeers = 256;
-constexpr int64_t kHelloMs = 2'000;        // from accept to the whole hello
-constexpr int kPagesPerTurn = 32;          // then other connections have theirs
-constexpr size_t kMaxUnsent = 64 * 1024;   // answers a peer does not take; then nothing more is read from it
+constexpr int64_t kHelloMs = 2'000;       // from accept to the whole hello
+constexpr int kPagesPerTurn = 32;         // then other connections have theirs
+constexpr size_t kMaxUnsent = 64 * 1024;  // answers a peer does not take; then nothing more is read from it
 constexpr size_t kInputBytes = 4096;
 
 using Verdict = Expectations::Verdict;
@@ -45,7 +45,7 @@ struct Peer {
   bool greeted = false;
   bool over = false;
   bool more = false;  // its turn ended with input left
-  Fd passed;               // descriptor of the peer's pool
+  Fd passed;          // descriptor of the peer's pool
   std::unique_ptr<PoolImage> image;
 
   std::array<std::byte, kInputBytes> input;
@@ -127,7 +127,7 @@ class Receiver final : public KvReceiver {
   TransferCounters counters_;
   std::vector<std::unique_ptr<Peer>> peers_;
   std::optional<TransferOutcome> complete_;  // with the page at hand
-  std::thread thread_;  // last: it uses all of the above
+  std::thread thread_;                       // last: it uses all of the above
 };
 
 void Receiver::Run() {
@@ -390,8 +390,8 @@ Result<std::unique_ptr<KvReceiver>> KvReceiver::Create(KvPool* pool, const std::
       if (!beside.ok()) continue;
       unix_listener = std::move(*beside);
     }
-    return std::unique_ptr<KvReceiver>(
-        std::make_unique<Receiver>(pool, model_hash, std::move(*tcp), std::move(unix_listener), std::move(on_transfer)));
+    return std::unique_ptr<KvReceiver>(std::make_unique<Receiver>(pool, model_hash, std::move(*tcp),
+                                                                  std::move(unix_listener), std::move(on_transfer)));
   }
 }
 

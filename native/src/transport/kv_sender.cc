@@ -16,10 +16,10 @@ namespace margay {
 namespace {
 
 constexpr size_t kMaxSequences = 4096;
-constexpr int kReconnects = 2;          // per sequence
-constexpr int64_t kIdleMs = 60'000;     // then a connection without sequences is closed
+constexpr int kReconnects = 2;       // per sequence
+constexpr int64_t kIdleMs = 60'000;  // then a connection without sequences is closed
 constexpr size_t kMaxIdleLinks = 64;
-constexpr int64_t kStuckMs = 2'000;     // a link without an answer for so long is given up when a deadline passes on it
+constexpr int64_t kStuckMs = 2'000;  // a link without an answer for so long is given up when a deadline passes on it
 
 class Sender final : public KvSender {
  public:
@@ -90,8 +90,7 @@ Status Sender::Begin(SequenceRef sequence, SequenceKvId kv, int tokens, const Se
   if (active_.size() >= kMaxSequences) return {Code::kQueueFull, "too many sequences are being sent"};
   Result<std::vector<BlockLease>> leases = pool_->StartFlight(kv, first, count, Flight::kOut);
   if (!leases.ok()) return leases.status();
-  auto outgoing =
-      std::make_shared<Outgoing>(sequence, target, tokens, pool_->memory().layout, std::move(*leases));
+  auto outgoing = std::make_shared<Outgoing>(sequence, target, tokens, pool_->memory().layout, std::move(*leases));
   active_.emplace(KeyOf(sequence), outgoing);
   begun_.push_back(std::move(outgoing));
   bell_.Ring();
@@ -264,7 +263,8 @@ int64_t Sender::NextDeadline() const {
 
 }  // namespace
 
-Result<std::unique_ptr<KvSender>> KvSender::Create(KvPool* pool, const std::string& model_hash, OnTransfer on_transfer) {
+Result<std::unique_ptr<KvSender>> KvSender::Create(KvPool* pool, const std::string& model_hash,
+                                                   OnTransfer on_transfer) {
   if (HelloText(pool->memory().layout, model_hash).size() > kMaxHelloBytes) {
     return Status(Code::kBadArgument, "the model hash is too long");
   }

@@ -26,7 +26,15 @@ struct SequenceRef {
 
 // Order and names as FRAME_REFUSALS in native/binding/native.ts.
 enum class FrameRefusal : uint8_t {
-  kChecksum, kTruncated, kStaleEpoch, kStaleHandle, kUnknownPage, kIncompatible, kStaleSource, kMalformed, kLate,
+  kChecksum,
+  kTruncated,
+  kStaleEpoch,
+  kStaleHandle,
+  kUnknownPage,
+  kIncompatible,
+  kStaleSource,
+  kMalformed,
+  kLate,
 };
 inline constexpr int kFrameRefusals = 9;
 const char* FrameRefusalName(FrameRefusal cause);
@@ -52,8 +60,9 @@ using OnTransfer = std::function<void(const TransferOutcome&)>;
 // Decode side: listens, verifies, copies into reserved blocks.
 class KvReceiver {
  public:
-  static Result<std::unique_ptr<KvReceiver>> Create(KvPool* pool, const std::string& model_hash, const std::string& host,
-                                                    int port, bool allow_shared_memory, OnTransfer on_transfer);
+  static Result<std::unique_ptr<KvReceiver>> Create(KvPool* pool, const std::string& model_hash,
+                                                    const std::string& host, int port, bool allow_shared_memory,
+                                                    OnTransfer on_transfer);
   virtual ~KvReceiver() = default;
   virtual int port() const = 0;
   virtual void SetEpoch(int64_t epoch) = 0;

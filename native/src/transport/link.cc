@@ -37,7 +37,8 @@ bool Link::Serve(int64_t now_ms, short revents, std::vector<Answer>* answers) {
   if (!Flush()) return false;
   const size_t before = answers->size();
   const bool alive = Read(answers);
-  if (!alive && incompatible_ && mapped_) return FallBack();  // D could not map the pool, or has another model: TCP tells
+  if (!alive && incompatible_ && mapped_)
+    return FallBack();  // D could not map the pool, or has another model: TCP tells
   if (answers->size() > before) progress_ms_ = now_ms;
   return alive;
 }

@@ -42,7 +42,11 @@ class Link {
   };
 
   Link(KvPool* pool, const std::string& hello, const SendTarget& target)
-      : host(target.host), port(target.port), shared_memory(target.shared_memory), pool_(pool), hello_(hello),
+      : host(target.host),
+        port(target.port),
+        shared_memory(target.shared_memory),
+        pool_(pool),
+        hello_(hello),
         mapped_(target.shared_memory) {}
 
   const std::string host;

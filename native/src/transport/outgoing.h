@@ -95,7 +95,8 @@ class Outgoing {
   void Again(Page page) { again_.push_back(page); }
   // False when the page was damaged once too often.
   bool Damaged(Page page) {
-    const size_t at = static_cast<size_t>(page.index) * static_cast<size_t>(attentions_) + static_cast<size_t>(page.attention);
+    const size_t at =
+        static_cast<size_t>(page.index) * static_cast<size_t>(attentions_) + static_cast<size_t>(page.attention);
     if (++resends_[at] > kResends) return false;
     Again(page);
     return true;

@@ -162,8 +162,10 @@ ssize_t ReceiveWithFd(const Fd& fd, std::span<std::byte> into, Fd* received) {
   message.msg_controllen = CMSG_LEN(sizeof(int));  // no padding that would hold a second descriptor
   const ssize_t got = recvmsg(fd.get(), &message, MSG_CMSG_CLOEXEC);
   // The kernel closes descriptors for which there is no room.
-  for (cmsghdr* head = got < 0 ? nullptr : CMSG_FIRSTHDR(&message); head != nullptr; head = CMSG_NXTHDR(&message, head)) {
-    if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS || head->cmsg_len != CMSG_LEN(sizeof(int))) continue;
+  for (cmsghdr* head = got < 0 ? nullptr : CMSG_FIRSTHDR(&message); head != nullptr;
+       head = CMSG_NXTHDR(&message, head)) {
+    if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS || head->cmsg_len != CMSG_LEN(sizeof(int)))
+      continue;
     int passed = -1;
     std::memcpy(&passed, CMSG_DATA(head), sizeof passed);
     received->Reset(passed);
@@ -181,7 +183,8 @@ void Doorbell::Hush() {
 }
 
 int64_t NowMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
 }
 
 void PollUntil(std::span<pollfd> fds, int64_t until_ms) {
