@@ -1,4 +1,4 @@
-import { plannedRows } from "#native";
+import { indexPlan } from "#native";
 import type { SequenceHandle } from "#protocol/kv.ts";
 
 /** A sequence on the rank, after all settled steps. */
@@ -24,7 +24,8 @@ export function planDecode(
   inFlight: readonly Int32Array[],
   budget: number,
 ): Int32Array | null {
-  const projected = sequences.map((sequence) => project(sequence, inFlight));
+  const flying = inFlight.map(indexPlan);
+  const projected = sequences.map((sequence) => project(sequence, flying));
   const decoding = projected.filter((sequence) => sequence.promptLeft === 0 && sequence.tokensLeft > 0);
   if (decoding.length > budget) decoding.sort((a, b) => a.served - b.served || b.tokensLeft - a.tokensLeft);
   const plan: number[] = [];
@@ -42,12 +43,12 @@ export function planDecode(
 }
 
 /** The sequence as it will be when everything in flight has settled. */
-function project(sequence: DecodeRows, inFlight: readonly Int32Array[]) {
+function project(sequence: DecodeRows, flying: readonly ReturnType<typeof indexPlan>[]) {
   let { promptLeft, tokensLeft, lastStep: served } = sequence;
-  for (const [age, plan] of inFlight.entries()) {
-    const rows = plannedRows(plan, sequence.handle);
+  for (const [age, rowsOf] of flying.entries()) {
+    const rows = rowsOf(sequence.handle);
     if (rows === 0) continue;
-    served = Number.MAX_SAFE_INTEGER - inFlight.length + age;
+    served = Number.MAX_SAFE_INTEGER - flying.length + age;
     // The step that computes the last prompt row produces a token, as every decode step does.
     promptLeft -= Math.min(promptLeft, rows);
     if (promptLeft === 0) tokensLeft--;

@@ -1,4 +1,4 @@
-import { plannedRows } from "#native";
+import { indexPlan } from "#native";
 import type { SequenceHandle } from "#protocol/kv.ts";
 
 /** A prompt on the rank. */
@@ -20,8 +20,10 @@ export function planPrefill(
   inFlight: readonly Int32Array[],
   budget: number,
 ): Int32Array | null {
+  const flying = inFlight.map(indexPlan);
+  const unplanned = (handle: SequenceHandle, left: number) => flying.reduce((rest, rows) => rest - rows(handle), left);
   const open = prompts
-    .map(({ handle, left }, order) => ({ handle, order, left: left - rowsInFlight(inFlight, handle), rows: 0 }))
+    .map(({ handle, left }, order) => ({ handle, order, left: unplanned(handle, left), rows: 0 }))
     .filter((prompt) => prompt.left > 0);
   const oldest = open[0];
   if (oldest === undefined) return null;
@@ -39,8 +41,4 @@ export function planPrefill(
   return Int32Array.from(
     open.filter((prompt) => prompt.rows > 0).flatMap(({ handle, rows }) => [handle.slot, handle.generation, rows]),
   );
-}
-
-function rowsInFlight(inFlight: readonly Int32Array[], handle: SequenceHandle): number {
-  return inFlight.reduce((sum, plan) => sum + plannedRows(plan, handle), 0);
 }

@@ -250,4 +250,4 @@ export function openEngine(options: EngineOptions, listener: EngineListener): Pr
 export { refusalCode } from "./refusal-code.ts";
 export { FINISH, finishReason, STEP_ENTRY_WIDTH, type StepEntry, stepEntries } from "./step-entries.ts";
 export { createStepLoop, type StepLoop } from "./step-loop.ts";
-export { PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";
+export { indexPlan, PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";

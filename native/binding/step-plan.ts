@@ -10,3 +10,13 @@ export function plannedRows(plan: Int32Array, handle: SequenceHandle): number {
   }
   return 0;
 }
+
+/** The rows a plan holds of each sequence, for who asks about many. */
+export function indexPlan(plan: Int32Array): (handle: SequenceHandle) => number {
+  const entries = new Map<number, number>();
+  for (let at = 0; at < plan.length; at += PLAN_ENTRY_WIDTH) entries.set(plan[at]!, at);
+  return ({ slot, generation }) => {
+    const at = entries.get(slot);
+    return at !== undefined && plan[at + 1] === generation ? plan[at + 2]! : 0;
+  };
+}

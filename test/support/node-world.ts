@@ -1,7 +1,12 @@
 import { expect } from "vitest";
 import type { Bus } from "#protocol/bus/bus.ts";
 import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import type { StartReply } from "#protocol/decode.ts";
+import type { ErrorCode } from "#protocol/errors.ts";
 import { ModelName, type RankId, rankIdOf, WorkerId } from "#protocol/ids.ts";
+import type { Reservation } from "#protocol/kv.ts";
+import type { PrefillDone } from "#protocol/prefill.ts";
+import type { Generation, RequestHead } from "#protocol/request.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import type { WorkerConfig } from "#service/worker-config.ts";
@@ -9,6 +14,7 @@ import { DecodeNode } from "../../decode-node/decode-node.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
 import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
+import { simToken } from "../../native/binding/sim-token.ts";
 import { PrefillNode } from "../../prefill-node/prefill-node.ts";
 import { FakeClock, fakeRandom } from "./fake-clock.ts";
 import { FakeGateway } from "./fake-gateway.ts";
@@ -87,6 +93,50 @@ export class NodeWorld {
     for (const { node } of this.ranks) await this.settle(node[Symbol.asyncDispose]());
   }
 
+  /** Step 2 of a request's life. */
+  async reserve(
+    d: RankUnderTest<DecodeNode>,
+    head: RequestHead,
+    generation: Generation,
+    deadlineMs?: number,
+  ): Promise<Reservation> {
+    const reply = await this.settle(this.gateway.reserve(d.rankId, d.epoch, head, generation, deadlineMs));
+    if (reply.kind !== "reserved") throw new Error(`not reserved: ${reply.code} ${reply.detail}`);
+    return reply.reservation;
+  }
+
+  /** Steps 2 to 7: reserve, prefill, start. */
+  async serve(
+    p: RankUnderTest<PrefillNode>,
+    d: RankUnderTest<DecodeNode>,
+    head: RequestHead,
+    generation: Generation,
+  ): Promise<{ readonly reservation: Reservation; readonly outcome: PrefillDone; readonly started: StartReply }> {
+    const reservation = await this.reserve(d, head, generation);
+    await this.settle(this.gateway.prefill(p.rankId, p.epoch, head, generation, reservation));
+    await this.until(() => this.gateway.outcomesOf(head).length > 0);
+    const outcome = this.gateway.outcomesOf(head)[0]!;
+    if (outcome.kind !== "prefill-done") throw new Error(outcome.code);
+    const started = await this.settle(this.gateway.start(reservation, head, outcome.firstToken));
+    return { reservation, outcome, started };
+  }
+
+  /** Lets the decode rank compute the prompt. */
+  async serveLocally(
+    d: RankUnderTest<DecodeNode>,
+    head: RequestHead,
+    generation: Generation,
+  ): Promise<{ readonly reservation: Reservation; readonly started: StartReply }> {
+    const reservation = await this.reserve(d, head, generation);
+    return { reservation, started: await this.settle(this.gateway.start(reservation, head, null)) };
+  }
+
+  /** Waits for the last word on a request. */
+  async done(head: RequestHead): Promise<void> {
+    await this.until(() => this.gateway.stream(head.requestId).done !== null);
+    await this.clock.advance(5);
+  }
+
   async #open<N extends PrefillNode | DecodeNode>(
     role: "prefill" | "decode",
     options: RankOptions,
@@ -146,6 +196,16 @@ export class NodeWorld {
     this.ranks.push(rank);
     return rank;
   }
+}
+
+/** A refusal with this code. */
+export function refused(code: ErrorCode): unknown {
+  return expect.objectContaining({ kind: "refused", code });
+}
+
+/** Generated tokens number `from` to `to` of a request, as every simulated engine gives them. */
+export function simTokens({ tokens, promptLength }: Generation, from: number, to: number): number[] {
+  return Array.from({ length: to - from }, (_, i) => simToken(tokens, promptLength, promptLength + from + i, 2048));
 }
 
 function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
