@@ -17,6 +17,7 @@ import type { Refused } from "#protocol/worker.ts";
 import { PAIR_COOL_MS, type Rank, ranksOf } from "../fleet/fleet.ts";
 import { choosePrefill } from "../placement/place.ts";
 import { ASK_FAULT_COOL_MS, askRank } from "./ask-rank.ts";
+import { ANSWER_MS, prefillMs, SILENCE_MS, STALL_MS, TRANSFER_MS } from "./deadlines.ts";
 import { Interruption, within } from "./interruption.ts";
 import type { Passage } from "./passage.ts";
 import { refusalError } from "./refusal-error.ts";
@@ -25,18 +26,6 @@ import type { PrefillOutcome } from "./request-board.ts";
 import type { FlowParts } from "./request-flow.ts";
 import { leave, type Seat } from "./waiting-room.ts";
 
-/** A rank answers a reservation or a piece of work at once, or it is not well. */
-const ANSWER_MS = 2_000;
-/** The tail of a transfer after the prompt was computed. */
-const TRANSFER_MS = 15_000;
-/** Silence of a running stream after which the decode rank is asked whether it still runs. */
-const SILENCE_MS = 4_000;
-/** A stream that got no further for so long is moved, even if its rank answers. */
-const STALL_MS = 30_000;
-/** A reservation outlives the estimate of its prefill by this factor and this much. */
-const PREFILL_SLACK = 4;
-const PREFILL_FLOOR_MS = 20_000;
-const UNKNOWN_RATE = 100;
 /** How long a rank that refused or failed is left alone. */
 const BUSY_COOL_MS = 100;
 
@@ -73,7 +62,9 @@ export class Attempt {
   #seat: Seat | null = null;
   #decodeLeg: Leg | null = null;
   #prefillLeg: Leg | null = null;
-  #onPrefill: (outcome: PrefillOutcome) => void = () => {};
+  readonly #countLate = (late: PrefillOutcome): void =>
+    this.#parts.metrics.count("margay_duplicate_messages_total", { kind: late.kind });
+  #onPrefill = this.#countLate;
   #repeatPrefill: () => void = () => {};
   #leavePrefill: () => void = () => {};
   #decodeStartMs = 0;
@@ -154,8 +145,7 @@ export class Attempt {
         return this.#tellFirst(outcome, rank);
       } catch (thrown) {
         failure = this.#passage.interruption.error ?? asMargayError(thrown);
-        if (failure.retry === "never" || failure.code === "bus_unavailable" || this.#trouble.error !== null)
-          throw failure;
+        if (failure.retry === "never" || failure.code === "no_worker" || this.#trouble.error !== null) throw failure;
         this.#passage.avoid.add(rank.rankId);
         this.#dropPrefillLeg();
         if (failure.code === "transfer_failed") fleet.pairFailed(rank.rankId, seat.decode.rankId, PAIR_COOL_MS);
@@ -171,7 +161,7 @@ export class Attempt {
   /** 7: the decode rank attaches the pages and begins. */
   async startDecode(reservation: Reservation, first: FirstToken): Promise<boolean> {
     if (first.ended || this.#passage.enough) return false;
-    const { bus, clock, gatewayId, fleet, metrics } = this.#parts;
+    const { bus, clock, gatewayId, fleet } = this.#parts;
     const { rankId, epoch, handle } = reservation;
     const sender = this.#prefillLeg;
     if (sender !== null) {
@@ -200,11 +190,10 @@ export class Attempt {
     }
     if (sender !== null) {
       fleet.pairWorked(sender.rankId, rankId);
-      metrics.observe("margay_kv_transfer_seconds", {}, reply.transferMs / 1000);
       this.#passage.timings.transferMs += reply.transferMs;
       // The decode rank has everything: whatever becomes of the other does not matter any more.
       this.#prefillLeg = null;
-      this.#onPrefill = () => {};
+      this.#onPrefill = this.#countLate;
     }
     return true;
   }
@@ -251,8 +240,10 @@ export class Attempt {
       onSweep: (nowMs: number) => {
         if (this.#decodeStartMs === 0) return;
         if (nowMs - Math.max(tokens.lastMs, this.#decodeStartMs) > SILENCE_MS) tokens.ask(nowMs);
-        if (nowMs - Math.max(tokens.progressMs, this.#decodeStartMs) > this.#stallMs)
+        if (nowMs - Math.max(tokens.progressMs, this.#decodeStartMs) > this.#stallMs) {
+          this.#passage.avoid.add(rankId);
           this.#trouble.raise(new MargayError("timeout", "the decode rank made no token for too long"));
+        }
       },
       onReconnect: (nowMs: number) => {
         if (this.#decodeStartMs > 0) tokens.ask(nowMs);
@@ -267,13 +258,15 @@ export class Attempt {
   /** Asks for tokens that are missing. A rank that does not know the request any more ends the attempt. */
   async #resume(rankId: Rank["rankId"], message: ResumeStream): Promise<void> {
     const { tokens } = this.#passage;
-    const { bus, clock } = this.#parts;
+    const { bus, clock, metrics } = this.#parts;
     try {
       const reply = await bus.request(subjects.resume(rankId), ResumeStream, message, ResumeReply, ANSWER_MS);
       if (this.#passage.attempt !== message.head.attempt) return;
       tokens.answered();
-      if (reply.kind === "refused") this.#trouble.raise(refusalError(reply));
-      else tokens.take(reply.chunk, clock.monotonic());
+      if (reply.kind === "refused") return this.#trouble.raise(refusalError(reply));
+      const before = tokens.next;
+      tokens.take(reply.chunk, clock.monotonic());
+      if (tokens.next > before || reply.chunk.done !== null) metrics.count("margay_streams_resumed_total", {});
     } catch (thrown) {
       if (this.#passage.attempt !== message.head.attempt) return;
       tokens.answered();
@@ -371,13 +364,10 @@ export class Attempt {
     this.#passage.avoid.add(prefill);
   }
 
-  /** Time the reservation lives before decoding begins: an estimate of the prefill, with slack, never past the request. */
+  /** Time the reservation lives before decoding begins, never past the request. */
   #prefillMs(prefill: Rank | null): number {
-    const rate = prefill?.load.prefillTokensPerSecond || UNKNOWN_RATE;
-    const pending = prefill?.load.pendingPrefillTokens ?? 0;
-    const estimateMs = (1000 * (this.#generation.tokens.length + pending)) / rate;
     const leftMs = this.#passage.request.deadlineMs - this.#parts.clock.now();
-    return Math.max(1, Math.min(leftMs, PREFILL_FLOOR_MS + PREFILL_SLACK * estimateMs));
+    return Math.max(1, Math.min(leftMs, prefillMs(this.#generation.tokens.length, prefill?.load ?? null)));
   }
 
   #watch(leg: Leg, onLost: () => void): void {
@@ -388,7 +378,7 @@ export class Attempt {
   }
 
   #dropPrefillLeg(): void {
-    this.#onPrefill = () => {};
+    this.#onPrefill = this.#countLate;
     if (this.#prefillLeg !== null) this.#cancel(this.#prefillLeg);
     this.#prefillLeg = null;
   }

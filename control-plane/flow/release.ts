@@ -10,7 +10,8 @@ import type { Metrics } from "#service/metrics.ts";
 import type { FleetWatch } from "../fleet/fleet-watch.ts";
 
 const CANCEL_MS = 2_000;
-const MOST_TRIES = 8;
+/** A rank that was silent for so long is forgotten by the fleet as well. */
+const GIVE_UP_MS = 120_000;
 const FIRST_PAUSE_MS = 100;
 const MOST_PAUSE_MS = 5_000;
 
@@ -20,8 +21,9 @@ export interface Leg {
 }
 
 /**
- * Cancels one leg of an attempt until the rank has said that it holds nothing of it any more, or is gone. Never rejects
- * and keeps no client waiting. While the bus is away it waits: the rank goes on with the request until it is told.
+ * Cancels one leg of an attempt until the rank has said that it holds nothing of it any more, or its epoch is over. A
+ * rank that is lost, or out of reach with the bus, may come back with everything it held. Never rejects and keeps no
+ * client waiting; what could not be told within GIVE_UP_MS ends on the rank by its own deadlines.
  */
 export async function releaseLeg(
   parts: {
@@ -34,20 +36,23 @@ export async function releaseLeg(
   head: RequestHead,
   leg: Leg,
 ): Promise<void> {
-  for (let tried = 1; tried <= MOST_TRIES; ) {
+  const { bus, clock, logger, metrics, fleet } = parts;
+  const untilMs = clock.monotonic() + GIVE_UP_MS;
+  for (let tried = 1; ; tried++) {
     try {
-      await parts.bus.request(subjects.cancel(leg.rankId), Cancel, { kind: "cancel", head }, CancelReply, CANCEL_MS);
+      await bus.request(subjects.cancel(leg.rankId), Cancel, { kind: "cancel", head }, CancelReply, CANCEL_MS);
+      metrics.count("margay_cancellations_total", { outcome: "acknowledged" });
       return;
     } catch (thrown) {
-      if (!parts.fleet.isAlive(leg.rankId, leg.epoch)) return;
-      const { code } = asMargayError(thrown);
-      parts.logger.warn(
-        { request: head.requestId, rank: leg.rankId, code, tried },
-        "a cancellation was not acknowledged",
-      );
-      if (parts.bus.state === "closed") return;
-      await parts.clock.sleep(Math.min(MOST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** tried));
-      if (code !== "bus_unavailable") tried++;
+      if (!fleet.isKnown(leg.rankId, leg.epoch) || bus.state === "closed") return;
+      const fields = { request: head.requestId, rank: leg.rankId, code: asMargayError(thrown).code, tried };
+      if (clock.monotonic() >= untilMs) {
+        metrics.count("margay_cancellations_total", { outcome: "given_up" });
+        logger.warn(fields, "a cancellation was never acknowledged");
+        return;
+      }
+      logger.debug(fields, "a cancellation was not acknowledged");
+      await clock.sleep(Math.min(MOST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** tried));
     }
   }
 }

@@ -82,6 +82,11 @@ export class RequestBoard {
     this.#open = [];
   }
 
+  /** Attempts waited on. */
+  get size(): number {
+    return this.#entries.size;
+  }
+
   /** Messages for this attempt go to `entry` until the returned function is called. */
   post(entry: BoardEntry): () => void {
     this.#entries.set(entry.requestId, entry);

@@ -5,7 +5,6 @@ import type { ErrorCode, MargayError } from "#protocol/errors.ts";
  * busy is waiting, not failing.
  */
 export const MOST_FAILED_ATTEMPTS = 8;
-const BUS_PAUSE_MS = 250;
 
 /** What was waited for already, in vain. */
 const WAITED_FOR: ReadonlySet<ErrorCode> = new Set(["no_worker", "queue_full", "bus_unavailable"]);
@@ -17,15 +16,14 @@ export type NextMove =
 
 /**
  * Decides by the verdict of the failure, never by its text: `never` ends the request; `elsewhere` and `same` are tried
- * again after a growing pause, within the budget. A busy rank and a bus that is away cost none of the budget: how long a
- * request may wait is bounded by time.
+ * again after a growing pause, within the budget. A busy rank costs none of the budget: how long a request may wait is
+ * bounded by time.
  */
 export function nextMove(error: MargayError, failedAttempts: number): NextMove {
   if (error.retry === "never" || WAITED_FOR.has(error.code)) return { kind: "fail" };
   if (error.code === "busy" || error.code === "draining") {
     return { kind: "again", pauseMs: 0, counts: false };
   }
-  if (error.code === "bus_unavailable") return { kind: "again", pauseMs: BUS_PAUSE_MS, counts: false };
   if (failedAttempts >= MOST_FAILED_ATTEMPTS) return { kind: "fail" };
   return { kind: "again", pauseMs: Math.min(1_000, 20 * 2 ** failedAttempts), counts: true };
 }

@@ -98,6 +98,12 @@ export const METRICS = {
     unit: "events",
     labels: { code: codes },
   },
+  margay_cancellations_total: {
+    type: "counter",
+    help: "Cancellations sent to workers that still may have held something, by whether the worker acknowledged.",
+    unit: "events",
+    labels: { outcome: ["acknowledged", "given_up"] },
+  },
   margay_streams_resumed_total: {
     type: "counter",
     help: "Token streams repaired by asking the decode worker again after a gap or a silence.",
