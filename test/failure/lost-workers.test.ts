@@ -2,12 +2,15 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type Answer, stream } from "../support/client.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { type System, startSystem, waitFor } from "../support/system.ts";
+import { openTruth, type Truth } from "../support/truth.ts";
 
 /** `ref` computes each row by itself, so the text with a fault must be the text without it, to the letter. */
 
 let system: System;
+let truth: Truth;
 
 beforeAll(async () => {
+  truth = await openTruth();
   system = await startSystem({
     MARGAY_BACKEND: "ref",
     MARGAY_PREFILL: "2..2",
@@ -17,7 +20,10 @@ beforeAll(async () => {
   await system.ready("prefill", 2);
   await system.ready("decode", 2);
 });
-afterAll(async () => expect(await system.stop()).toBe(0));
+afterAll(async () => {
+  await truth[Symbol.asyncDispose]();
+  expect(await system.stop()).toBe(0);
+});
 
 /** A prompt long enough that its prefill takes many chunks; different numbers give different prompts, so no cache helps. */
 function longPrompt(number: number, words: number): string {
@@ -95,26 +101,25 @@ describe("a worker that is killed", () => {
     expect(answer.error).toBeNull();
     expect(answer.finish).toBe("length");
     await system.ready("prefill", 2);
-    expect(answer.content).toBe((await run(prompt, 24)).content);
+    expect(answer.content).toBe(await truth.complete(prompt, 24));
     await expectNothingHeld(system);
   }, 180_000);
 
   test("decode, in the middle of a stream: no token is missing or doubled", async () => {
     const prompt = "Tell me a story about a fox.";
-    const clean = await run(prompt, LONG);
-    expect(clean.usage?.completion_tokens).toBe(LONG);
+    const clean = await truth.complete(prompt, LONG);
     const pids = await decodePids();
     let killed: number | null = null;
     const answer = await run(prompt, LONG, (soFar) => {
       if (killed !== null || soFar.chunks < 10) return;
-      expect(soFar.content.length).toBeLessThan(clean.content.length / 2);
+      expect(soFar.content.length).toBeLessThan(clean.length / 2);
       killed = pids.get(soFar.headers.get("x-margay-decode") ?? "") ?? null;
       process.kill(killed!, "SIGKILL");
     });
     expect(killed).not.toBeNull();
     expect(alive(killed!)).toBe(false);
     expect(answer.error).toBeNull();
-    expect(answer.content).toBe(clean.content);
+    expect(answer.content).toBe(clean);
     expect(answer.usage?.completion_tokens).toBe(LONG);
     expect(answer.comments.at(-1)).toMatch(/x-margay-attempts: [2-9]/);
     await system.ready("decode", 2);
@@ -141,7 +146,7 @@ describe("a worker that is stopped", () => {
       const texts = (await Promise.all(running)).map((a) => a.content);
       await system.ready("prefill", 2);
       for (const [i, other] of others.entries()) expect((await run(other, 60)).content).toBe(texts[i]);
-      expect(answer.content).toBe((await run(prompt, 24)).content);
+      expect(answer.content).toBe(await truth.complete(prompt, 24));
     } finally {
       if (alive(victim.pid)) process.kill(victim.pid, "SIGCONT");
     }
@@ -150,19 +155,19 @@ describe("a worker that is stopped", () => {
 
   test("decode, in the middle of a stream: the stream goes on elsewhere, the sleeper's tokens are ignored", async () => {
     const prompt = "Tell me a story about a bear.";
-    const clean = await run(prompt, LONG);
+    const clean = await truth.complete(prompt, LONG);
     const pids = await decodePids();
     let stopped: number | null = null;
     try {
       const answer = await run(prompt, LONG, (soFar) => {
         if (stopped !== null || soFar.chunks < 10) return;
-        expect(soFar.content.length).toBeLessThan(clean.content.length / 2);
+        expect(soFar.content.length).toBeLessThan(clean.length / 2);
         stopped = pids.get(soFar.headers.get("x-margay-decode") ?? "") ?? null;
         process.kill(stopped!, "SIGSTOP");
       });
       expect(stopped).not.toBeNull();
       expect(answer.error).toBeNull();
-      expect(answer.content).toBe(clean.content);
+      expect(answer.content).toBe(clean);
       expect(answer.comments.at(-1)).toMatch(/x-margay-attempts: [2-9]/);
     } finally {
       if (stopped !== null && alive(stopped)) process.kill(stopped, "SIGCONT");

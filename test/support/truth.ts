@@ -1,0 +1,28 @@
+import { nanoModel } from "./dialogues.ts";
+import { generationOf } from "./generation.ts";
+import { generateTogether } from "./native-batch.ts";
+import { NativeRank } from "./native-rank.ts";
+
+/** What the bundled model answers greedily, computed in this process: no HTTP, no bus, no transfer, no cache of others. */
+export interface Truth extends AsyncDisposable {
+  /** The first `tokens` greedy tokens after a prompt, as text; end-of-text is not obeyed before. */
+  complete(prompt: string, tokens: number): Promise<string>;
+}
+
+export async function openTruth(): Promise<Truth> {
+  const model = await nanoModel();
+  const rank = await NativeRank.open("prefill", { kvBlocks: 256 });
+  return {
+    async complete(prompt, tokens) {
+      const generation = generationOf(model.tokenizer.encode(prompt), {
+        maxNewTokens: tokens,
+        sampling: { minNewTokens: tokens },
+      });
+      const [made] = await generateTogether(rank, [{ generation, attached: null }]);
+      return model.tokenizer.decode(Int32Array.from(made!.tokens));
+    },
+    async [Symbol.asyncDispose]() {
+      await rank.engine.close();
+    },
+  };
+}
