@@ -17,8 +17,8 @@ export interface Demand {
 export interface RoleState {
   /** How many were asked for last. */
   readonly wanted: number;
-  /** Of those, how many take requests. */
-  readonly ready: number;
+  /** Processes that were started and do not take requests yet. */
+  readonly starting: number;
 }
 
 export interface Limits {
@@ -34,7 +34,7 @@ export interface ScalingRules {
 
 export type Counts = Readonly<Record<Role, number>>;
 
-/** A request that waits longer than this, with every worker ready, asks for one more. */
+/** A request that waits longer than this, with no worker on its way, asks for one more. */
 export const GROW_AFTER_MS = 1_000;
 
 /**
@@ -43,20 +43,21 @@ export const GROW_AFTER_MS = 1_000;
  * - anything to do wakes both roles together, because a request needs both
  * - a role grows by one while requests wait for it and none of its workers is still starting
  * - after the idle time both go back to their minimum; before it nothing shrinks, so that a pause does not flap
+ * - a worker that is still starting is never stopped for idleness: what its start costs would be spent again and again
  */
 export function planWorkers(rules: ScalingRules, demand: Demand, current: Readonly<Record<Role, RoleState>>): Counts {
   const busy = demand.running > 0 || demand.waiting > 0;
   const idle = !busy && (demand.idleMs === null || demand.idleMs >= rules.idleMs);
   const plan = (role: Role): number => {
     const { min, max } = rules[role];
-    const { wanted, ready } = current[role];
-    if (idle) return min;
+    const { wanted, starting } = current[role];
+    if (idle) return starting > 0 ? Math.max(min, Math.min(wanted, max)) : min;
     const atLeast = Math.max(wanted, min, busy ? 1 : 0);
     const grows =
       demand.waiting > 0 &&
       demand.missing === role &&
       demand.oldestWaitMs > GROW_AFTER_MS &&
-      ready >= wanted &&
+      starting === 0 &&
       wanted > 0;
     return Math.min(max, grows ? atLeast + 1 : atLeast);
   };

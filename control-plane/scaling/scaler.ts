@@ -1,4 +1,4 @@
-import type { ModelName } from "#protocol/ids.ts";
+import type { ModelName, WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { Clock, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
@@ -6,6 +6,7 @@ import type { Metrics } from "#service/metrics.ts";
 import type { FleetSnapshot } from "../fleet/fleet.ts";
 import { type Counts, type Demand, planWorkers, type RoleState, type ScalingRules } from "./planner.ts";
 import type { ScaleTarget } from "./scale-target.ts";
+import { healthOf, type WorkerHistory, withSighting } from "./worker-health.ts";
 
 const TICK_MS = 100;
 
@@ -21,13 +22,15 @@ export interface ScalerParts {
 }
 
 /**
- * Owns how many workers are wanted: looks at the demand ten times a second and tells the target.
+ * Owns how many workers are wanted: looks at the demand ten times a second and tells the target; has workers replaced
+ * that never began or fell silent for good.
  *
  *   created -> started -> stopped
  */
 export class Scaler {
   readonly #parts: ScalerParts;
   readonly #wanted = new Map<ModelName, Counts>();
+  #histories: ReadonlyMap<WorkerId, WorkerHistory> = new Map();
   #timer: Timer | null = null;
 
   constructor(parts: ScalerParts) {
@@ -50,14 +53,32 @@ export class Scaler {
 
   /** Looks at once: a request that just began waiting need not wait for the next tick. */
   look(): void {
+    this.#lookAtWorkers();
     for (const model of this.#parts.models) this.#lookAt(model);
   }
 
-  #lookAt(model: ModelName): void {
-    const { logger, metrics, target, rules, demand, snapshot } = this.#parts;
-    const before = this.wanted(model);
+  #lookAtWorkers(): void {
+    const { clock, logger, metrics, target, snapshot } = this.#parts;
+    const nowMs = clock.monotonic();
     const fleet = snapshot();
-    const state = (role: Role): RoleState => ({ wanted: before[role], ready: readyWorkers(fleet, model, role) });
+    const histories = new Map<WorkerId, WorkerHistory>();
+    for (const { workerId, role, stopping } of target.workers()) {
+      if (stopping) continue;
+      const history = withSighting(this.#histories.get(workerId), fleet, workerId, nowMs);
+      histories.set(workerId, history);
+      const health = healthOf(history, nowMs);
+      if (health !== "never-ready" && health !== "hung") continue;
+      logger.error({ worker: workerId, health }, "a worker is of no use; it is replaced");
+      metrics.count("margay_worker_restarts_total", { role });
+      void target.stop(workerId, 0);
+    }
+    this.#histories = histories;
+  }
+
+  #lookAt(model: ModelName): void {
+    const { logger, metrics, target, rules, demand } = this.#parts;
+    const before = this.wanted(model);
+    const state = (role: Role): RoleState => ({ wanted: before[role], starting: this.#starting(model, role) });
     const asked = demand(model);
     const after = planWorkers(rules, asked, { prefill: state("prefill"), decode: state("decode") });
     this.#wanted.set(model, after);
@@ -70,13 +91,13 @@ export class Scaler {
       target.scale(model, role, after[role]);
     }
   }
-}
 
-/** Workers of which every rank is ready. */
-function readyWorkers(fleet: FleetSnapshot, model: ModelName, role: Role): number {
-  const ready = new Set<string>();
-  for (const rank of fleet.ranks.values()) {
-    if (rank.model.name === model && rank.role === role && rank.state === "ready") ready.add(rank.workerId);
+  #starting(model: ModelName, role: Role): number {
+    const nowMs = this.#parts.clock.monotonic();
+    return this.#parts.target.workers().filter((worker) => {
+      const history = this.#histories.get(worker.workerId);
+      const mine = worker.model === model && worker.role === role && !worker.stopping;
+      return mine && (history === undefined || healthOf(history, nowMs) === "starting");
+    }).length;
   }
-  return ready.size;
 }

@@ -1,0 +1,152 @@
+import { beforeEach, describe, expect, test } from "vitest";
+import type { ModelName, RankId, WorkerId } from "#protocol/ids.ts";
+import type { Role } from "#protocol/worker.ts";
+import { silentLogger } from "#service/logger.ts";
+import { createMetrics } from "#service/metrics.ts";
+import { EMPTY_FLEET, type FleetSnapshot, type Rank } from "../../control-plane/fleet/fleet.ts";
+import type { Demand } from "../../control-plane/scaling/planner.ts";
+import type { ScaleTarget, TargetWorker } from "../../control-plane/scaling/scale-target.ts";
+import { Scaler } from "../../control-plane/scaling/scaler.ts";
+import { SILENT_MS, START_MS } from "../../control-plane/scaling/worker-health.ts";
+import { FakeClock } from "../support/fake-clock.ts";
+
+const NANO = "nano" as ModelName;
+
+/** Workers that begin and end at once. */
+class FakeTarget implements ScaleTarget {
+  readonly list: { workerId: WorkerId; model: ModelName; role: Role; stopping: boolean }[] = [];
+  readonly stopped: WorkerId[] = [];
+  #started = 0;
+
+  scale(model: ModelName, role: Role, count: number): void {
+    const mine = this.list.filter((worker) => worker.role === role && worker.model === model);
+    for (const surplus of mine.slice(count)) this.list.splice(this.list.indexOf(surplus), 1);
+    for (let missing = count - mine.length; missing > 0; missing--) {
+      this.list.push({ workerId: `${role}-${++this.#started}` as WorkerId, model, role, stopping: false });
+    }
+  }
+
+  workers(): readonly TargetWorker[] {
+    return this.list;
+  }
+
+  async stop(workerId: WorkerId): Promise<void> {
+    this.stopped.push(workerId);
+    const at = this.list.findIndex((worker) => worker.workerId === workerId);
+    if (at !== -1) this.list.splice(at, 1);
+  }
+
+  lastFailure(): string | null {
+    return null;
+  }
+
+  async close(): Promise<void> {}
+}
+
+let clock: FakeClock;
+let target: FakeTarget;
+let demand: Demand;
+let fleet: FleetSnapshot;
+let scaler: Scaler;
+let metrics: ReturnType<typeof createMetrics>;
+
+const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null };
+const ids = () => target.list.map((worker) => worker.workerId).sort();
+
+/** What the fleet knows: each worker of the list in the state given by role or id. */
+function seen(states: Readonly<Record<string, Rank["state"]>>): void {
+  const ranks = new Map<RankId, Rank>();
+  for (const [workerId, state] of Object.entries(states)) {
+    const rankId = `${workerId}-r0` as RankId;
+    ranks.set(rankId, { rankId, workerId: workerId as WorkerId, state } as Rank);
+  }
+  fleet = { ...EMPTY_FLEET, ranks };
+}
+
+beforeEach(() => {
+  clock = new FakeClock();
+  target = new FakeTarget();
+  demand = quiet;
+  fleet = EMPTY_FLEET;
+  metrics = createMetrics({ processMetrics: false });
+  scaler = new Scaler({
+    ...{ clock, target, metrics },
+    logger: silentLogger,
+    models: [NANO],
+    rules: { prefill: { min: 0, max: 2 }, decode: { min: 0, max: 2 }, idleMs: 10_000 },
+    demand: () => demand,
+    snapshot: () => fleet,
+  });
+  scaler.start();
+});
+
+describe("through zero and back", () => {
+  test("both roles are started at the first request, before the next tick, and stopped after the idle time", async () => {
+    expect(ids()).toEqual([]);
+    demand = { ...quiet, waiting: 1, running: 1, missing: "decode", idleMs: 0 };
+    scaler.look();
+    expect(ids()).toEqual(["decode-1", "prefill-1"].map((id) => expect.stringContaining(id.split("-")[0]!)));
+    seen(Object.fromEntries(ids().map((id) => [id, "ready" as const])));
+    demand = { ...quiet, idleMs: 9_000 };
+    await clock.advance(200);
+    expect(ids()).toHaveLength(2);
+    demand = { ...quiet, idleMs: 10_000 };
+    await clock.advance(200);
+    expect(ids()).toEqual([]);
+    expect(await metrics.text()).toContain("margay_cold_starts_total 2");
+  });
+
+  test("a client that leaves while workers load does not have them killed", async () => {
+    demand = { ...quiet, waiting: 1, running: 1, missing: "decode", idleMs: 0 };
+    await clock.advance(200);
+    const started = ids();
+    seen(Object.fromEntries(started.map((id) => [id, "loading" as const])));
+    demand = { ...quiet, idleMs: 60_000 };
+    await clock.advance(5_000);
+    expect(ids()).toEqual(started);
+    seen(Object.fromEntries(started.map((id) => [id, "ready" as const])));
+    await clock.advance(200);
+    expect(ids()).toEqual([]);
+  });
+});
+
+describe("workers that are of no use", () => {
+  beforeEach(async () => {
+    demand = { ...quiet, running: 1, idleMs: 0 };
+    await clock.advance(200);
+  });
+
+  test("one that never becomes ready is replaced after its time, and counted", async () => {
+    const before = ids();
+    const [first, second] = before as [WorkerId, WorkerId];
+    seen({ [first]: "loading", [second]: "ready" });
+    await clock.advance(START_MS - 1_000);
+    expect(target.stopped).toEqual([]);
+    await clock.advance(2_000);
+    expect(target.stopped).toEqual([first]);
+    expect(ids()).toHaveLength(2);
+    expect(ids()).not.toContain(first);
+    expect(await metrics.text()).toMatch(/margay_worker_restarts_total\{role="(prefill|decode)"\} 1/);
+  });
+
+  test("one that was ready and fell silent gets a minute to come back", async () => {
+    const [first, second] = ids() as [WorkerId, WorkerId];
+    seen({ [first]: "ready", [second]: "ready" });
+    await clock.advance(1_000);
+    seen({ [first]: "lost", [second]: "ready" });
+    await clock.advance(SILENT_MS - 2_000);
+    seen({ [first]: "ready", [second]: "ready" });
+    await clock.advance(1_000);
+    expect(target.stopped).toEqual([]);
+    seen({ [second]: "ready" });
+    await clock.advance(SILENT_MS + 1_000);
+    expect(target.stopped).toEqual([first]);
+  });
+
+  test("one that drains at the operator's wish is left in peace", async () => {
+    const [first, second] = ids() as [WorkerId, WorkerId];
+    seen({ [first]: "draining", [second]: "ready" });
+    await clock.advance(START_MS + SILENT_MS);
+    expect(target.stopped).toEqual([]);
+  });
+});
