@@ -15,7 +15,7 @@ import type { ErrorCode } from "#protocol/errors.ts";
 import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
 import { BLOCK_TOKENS, type KvEndpoint, type Reservation, type SequenceHandle } from "#protocol/kv.ts";
 import type { FinishReason, RequestHead } from "#protocol/request.ts";
-import type { Refused } from "#protocol/worker.ts";
+import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
 import type { Clock } from "#service/clock.ts";
@@ -105,14 +105,10 @@ export class DecodeRequests {
     });
   }
 
-  /** Requests that hold a slot. */
-  get size(): number {
-    return this.#slots.size;
-  }
-
-  /** Prompt tokens this rank still has to compute itself. */
-  get pendingTokens(): number {
-    return this.#decoding().reduce((sum, request) => sum + request.promptLeft, 0);
+  /** Counts whoever holds a slot, and the prompt tokens this rank still has to compute itself. */
+  get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond"> {
+    const pendingPrefillTokens = this.#decoding().reduce((sum, request) => sum + request.promptLeft, 0);
+    return { requests: this.#slots.size, pendingPrefillTokens, prefillTokensPerSecond: 0 };
   }
 
   reserve(message: ReserveKv): ReserveReply {
@@ -197,9 +193,10 @@ export class DecodeRequests {
     await this.#emptied(CANCEL_WAIT_MS);
   }
 
-  /** Plans nothing more. */
+  /** Plans nothing more, forgets all tokens. */
   stop(): void {
     this.#loop.stop();
+    this.#parts.stream.close();
   }
 
   onStep(result: StepResult): void {

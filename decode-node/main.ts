@@ -1,9 +1,12 @@
+import { openEngine } from "#native";
 import { runService } from "#service/run-service.ts";
+import { createWorkerProcess } from "#service/worker-process.ts";
 import { readConfig } from "./config.ts";
-import { createDecodeService } from "./decode-service.ts";
+import { createDecodeNode } from "./decode-node.ts";
 
 await runService({
   name: (config) => `decode ${config.workerId ?? ""}`.trim(),
   configure: readConfig,
-  create: createDecodeService,
+  create: (config, context) =>
+    createWorkerProcess("decode", config, context, (parts) => createDecodeNode({ ...parts, openEngine })),
 });

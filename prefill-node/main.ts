@@ -1,9 +1,12 @@
+import { openEngine } from "#native";
 import { runService } from "#service/run-service.ts";
+import { createWorkerProcess } from "#service/worker-process.ts";
 import { readConfig } from "./config.ts";
-import { createPrefillService } from "./prefill-service.ts";
+import { createPrefillNode } from "./prefill-node.ts";
 
 await runService({
   name: (config) => `prefill ${config.workerId ?? ""}`.trim(),
   configure: readConfig,
-  create: createPrefillService,
+  create: (config, context) =>
+    createWorkerProcess("prefill", config, context, (parts) => createPrefillNode({ ...parts, openEngine })),
 });

@@ -17,8 +17,8 @@ export interface IntakeState {
   readonly requests: number;
   readonly maxRequests: number;
   /** Prompt tokens admitted and not computed, and how fast they go; 0: not measured yet. */
-  readonly pendingTokens: number;
-  readonly tokensPerSecond: number;
+  readonly pendingPrefillTokens: number;
+  readonly prefillTokensPerSecond: number;
   /** Rows of one step. */
   readonly stepTokens: number;
 }
@@ -48,15 +48,16 @@ export function judgeWork(work: PrefillWork, state: IntakeState): Refused | null
   if (state.requests >= state.maxRequests) return refusal("busy", "every slot is taken", waitMs(state));
   const wait = waitMs(state);
   if (wait > START_WITHIN_MS)
-    return refusal("busy", `${state.pendingTokens} tokens are waiting`, wait - START_WITHIN_MS);
+    return refusal("busy", `${state.pendingPrefillTokens} tokens are waiting`, wait - START_WITHIN_MS);
   return null;
 }
 
 /** Milliseconds until everything admitted is computed. While unmeasured, two steps are taken to fit. */
 function waitMs(state: IntakeState): number {
-  if (state.pendingTokens === 0) return 0;
-  if (state.tokensPerSecond === 0) return state.pendingTokens > 2 * state.stepTokens ? 2 * START_WITHIN_MS : 0;
-  return (state.pendingTokens / state.tokensPerSecond) * 1000;
+  if (state.pendingPrefillTokens === 0) return 0;
+  if (state.prefillTokensPerSecond === 0)
+    return state.pendingPrefillTokens > 2 * state.stepTokens ? 2 * START_WITHIN_MS : 0;
+  return (state.pendingPrefillTokens / state.prefillTokensPerSecond) * 1000;
 }
 
 function refusal(code: Refused["code"], detail: string, retryAfterMs: number | null = null): Refused {

@@ -13,7 +13,7 @@ import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
 import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
 import type { PrefillDone, PrefillFailed, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
 import type { Logprobs, RequestHead } from "#protocol/request.ts";
-import type { Refused } from "#protocol/worker.ts";
+import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
 import type { Clock, Timer } from "#service/clock.ts";
@@ -95,17 +95,13 @@ export class PrefillRequests {
     });
   }
 
-  /** Requests that hold a slot. */
-  get size(): number {
-    return this.#slots.size;
-  }
-
-  get pendingTokens(): number {
-    return this.#computing().reduce((sum, request) => sum + request.left, 0);
-  }
-
-  get tokensPerSecond(): number {
-    return this.#rate.tokensPerSecond;
+  /** Counts whoever holds a slot. */
+  get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond"> {
+    return {
+      requests: this.#slots.size,
+      pendingPrefillTokens: this.#computing().reduce((sum, request) => sum + request.left, 0),
+      prefillTokensPerSecond: this.#rate.tokensPerSecond,
+    };
   }
 
   accept(work: PrefillWork): PrefillReply {
@@ -134,10 +130,8 @@ export class PrefillRequests {
       vocabSize: this.#parts.engine.info.vocabSize,
       contextLength: this.#parts.engine.info.contextLength,
       poolTokens: this.#parts.engine.info.kvBlocks * BLOCK_TOKENS,
-      requests: this.#slots.size,
       maxRequests: this.#parts.engine.info.slots,
-      pendingTokens: this.pendingTokens,
-      tokensPerSecond: this.tokensPerSecond,
+      ...this.load,
       stepTokens: this.#parts.engine.info.maxStepTokens,
     });
     return refusal === null ? this.#admit(work) : this.#refuse(refusal);

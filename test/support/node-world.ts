@@ -10,12 +10,12 @@ import type { Generation, RequestHead } from "#protocol/request.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import type { WorkerConfig } from "#service/worker-config.ts";
-import { DecodeNode } from "../../decode-node/decode-node.ts";
+import { createDecodeNode, type DecodeNode } from "../../decode-node/decode-node.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
 import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
 import { simToken } from "../../native/binding/sim-token.ts";
-import { PrefillNode } from "../../prefill-node/prefill-node.ts";
+import { createPrefillNode, type PrefillNode, type PrefillNodeParts } from "../../prefill-node/prefill-node.ts";
 import { FakeClock, fakeRandom } from "./fake-clock.ts";
 import { FakeGateway } from "./fake-gateway.ts";
 
@@ -74,11 +74,11 @@ export class NodeWorld {
   }
 
   async prefill(options: RankOptions = {}): Promise<RankUnderTest<PrefillNode>> {
-    return this.#open("prefill", options, (parts) => new PrefillNode(parts));
+    return this.#open("prefill", options, createPrefillNode);
   }
 
   async decode(options: RankOptions = {}): Promise<RankUnderTest<DecodeNode>> {
-    return this.#open("decode", options, (parts) => new DecodeNode(parts));
+    return this.#open("decode", options, createDecodeNode);
   }
 
   /** Disposes everything; every pool must be whole and hold nothing. */
@@ -140,7 +140,7 @@ export class NodeWorld {
   async #open<N extends PrefillNode | DecodeNode>(
     role: "prefill" | "decode",
     options: RankOptions,
-    create: (parts: ConstructorParameters<typeof PrefillNode>[0]) => N,
+    create: (parts: PrefillNodeParts) => N,
   ): Promise<RankUnderTest<N>> {
     const workerId = WorkerId.parse(options.name ?? `${role}${this.ranks.length}`);
     const bus = this.network.connect(role);

@@ -1,0 +1,203 @@
+import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import type { GatewayId, RankId } from "#protocol/ids.ts";
+import type { KvEndpoint } from "#protocol/kv.ts";
+import type { ModelCard } from "#protocol/model-card.ts";
+import type { Load, Role } from "#protocol/worker.ts";
+import type { Clock, Random } from "./clock.ts";
+import { type EngineCounters, reportEngine } from "./engine-metrics.ts";
+import type { Readiness } from "./health-server.ts";
+import type { Logger } from "./logger.ts";
+import type { Metrics } from "./metrics.ts";
+import type { Service } from "./run-service.ts";
+import { WorkerAgent } from "./worker-agent.ts";
+import { type WorkerConfig, workerNames } from "./worker-config.ts";
+
+/** What surrounds a node, whatever its role. */
+export interface WorkerNodeParts {
+  readonly config: WorkerConfig;
+  readonly bus: Bus;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly healthUrl: string;
+  readonly pid: number;
+  /** Ends a start that is still under way. */
+  readonly signal: AbortSignal;
+  /** Somebody asked this rank to drain by `deadlineMs` (epoch milliseconds) and to exit. */
+  readonly stop: (reason: string, deadlineMs: number) => void;
+  /** The rank cannot do its work any more. */
+  readonly fail: (error: unknown) => void;
+}
+
+/** The part of an engine that is the same work for every role. */
+export interface NodeEngine {
+  readonly info: Omit<ModelCard, "name"> & {
+    readonly backend: string;
+    readonly isa: string;
+    readonly kvBlocks: number;
+    readonly slots: number;
+    readonly warnings: readonly string[];
+  };
+  setEpoch(epoch: number): void;
+  stats(): EngineCounters;
+  prefixHashes(): Uint8Array;
+  close(): Promise<void>;
+}
+
+/** What an engine tells: results of steps, events, and its own end. */
+export interface NodeListener<Result, Event> {
+  onStep(result: Result): void;
+  onEvents(events: readonly Event[]): void;
+  onFatal(message: string): void;
+}
+
+/** The requests of a rank. */
+export interface NodeRequests<Result, Event> {
+  readonly load: Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond">;
+  onStep(result: Result): void;
+  onEvent(event: Event): void;
+  endOwner(owner: GatewayId): void;
+  drain(deadlineMs: number): Promise<void>;
+  /** Plans nothing more, ends all timers. */
+  stop(): void;
+}
+
+/** An introduced rank. */
+export interface Rank {
+  readonly rankId: RankId;
+  readonly epoch: number;
+  /** Begins to watch whether this owner of requests is alive. */
+  readonly watch: (owner: GatewayId) => void;
+}
+
+/** What is different about a role. */
+export interface NodeRole<Engine extends NodeEngine, Result, Event> {
+  readonly role: Role;
+  open(rankId: RankId, listener: NodeListener<Result, Event>): Promise<Engine>;
+  /** Where the rank takes KV; null: it takes none. */
+  endpoint(engine: Engine): KvEndpoint | null;
+  /** Begins to answer the messages of the role. */
+  serve(
+    engine: Engine,
+    rank: Rank,
+  ): { readonly requests: NodeRequests<Result, Event>; readonly subscriptions: readonly Subscription[] };
+}
+
+/**
+ * One rank: wires engine, bus, agent and requests together.
+ *
+ *   created -> loading the model -> introduced -> ready -> draining -> disposed
+ */
+export class WorkerNode<Engine extends NodeEngine, Result, Event extends { readonly kind: string }> implements Service {
+  readonly #parts: WorkerNodeParts;
+  readonly #role: NodeRole<Engine, Result, Event>;
+  #engine: Engine | null = null;
+  #agent: WorkerAgent | null = null;
+  #serving: ReturnType<NodeRole<Engine, Result, Event>["serve"]> | null = null;
+
+  constructor(parts: WorkerNodeParts, role: NodeRole<Engine, Result, Event>) {
+    this.#parts = parts;
+    this.#role = role;
+  }
+
+  async start(): Promise<void> {
+    const { config, random, metrics, logger, healthUrl, pid, signal } = this.#parts;
+    const { role } = this.#role;
+    const { workerId, rankId } = workerNames(config, role, random);
+    const engine = await this.#role.open(rankId, this.#listener());
+    this.#engine = engine;
+    const { warnings, backend, isa, kvBlocks, ...info } = engine.info;
+    for (const warning of warnings) logger.warn({}, warning);
+    const { modelHash, layout, vocabSize, contextLength, attentions, pageBytes } = info;
+    const model = { name: config.modelName, modelHash, layout, vocabSize, contextLength, attentions, pageBytes };
+    const kvEndpoint = this.#role.endpoint(engine);
+    const agent = new WorkerAgent({
+      ...this.#parts,
+      identity: { workerId, rankId, rank: 0, ranks: 1, role, model, kvEndpoint, healthUrl, pid },
+      host: {
+        load: () => this.#load(engine),
+        prefixHashes: () => engine.prefixHashes(),
+        onDrain: (deadlineMs) => this.#parts.stop("the control plane asked for it", deadlineMs),
+        onOwnerSilent: (owner) => this.#serving?.requests.endOwner(owner),
+      },
+    });
+    this.#agent = agent;
+    const epoch = await agent.introduce(signal);
+    engine.setEpoch(epoch);
+    this.#serving = this.#role.serve(engine, { rankId, epoch, watch: (owner) => void agent.isOwnerAlive(owner) });
+    metrics.onCollect(() => this.#report());
+    agent.begin();
+    agent.setState("ready");
+    logger.info({ rankId, epoch, backend, isa, blocks: kvBlocks, kvEndpoint }, "ready");
+  }
+
+  async drain(deadlineMs: number): Promise<void> {
+    this.#agent?.setState("draining");
+    await this.#serving?.requests.drain(deadlineMs);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const subscription of this.#serving?.subscriptions ?? []) subscription.unsubscribe();
+    this.#serving?.requests.stop();
+    this.#serving = null;
+    await this.#agent?.leave();
+    await this.#engine?.close();
+  }
+
+  readiness(): Readiness {
+    const checks = {
+      engine: this.#engine !== null,
+      bus: this.#parts.bus.state === "connected",
+      accepting: this.#agent?.state === "ready",
+    };
+    return { ready: Object.values(checks).every(Boolean), checks };
+  }
+
+  #listener(): NodeListener<Result, Event> {
+    return {
+      onStep: (result) => this.#serving?.requests.onStep(result),
+      onEvents: (events) => {
+        for (const event of events) {
+          if (isCacheChange(event)) this.#agent?.publishKv(event.stored, event.removed);
+          else this.#serving?.requests.onEvent(event);
+        }
+      },
+      onFatal: (message) => {
+        // The goodbye lets the control plane place the requests elsewhere without waiting for a silence.
+        void this.#agent?.leave();
+        this.#parts.fail(new Error(`the engine failed: ${message}`));
+      },
+    };
+  }
+
+  #load(engine: Engine): Load {
+    const { info } = engine;
+    const { blocks } = engine.stats();
+    const requests = {
+      requests: 0,
+      pendingPrefillTokens: 0,
+      prefillTokensPerSecond: 0,
+      ...this.#serving?.requests.load,
+    };
+    const blocksAvailable = blocks.free + blocks.cached;
+    return { ...requests, maxRequests: info.slots, blocksTotal: info.kvBlocks, blocksAvailable };
+  }
+
+  #report(): void {
+    if (this.#engine === null || this.#serving === null) return;
+    const { role } = this.#role;
+    reportEngine(this.#parts.metrics, role, this.#engine.stats());
+    this.#parts.metrics.gauge("margay_worker_requests", { role }, this.#serving.requests.load.requests);
+  }
+}
+
+interface CacheChange {
+  readonly kind: "kv";
+  readonly stored: Uint8Array;
+  readonly removed: Uint8Array;
+}
+
+function isCacheChange<E extends { readonly kind: string }>(event: E | CacheChange): event is CacheChange {
+  return event.kind === "kv";
+}

@@ -1,0 +1,33 @@
+import type { Role } from "#protocol/worker.ts";
+import { connectBus } from "./connect-bus.ts";
+import { type Readiness, startHealthServer } from "./health-server.ts";
+import { createMetrics } from "./metrics.ts";
+import type { Service, ServiceContext } from "./run-service.ts";
+import type { WorkerConfig } from "./worker-config.ts";
+import type { WorkerNodeParts } from "./worker-node.ts";
+
+/** A node as a process: over the real bus, with a health server. The engine comes with `createNode`. */
+export async function createWorkerProcess(
+  role: Role,
+  config: WorkerConfig,
+  context: ServiceContext,
+  createNode: (parts: WorkerNodeParts) => Service & { readiness(): Readiness },
+): Promise<Service> {
+  const { clock, random, logger } = context;
+  const metrics = createMetrics({ processMetrics: true });
+  const name = config.workerId ?? role;
+  const bus = await connectBus({ ...config.nats, role, name, clock, random, logger, metrics });
+  let readiness = (): Readiness => ({ ready: false, checks: {} });
+  const health = await startHealthServer({ ...config.health, readiness: () => readiness(), metrics });
+  const node = createNode({ ...context, config, bus, metrics, healthUrl: health.url, pid: process.pid });
+  readiness = () => node.readiness();
+  return {
+    start: () => node.start(),
+    drain: (deadlineMs) => node.drain(deadlineMs),
+    async [Symbol.asyncDispose]() {
+      await node[Symbol.asyncDispose]();
+      await bus.close(1_000);
+      await health[Symbol.asyncDispose]();
+    },
+  };
+}
