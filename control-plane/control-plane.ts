@@ -123,7 +123,12 @@ export class ControlPlane implements Service {
     await this.#gateway.start();
     this.#desk = openOperatorDesk({
       ...{ bus: this.#bus, clock, gatewayId: this.#gatewayId, fleet: this.#fleet, flow: this.#flow },
-      ...{ waitingRoom: this.#waitingRoom, scaler: this.#scaler, models: [...this.#models.keys()] },
+      ...{
+        waitingRoom: this.#waitingRoom,
+        scaler: this.#scaler,
+        target: this.#target,
+        models: [...this.#models.keys()],
+      },
     });
     await this.#bus.flush(CLOSE_MS);
     this.#scaler.start();

@@ -8,6 +8,7 @@ import type { Clock } from "#service/clock.ts";
 import type { FleetWatch } from "./fleet/fleet-watch.ts";
 import type { Flow } from "./flow/request-flow.ts";
 import type { WaitingRoom } from "./flow/waiting-room.ts";
+import type { ScaleTarget } from "./scaling/scale-target.ts";
 import type { Scaler } from "./scaling/scaler.ts";
 
 const ANSWER_MS = 2_000;
@@ -21,6 +22,7 @@ export interface OperatorDeskParts {
   readonly flow: Flow;
   readonly waitingRoom: WaitingRoom;
   readonly scaler: Scaler;
+  readonly target: ScaleTarget;
 }
 
 /** Answers the operator: what there is, and drains of workers. Returns the open subscriptions. */
@@ -81,7 +83,7 @@ function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
   };
 }
 
-/** Passes the wish to every rank of the worker. */
+/** Passes the wish to every rank of the worker; one of our own is replaced while it still finishes its requests. */
 async function drainWorker(parts: OperatorDeskParts, message: DrainWorker): Promise<DrainWorkerReply> {
   const ranks = [...parts.fleet.snapshot.ranks.values()].filter((rank) => rank.workerId === message.workerId);
   if (ranks.length === 0) {
@@ -93,5 +95,6 @@ async function drainWorker(parts: OperatorDeskParts, message: DrainWorker): Prom
     const reply = await parts.bus.request(subjects.drain(rank.rankId), Drain, drain, DrainReply, ANSWER_MS);
     if (reply.kind === "refused") return reply;
   }
+  void parts.target.stop(message.workerId, message.graceMs);
   return { kind: "done" };
 }

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { systemClock, systemRandom } from "#service/clock.ts";
 import { credentialsFile, natsCredentials } from "#service/nats-credentials.ts";
+import { preflight } from "../preflight.ts";
 import { type CliConfig, cliConfig, installFolder } from "./config.ts";
 import { startNatsServer } from "./nats-server.ts";
 import { findRunningSystem, type RunFile } from "./running-system.ts";
@@ -89,6 +90,7 @@ async function prepare(config: CliConfig): Promise<void> {
   const running = await findRunningSystem(config.runFile);
   if (running !== null) throw new Error(`Margay is already running at ${running.url} (process ${running.pid})`);
   if (config.port !== 0) await portIsFree(config.host, config.port);
+  await preflight(config.environment);
 }
 
 function portIsFree(host: string, port: number): Promise<void> {

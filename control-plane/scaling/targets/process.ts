@@ -132,7 +132,8 @@ export class ProcessTarget implements ScaleTarget {
     const onEnd = (how: string): void => {
       if (!this.#workers.delete(workerId)) return;
       ended.resolve();
-      if (!worker.stopping) this.#onCrash(worker, how, clock.monotonic() - startedMs);
+      if (worker.stopping) logger.info({ worker: workerId }, `a stopped worker ${how}`);
+      else this.#onCrash(worker, how, clock.monotonic() - startedMs);
     };
     child.once("error", (error) => onEnd(`could not be started: ${error.message}`));
     child.once("exit", (code, signal) => onEnd(signal === null ? `ended with code ${code}` : `was ended by ${signal}`));
