@@ -31,12 +31,15 @@ export interface Random {
   hex(bytes: number): string;
 }
 
+/** The longest wait a timer of Node can hold; a longer one would fire at once. */
+const LONGEST_MS = 2 ** 31 - 1;
+
 /** The machine's clock. */
 export const systemClock: Clock = {
   now: () => Date.now(),
   monotonic: () => performance.now(),
   after(ms, fn) {
-    const timer = setTimeout(fn, Math.max(0, ms)).unref();
+    const timer = setTimeout(fn, Math.min(Math.max(0, ms), LONGEST_MS)).unref();
     return { cancel: () => clearTimeout(timer) };
   },
   every(ms, fn) {
@@ -51,7 +54,7 @@ export const systemClock: Clock = {
           signal?.removeEventListener("abort", onAbort);
           resolve();
         },
-        Math.max(0, ms),
+        Math.min(Math.max(0, ms), LONGEST_MS),
       );
       const onAbort = () => {
         clearTimeout(timer);
