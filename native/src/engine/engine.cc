@@ -113,6 +113,8 @@ void Engine::Close() {
   keeper_.reset();
   pool_.reset();
   model_.reset();
+  // JavaScript may keep a closed engine for long.
+  logits_ = {};
 }
 
 Status Engine::CheckUsable() const {
