@@ -142,7 +142,7 @@ int32_t Draw(std::span<const float> logits, const SampleParams& p, int position,
     top = std::max(top, logits[i]);
   }
   if (ids->empty()) return 0;
-  const float inverse = 1 / p.temperature;
+  const float inverse = 1 / std::max(p.temperature, 1e-6F);
   if (p.top_k > 0 && static_cast<size_t>(p.top_k) < ids->size()) {
     std::nth_element(ids->begin(), ids->begin() + p.top_k - 1, ids->end(), better);
     ids->resize(static_cast<size_t>(p.top_k));

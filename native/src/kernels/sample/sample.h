@@ -18,9 +18,9 @@ struct SampleParams {
   float frequency_penalty = 0;
   float presence_penalty = 0;
   float repetition_penalty = 1;
-  std::vector<int32_t> bias_ids;
-  std::vector<float> bias_values;
-  std::vector<int32_t> banned;  // tokens that may not be chosen (stop tokens before minNewTokens)
+  std::vector<int32_t> bias_ids = {};
+  std::vector<float> bias_values = {};
+  std::vector<int32_t> banned = {};  // tokens that may not be chosen (stop tokens before minNewTokens)
   int top_logprobs = -1;        // -1: no log-probabilities
 };
 

@@ -1,0 +1,342 @@
+// kernels: compares every kernel of every usable code path with the plain reference over ugly shapes, and prints one JSON
+// line per path and operation: shapes tried, largest error relative to the size of the terms that were summed.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/thread_pool.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/matmul_list.h"
+#include "kernels/reference/reference.h"
+#include "weights/number_formats.h"
+
+namespace margay::tests {
+namespace {
+
+class Random {
+ public:
+  float Next() {
+    state_ = state_ * 6364136223846793005 + 1442695040888963407;
+    return static_cast<float>(static_cast<int32_t>(state_ >> 33) % 2001 - 1000) / 500.0F;
+  }
+  int Below(int n) {
+    Next();
+    return static_cast<int>((state_ >> 33) % static_cast<uint64_t>(n));
+  }
+  std::vector<float> Floats(int n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (float& value : values) value = Next();
+    return values;
+  }
+
+ private:
+  uint64_t state_ = 7;
+};
+
+struct Tally {
+  int shapes = 0;
+  double worst = 0;
+  void Add(double got, double want, double scale) {
+    const double error = std::fabs(got - want) / (scale + 1e-30);
+    worst = std::isnan(error) || std::isnan(got) ? INFINITY : std::max(worst, error);
+  }
+  void Print(const std::string& path, const char* op) const {
+    std::printf("{\"path\":\"%s\",\"op\":\"%s\",\"shapes\":%d,\"worst\":%g}\n", path.c_str(), op, shapes, std::isinf(worst) ? 1e30 : worst);
+  }
+};
+
+struct Packed {
+  std::vector<std::byte> bytes;
+  std::vector<float> scales;
+  std::vector<float> bias;
+  std::vector<float> dense;  // [in, out]: what the bytes mean
+  MatmulWeights view;
+};
+
+Packed Pack(Random* random, int out, int in, WeightFormat format, bool with_bias) {
+  Packed p;
+  const int panels = (out + kPanel - 1) / kPanel;
+  const size_t width = format == WeightFormat::kBf16 ? 2 : format == WeightFormat::kF32 ? 4 : 1;
+  const size_t inputs = format == WeightFormat::kBf16 ? static_cast<size_t>(in + 1) / 2 * 2 : static_cast<size_t>(in);
+  p.bytes.resize(static_cast<size_t>(panels) * kPanel * inputs * width);
+  const int scale_columns = (in + 127) / 128;
+  p.scales = random->Floats((out + 127) / 128 * scale_columns);
+  p.dense.resize(static_cast<size_t>(in) * static_cast<size_t>(out));
+  if (with_bias) p.bias = random->Floats(out);
+  for (int o = 0; o < out; ++o) {
+    for (int k = 0; k < in; ++k) {
+      std::byte* panel = p.bytes.data() + static_cast<size_t>(o / kPanel) * kPanel * inputs * width;
+      float& meaning = p.dense[static_cast<size_t>(k) * static_cast<size_t>(out) + static_cast<size_t>(o)];
+      if (format == WeightFormat::kBf16) {
+        const uint16_t bits = FloatToBf16(random->Next());
+        std::memcpy(panel + ((k / 2 * kPanel + o % kPanel) * 2 + k % 2) * 2, &bits, 2);
+        meaning = Bf16ToFloat(bits);
+      } else if (format == WeightFormat::kF32) {
+        meaning = random->Next();
+        std::memcpy(panel + (k * kPanel + o % kPanel) * 4, &meaning, 4);
+      } else {
+        int code = random->Below(256);
+        if ((code & 0x7f) == 0x7f) code = 0x05;  // a denormal instead of not-a-number
+        panel[k * kPanel + o % kPanel] = static_cast<std::byte>(code);
+        meaning = kFp8Values[static_cast<size_t>(code)] * p.scales[static_cast<size_t>(o / 128 * scale_columns + k / 128)];
+      }
+    }
+  }
+  p.view = {format, out, in, p.bytes.data(), p.scales.data(), with_bias ? p.bias.data() : nullptr};
+  return p;
+}
+
+// y and, per output, the sum of the terms' sizes.
+void Reference(const Packed& p, const std::vector<float>& x, int rows, ThreadPool* pool, std::vector<float>* y, std::vector<float>* size) {
+  const size_t count = static_cast<size_t>(rows) * static_cast<size_t>(p.view.out);
+  y->resize(count);
+  size->resize(count);
+  std::vector<float> dense = p.dense;
+  std::vector<float> inputs = x;
+  reference::Linear({x.data(), p.view.in, rows, dense.data(), p.view.bias, p.view.in, p.view.out, y->data(), p.view.out}, pool);
+  for (float& value : dense) value = std::fabs(value);
+  for (float& value : inputs) value = std::fabs(value);
+  reference::Linear({inputs.data(), p.view.in, rows, dense.data(), nullptr, p.view.in, p.view.out, size->data(), p.view.out}, pool);
+}
+
+constexpr int kRowCounts[] = {1, 2, 3, 5, 6, 7, 13, 15, 16, 17, 63, 64, 65};
+constexpr struct {
+  int out, in;
+} kMatrices[] = {{1, 1}, {16, 2}, {17, 3}, {31, 48}, {48, 129}, {128, 128}, {130, 257}, {200, 96}, {272, 131}};
+
+void CheckMatmul(const std::string& path, const CpuKernels* kernels, ThreadPool* pool) {
+  constexpr const char* kNames[] = {"matmul_bf16", "matmul_f32", "matmul_fp8"};
+  Random random;
+  MatmulList list(kernels, pool, 4);
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kF32, WeightFormat::kFp8}) {
+    Tally tally;
+    Tally rows_alone;
+    for (const auto& [out, in] : kMatrices) {
+      const Packed p = Pack(&random, out, in, format, out % 2 == 1);
+      for (const int rows : kRowCounts) {
+        const std::vector<float> x = random.Floats(rows * in);
+        std::vector<float> want;
+        std::vector<float> size;
+        Reference(p, x, rows, pool, &want, &size);
+        const int stride = out + 3;
+        std::vector<float> y(static_cast<size_t>(rows * stride), 77.0F);
+        const MatmulJob job{p.view, nullptr, x.data(), in, nullptr, rows, y.data(), stride};
+        list.Run({&job, 1});
+        std::vector<float> alone(static_cast<size_t>(out));
+        for (int row = 0; row < rows; ++row) {
+          const MatmulJob one{p.view, nullptr, x.data() + row * in, in, nullptr, 1, alone.data(), out};
+          list.Run({&one, 1});
+          for (int o = 0; o < stride; ++o) {
+            const float got = y[static_cast<size_t>(row * stride + o)];
+            if (o >= out) {
+              tally.Add(got, 77, 1e-3);  // nothing is written beyond a row
+              continue;
+            }
+            const auto i = static_cast<size_t>(row * out + o);
+            tally.Add(got, want[i], size[i]);
+            rows_alone.Add(got, alone[static_cast<size_t>(o)], 1);
+          }
+        }
+        ++tally.shapes;
+        ++rows_alone.shapes;
+      }
+    }
+    tally.Print(path, kNames[static_cast<size_t>(format)]);
+    rows_alone.Print(path, (std::string(kNames[static_cast<size_t>(format)]) + "_row_alone").c_str());
+  }
+}
+
+// Several jobs at once, rows picked by index, gate and up fused: as the experts run.
+void CheckGrouped(const std::string& path, const CpuKernels* kernels, ThreadPool* pool) {
+  Random random;
+  Tally tally;
+  MatmulList list(kernels, pool, 8);
+  for (const auto& [out, in] : kMatrices) {
+    const std::vector<float> x = random.Floats(70 * in);
+    std::vector<Packed> gates;
+    std::vector<Packed> ups;
+    std::vector<std::vector<int32_t>> picks;
+    std::vector<std::vector<float>> results;
+    for (const int rows : {1, 17, 65, 4}) {
+      const WeightFormat format = rows == 17 ? WeightFormat::kFp8 : WeightFormat::kBf16;
+      gates.push_back(Pack(&random, out, in, format, false));
+      ups.push_back(Pack(&random, out, in, rows == 65 ? WeightFormat::kF32 : format, false));
+      for (auto& r : picks.emplace_back(static_cast<size_t>(rows))) r = random.Below(70);
+      results.emplace_back(static_cast<size_t>(rows * out));
+    }
+    std::vector<MatmulJob> jobs;
+    for (size_t j = 0; j < gates.size(); ++j) {
+      jobs.push_back({gates[j].view, &ups[j].view, x.data(), in, picks[j].data(), static_cast<int>(picks[j].size()), results[j].data(), out});
+    }
+    list.Run(jobs);
+    for (size_t j = 0; j < jobs.size(); ++j) {
+      std::vector<float> picked;
+      for (const int32_t r : picks[j]) picked.insert(picked.end(), x.begin() + r * in, x.begin() + (r + 1) * in);
+      std::vector<float> gate;
+      std::vector<float> up;
+      std::vector<float> gate_size;
+      std::vector<float> up_size;
+      Reference(gates[j], picked, jobs[j].rows, pool, &gate, &gate_size);
+      Reference(ups[j], picked, jobs[j].rows, pool, &up, &up_size);
+      std::vector<float> want(gate.size());
+      reference::SiluMul(gate.data(), up.data(), static_cast<int>(gate.size()), want.data());
+      for (size_t i = 0; i < want.size(); ++i) tally.Add(results[j][i], want[i], gate_size[i] * up_size[i] + 1e-3F);
+    }
+    ++tally.shapes;
+  }
+  tally.Print(path, "grouped_gate_up");
+}
+
+void CheckAttention(const std::string& path, const CpuKernels* kernels) {
+  Random random;
+  Tally tally;
+  Tally alone_tally;
+  constexpr struct {
+    int latent, rope;
+  } kWidths[] = {{32, 16}, {20, 6}, {96, 32}, {33, 2}, {512, 64}};
+  for (const auto& [latent, rope] : kWidths) {
+    const int width = latent + rope;
+    constexpr int kBlocks = 4;
+    std::vector<uint16_t> pages(static_cast<size_t>(kBlocks * kTileTokens * width), 0x7fc0);  // not-a-number where unwritten
+    const int32_t table[] = {2, 0, 3, 1};
+    constexpr int kTokens = 200;
+    for (int s = 0; s < kTokens; ++s) {
+      for (int d = 0; d < width; ++d) pages[static_cast<size_t>((table[s / 64] * 64 + s % 64) * width + d)] = FloatToBf16(random.Next());
+    }
+    const auto key = [&](int s, int d) { return double{Bf16ToFloat(pages[static_cast<size_t>((table[s / 64] * 64 + s % 64) * width + d)])}; };
+    for (const int queries : {1, 2, 3, 4, 5, 6, 7, 11, 15, 16}) {
+      for (const int end : {1, 2, 15, 63, 64, 65, 128, 129, 200}) {
+        std::vector<float> q = random.Floats(queries * (width + 5));
+        std::vector<int32_t> visible(static_cast<size_t>(queries));
+        for (int i = 0; i < queries; ++i) visible[static_cast<size_t>(i)] = std::max(1, end - (queries - 1 - i) * (end > 100 ? 9 : 1));
+        std::vector<float> out(static_cast<size_t>(queries * latent), NAN);
+        std::vector<float> scratch(kAttentionScratch);
+        AttentionTile tile{q.data(), width + 5, queries, visible.data(), reinterpret_cast<const uint8_t*>(pages.data()),
+                           int64_t{kTileTokens} * width * 2, table, latent, rope, out.data(), latent, scratch.data()};
+        kernels->attention(&tile);
+        std::vector<float> alone(static_cast<size_t>(latent));
+        for (int i = 0; i < queries; ++i) {
+          const int seen = visible[static_cast<size_t>(i)];
+          std::vector<double> weights(static_cast<size_t>(seen));
+          double top = -1e300;
+          double sum = 0;
+          for (int s = 0; s < seen; ++s) {
+            double score = 0;
+            for (int d = 0; d < width; ++d) score += double{q[static_cast<size_t>(i * (width + 5) + d)]} * key(s, d);
+            weights[static_cast<size_t>(s)] = score;
+            top = std::max(top, score);
+          }
+          for (double& w : weights) sum += (w = std::exp2(w - top));
+          AttentionTile one = tile;
+          one.q += i * (width + 5);
+          one.visible += i;
+          one.queries = 1;
+          one.out = alone.data();
+          kernels->attention(&one);
+          for (int d = 0; d < latent; ++d) {
+            double want = 0;
+            for (int s = 0; s < seen; ++s) want += weights[static_cast<size_t>(s)] / sum * key(s, d);
+            tally.Add(out[static_cast<size_t>(i * latent + d)], want, 2);
+            alone_tally.Add(out[static_cast<size_t>(i * latent + d)], alone[static_cast<size_t>(d)], 1);
+          }
+        }
+        ++tally.shapes;
+        ++alone_tally.shapes;
+      }
+    }
+  }
+  tally.Print(path, "attention");
+  alone_tally.Print(path, "attention_query_alone");
+}
+
+void CheckRowwise(const std::string& path, const CpuKernels* kernels) {
+  Random random;
+  Tally norm;
+  Tally silu;
+  Tally softmax;
+  Tally sums;
+  Tally bf16;
+  for (const int n : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 96, 100, 768}) {
+    std::vector<float> a = random.Floats(n);
+    std::vector<float> b = random.Floats(n);
+    std::vector<float> got(static_cast<size_t>(n) + 1, 5.0F);
+    std::vector<float> want(static_cast<size_t>(n));
+    const auto compare = [&](Tally* tally, double scale) {
+      for (size_t i = 0; i < want.size(); ++i) tally->Add(got[i], want[i], scale);
+      tally->Add(got.back(), 5, 1e-3);
+      ++tally->shapes;
+    };
+    kernels->rms_norm(a.data(), b.data(), n, 1e-5F, got.data());
+    reference::RmsNorm(a.data(), b.data(), n, 1e-5F, 1, want.data());
+    compare(&norm, 2);
+    for (float& value : a) value *= 40;
+    a[0] = -200;
+    kernels->silu_mul(a.data(), b.data(), n, got.data());
+    reference::SiluMul(a.data(), b.data(), n, want.data());
+    compare(&silu, 80);
+    std::copy(a.begin(), a.end(), got.begin());
+    want = a;
+    kernels->softmax(got.data(), n);
+    reference::Softmax(want.data(), n);
+    compare(&softmax, 1);
+    std::copy(a.begin(), a.end(), got.begin());
+    kernels->add(got.data(), b.data(), n);
+    for (size_t i = 0; i < want.size(); ++i) want[i] = a[i] + b[i];
+    compare(&sums, 1);
+    kernels->add_scaled(got.data(), -3, b.data(), n);
+    for (size_t i = 0; i < want.size(); ++i) want[i] -= 3 * b[i];
+    compare(&sums, 100);
+    std::vector<uint16_t> bits(static_cast<size_t>(n));
+    if (n > 8) a[3] = 1.00390625F, a[4] = 1.01171875F, a[5] = -1e-40F, a[6] = 3.4e38F;  // ties to even, denormal, rounds to infinity
+    kernels->to_bf16(a.data(), n, bits.data());
+    kernels->from_bf16(bits.data(), n, got.data());
+    for (size_t i = 0; i < want.size(); ++i) {
+      bf16.Add(bits[i], FloatToBf16(a[i]), 1);
+      bf16.Add(FloatToBf16(got[i]), bits[i], 1);
+    }
+    ++bf16.shapes;
+  }
+  norm.Print(path, "rms_norm");
+  silu.Print(path, "silu_mul");
+  softmax.Print(path, "softmax");
+  sums.Print(path, "add");
+  bf16.Print(path, "bf16");
+}
+
+// Every item of every loop exactly once, with more threads than cores, loops of every size back to back.
+void CheckThreads() {
+  ThreadPool pool(5);
+  std::vector<std::atomic<int>> hits(300);
+  int wrong = 0;
+  int loops = 0;
+  for (int round = 0; round < 60; ++round) {
+    for (const int items : {1, 2, 3, 5, 64, 300}) {
+      for (auto& hit : hits) hit = 0;
+      pool.Run(items, [&](int item, int thread) { hits[static_cast<size_t>(item)] += thread >= 0 && thread < 5 ? 1 : 100; });
+      for (size_t i = 0; i < hits.size(); ++i) wrong += hits[i] == (static_cast<int>(i) < items ? 1 : 0) ? 0 : 1;
+      ++loops;
+    }
+  }
+  std::printf("{\"path\":\"any\",\"op\":\"thread_pool\",\"shapes\":%d,\"worst\":%d}\n", loops, wrong);
+}
+
+int Main() {
+  ThreadPool pool(2);
+  for (const auto& [path, kernels] : UsableKernels()) {
+    CheckMatmul(path, kernels, &pool);
+    CheckGrouped(path, kernels, &pool);
+    CheckAttention(path, kernels);
+    CheckRowwise(path, kernels);
+  }
+  CheckThreads();
+  return 0;
+}
+
+}  // namespace
+}  // namespace margay::tests
+
+int main() { return margay::tests::Main(); }

@@ -1,0 +1,184 @@
+// sampling: claims about the choice of tokens.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <set>
+
+#include "claim.h"
+#include "kernels/sample/sample.h"
+
+namespace margay {
+namespace {
+
+constexpr int kVocab = 5000;
+
+// A peaked distribution over a shuffled vocabulary, all logits different.
+std::vector<float> Logits() {
+  std::vector<float> logits(kVocab);
+  for (int i = 0; i < kVocab; ++i) logits[static_cast<size_t>(i)] = 12.0F - 0.004F * static_cast<float>((i * 2731) % kVocab);
+  return logits;
+}
+
+Sampled Draw(const SampleParams& params, int position, std::vector<int32_t> history = {}, int prompt_length = 0) {
+  std::vector<float> logits = Logits();
+  return Sample(logits, params, history, prompt_length, position);
+}
+
+std::set<int32_t> Seen(SampleParams params, int draws) {
+  std::set<int32_t> seen;
+  for (int i = 0; i < draws; ++i) seen.insert(Draw(params, i).token);
+  return seen;
+}
+
+std::vector<int32_t> Ranking() {
+  std::vector<float> logits = Logits();
+  std::vector<int32_t> order(kVocab);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)]; });
+  return order;
+}
+
+std::string Greedy() {
+  Finding found;
+  found.Same("the best token", Draw({}, 0).token, Ranking()[0]);
+  std::vector<float> tie = {1, 3, 3, 2};
+  found.Same("the first of equals", Sample(tie, {}, {}, 0, 0).token, 1);
+  return found.what();
+}
+
+std::string Numbers() {
+  Finding found;
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+    std::vector<float> logits = Logits();
+    logits[4999] = bad;
+    found.Same("the token", Sample(logits, {}, {}, 0, 0).token, -1);
+  }
+  return found.what();
+}
+
+std::string Seeds() {
+  Finding found;
+  int same = 0;
+  for (int i = 0; i < 200; ++i) {
+    const SampleParams a{.temperature = 1, .seed = 5};
+    const SampleParams b{.temperature = 1, .seed = 6};
+    found.Same("a repeated draw", Draw(a, i).token, Draw(a, i).token);
+    same += Draw(a, i).token == Draw(b, i).token ? 1 : 0;
+  }
+  found.Expect(same < 40, "other seeds agree " + std::to_string(same) + " times of 200");
+  found.Expect(Seen({.temperature = 1, .seed = 1}, 200).size() > 100, "positions draw alike");
+  return found.what();
+}
+
+// Frequencies of a small distribution, by the chi-square statistic with 3 degrees of freedom.
+std::string Frequencies() {
+  const double p[] = {0.5, 0.25, 0.15, 0.1};
+  constexpr int kDraws = 20000;
+  int counts[4] = {};
+  for (int i = 0; i < kDraws; ++i) {
+    std::vector<float> logits;
+    for (const double mass : p) logits.push_back(static_cast<float>(std::log(mass) * 2));
+    ++counts[Sample(logits, {.temperature = 2, .seed = 42}, {}, 0, i).token];
+  }
+  double chi = 0;
+  for (int i = 0; i < 4; ++i) chi += std::pow(counts[i] - p[i] * kDraws, 2) / (p[i] * kDraws);
+  return chi < 16.3 ? "" : "chi-square is " + std::to_string(chi);
+}
+
+std::string TopK() {
+  Finding found;
+  const std::vector<int32_t> order = Ranking();
+  const std::set<int32_t> seen = Seen({.temperature = 50, .top_k = 5, .seed = 1}, 400);
+  found.Expect(seen == std::set<int32_t>(order.begin(), order.begin() + 5), "others than the best five were drawn, or not all");
+  found.Same("top_k 1", Draw({.temperature = 5, .top_k = 1, .seed = 3}, 9).token, order[0]);
+  std::vector<float> ties(100, 1.0F);
+  for (int i = 0; i < 100; ++i) {
+    std::vector<float> copy = ties;
+    found.Expect(Sample(copy, {.temperature = 1, .top_k = 3}, {}, 0, i).token < 3, "a tie went to a higher id");
+  }
+  return found.what();
+}
+
+std::string TopP() {
+  Finding found;
+  const std::vector<int32_t> order = Ranking();
+  std::vector<double> mass;
+  const std::vector<float> logits = Logits();
+  for (const int32_t id : order) mass.push_back(std::exp(double{logits[static_cast<size_t>(id)]} - 12));
+  const double total = std::accumulate(mass.begin(), mass.end(), 0.0);
+  for (const float top_p : {0.001F, 0.1F, 0.5F, 0.97F}) {
+    double sum = 0;
+    size_t kept = 0;
+    while (sum < double{top_p} * total * (1 - 1e-6)) sum += mass[kept++];
+    const std::set<int32_t> allowed(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept) + 1);
+    const std::set<int32_t> seen = Seen({.temperature = 1, .top_p = top_p, .seed = 8}, 1500);
+    for (const int32_t id : seen) found.Expect(allowed.contains(id), "a token beyond top_p " + std::to_string(top_p));
+    found.Expect(seen.size() >= std::min<size_t>(allowed.size() / 2, 200), "too few tokens at top_p " + std::to_string(top_p));
+  }
+  return found.what();
+}
+
+std::string MinP() {
+  const std::vector<int32_t> order = Ranking();
+  // Neighbours in rank differ by a factor exp(-0.004): min_p 0.9 keeps ranks 0 to 26.
+  const std::set<int32_t> seen = Seen({.temperature = 1, .min_p = 0.9F, .seed = 8}, 2000);
+  return seen == std::set<int32_t>(order.begin(), order.begin() + 27) ? "" : std::to_string(seen.size()) + " tokens were drawn, not the best 27";
+}
+
+std::string Penalties() {
+  Finding found;
+  const std::vector<int32_t> order = Ranking();
+  const int32_t best = order[0];
+  const int32_t next = order[1];
+  found.Same("frequency", Draw({.frequency_penalty = 0.003F}, 0, {best, best}, 0).token, next);
+  found.Same("frequency once", Draw({.frequency_penalty = 0.003F}, 0, {best}, 0).token, best);
+  found.Same("frequency in the prompt", Draw({.frequency_penalty = 1}, 0, {best, best}, 2).token, best);
+  found.Same("presence", Draw({.presence_penalty = 0.005F}, 0, {best, best, best}, 1).token, next);
+  found.Same("presence in the prompt", Draw({.presence_penalty = 1}, 0, {best}, 1).token, best);
+  found.Same("repetition", Draw({.repetition_penalty = 1.1F}, 0, {best, best}, 2).token, next);
+  std::vector<float> negative = {-1, -1.05F};
+  found.Same("repetition of a negative logit", Sample(negative, {.repetition_penalty = 1.2F}, std::vector<int32_t>{0}, 1, 0).token, 1);
+  found.Same("after a penalty, none is left", Draw({.repetition_penalty = 1.0F}, 0, {best}, 0).token, best);
+  found.Same("bias", Draw({.bias_ids = {order[900]}, .bias_values = {100}}, 0).token, order[900]);
+  found.Same("banned", Draw({.banned = {best, next, 99999}}, 0).token, order[2]);
+  found.Same("banned, drawn", Draw({.temperature = 0.0001F, .banned = {best}}, 0).token, next);
+  return found.what();
+}
+
+std::string LogProbs() {
+  Finding found;
+  const std::vector<int32_t> order = Ranking();
+  double sum = 0;
+  for (const float logit : Logits()) sum += std::exp(double{logit});
+  const auto wanted = [&](int rank) { return static_cast<float>(12 - 0.004 * rank - std::log(sum)); };
+  const Sampled s = Draw({.temperature = 3, .top_k = 40, .seed = 2, .presence_penalty = 2, .banned = {order[0]}, .top_logprobs = 3}, 4, {order[1]}, 0);
+  found.Same("how many", s.top_ids.size(), size_t{3});
+  for (int i = 0; i < 3 && !found.any(); ++i) {
+    found.Same("ranked token", s.top_ids[static_cast<size_t>(i)], order[static_cast<size_t>(i)]);
+    found.Expect(std::fabs(s.top_logprobs[static_cast<size_t>(i)] - wanted(i)) < 1e-4F, "a log-probability is wrong");
+  }
+  const auto rank = static_cast<int>(std::find(order.begin(), order.end(), s.token) - order.begin());
+  found.Expect(std::fabs(s.logprob - wanted(rank)) < 1e-4F, "the chosen token's log-probability is not the raw one");
+  found.Same("none asked for", Draw({}, 0).top_ids.size(), size_t{0});
+  found.Same("only the chosen one's", Draw({.top_logprobs = 0}, 0).top_ids.size(), size_t{0});
+  found.Expect(std::fabs(Draw({.top_logprobs = 0}, 0).logprob - wanted(0)) < 1e-4F, "greedy's log-probability is wrong");
+  return found.what();
+}
+
+}  // namespace
+}  // namespace margay
+
+int main() {
+  margay::Claims claims;
+  claims.Check("temperature 0 takes the best token, the lowest id of equals", margay::Greedy());
+  claims.Check("a logit that is no finite number gives no token", margay::Numbers());
+  claims.Check("a draw depends on seed and position", margay::Seeds());
+  claims.Check("draws have the frequencies of the softmax at that temperature", margay::Frequencies());
+  claims.Check("top_k draws from the best k, ties to the lower id", margay::TopK());
+  claims.Check("top_p draws from the shortest list of best tokens that reaches the mass", margay::TopP());
+  claims.Check("min_p drops what is less likely than a share of the best", margay::MinP());
+  claims.Check("penalties, bias and bans change the choice as told", margay::Penalties());
+  claims.Check("log-probabilities are those of the raw distribution", margay::LogProbs());
+  return claims.ExitCode();
+}

@@ -1,0 +1,69 @@
+import { beforeAll, describe, expect, it } from "vitest";
+import { goldenFolder } from "../support/checkpoint-files.ts";
+import { buildNativePrograms, nativeReport } from "../support/native-program.ts";
+
+/** A line of native/tests/kernels.cc. */
+interface Line {
+  readonly path: string;
+  readonly op: string;
+  readonly shapes: number;
+  readonly worst: number;
+}
+
+/** A line of native/tests/forced_routing.cc. */
+interface Routed {
+  readonly path: string;
+  readonly routing: string;
+  readonly max_diff: number;
+}
+
+let lines: readonly Line[] = [];
+beforeAll(() => {
+  buildNativePrograms();
+  lines = nativeReport("kernels", []) as readonly Line[];
+}, 20 * 60_000);
+
+describe("every code path of this machine", () => {
+  const of = (op: string): readonly Line[] => {
+    const found = lines.filter((line) => line.op === op);
+    expect(found.map(({ path }) => path)).toContain("generic");
+    return found;
+  };
+
+  it.each([
+    ["matmul_bf16", 5e-6],
+    ["matmul_f32", 5e-6],
+    ["matmul_fp8", 5e-6],
+    ["grouped_gate_up", 5e-6],
+    ["attention", 3e-5],
+    ["rms_norm", 1e-6],
+    ["silu_mul", 1e-7],
+    ["softmax", 1e-6],
+    ["add", 1e-6],
+    ["bf16", 0],
+  ])("%s agrees with the reference within %d over ugly shapes", (op, tolerance) => {
+    for (const line of of(op)) {
+      expect(line.shapes).toBeGreaterThan(8);
+      expect(line.worst, line.path).toBeLessThanOrEqual(tolerance);
+    }
+  });
+
+  it.each(["matmul_bf16_row_alone", "matmul_f32_row_alone", "matmul_fp8_row_alone", "attention_query_alone"])(
+    "%s: a row's bits do not depend on its company",
+    (op) => {
+      for (const line of of(op)) expect(line.worst, line.path).toBe(0);
+    },
+  );
+});
+
+it("the thread pool runs every item exactly once", () => {
+  expect(lines.find(({ op }) => op === "thread_pool")).toMatchObject({ shapes: 360, worst: 0 });
+});
+
+describe.each(["mostly-zero-experts", "no-zero-experts", "fp8"])("prescribed experts on %s", (name) => {
+  it("cpu agrees with ref when all tokens are identity, when experts are empty, and when all are used", () => {
+    const routed = nativeReport("forced_routing", [goldenFolder(name)]) as readonly Routed[];
+    expect(new Set(routed.map(({ routing }) => routing)).size).toBe(name === "no-zero-experts" ? 2 : 3);
+    for (const line of routed) expect(line.max_diff, `${line.path}, ${line.routing}`).toBeLessThan(3e-2);
+  });
+});
