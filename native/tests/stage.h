@@ -18,9 +18,9 @@ class Stage {
     const SequenceKvId before = Must(decoder.pool->Open(TokensFrom(0, 64), 64, KvUse::kCompute)).id;
     decoder.pool->Advance(before, tokens, 64);
     decoder.pool->Close(before, true);
-    id = decoder.Expect(sequence, tokens, wait_ms);
     const KvMemory memory = decoder.pool->memory();
     std::memset(memory.base, 0x5a, memory.layout.block_bytes() * static_cast<size_t>(memory.blocks));
+    id = decoder.Expect(sequence, tokens, wait_ms);
   }
   uint64_t Refused(FrameRefusal cause) const {
     return decoder.receiver->counters().refused[static_cast<size_t>(cause)];
