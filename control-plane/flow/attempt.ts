@@ -28,6 +28,8 @@ import { leave, type Seat } from "./waiting-room.ts";
 
 /** How long a rank that refused or failed is left alone. */
 const BUSY_COOL_MS = 100;
+/** The bus is back for us before it is for a rank. */
+const ASK_AGAIN_MS = 500;
 
 /** A prefill under way, on one rank or, after that failed, on another. */
 interface RunningPrefill {
@@ -270,9 +272,10 @@ export class Attempt {
     } catch (thrown) {
       if (this.#passage.attempt !== message.head.attempt) return;
       tokens.answered();
-      // While the bus is away the decode rank goes on and keeps what it makes: the next sweep asks again.
+      // While the bus is away, or is back for us and not yet for it, the rank goes on and keeps what it makes: the next sweep
+      // asks again, and the fleet tells if it is gone.
       const error = asMargayError(thrown);
-      if (error.code !== "bus_unavailable") this.#trouble.raise(error);
+      if (error.code !== "bus_unavailable" && error.code !== "worker_lost") this.#trouble.raise(error);
     }
   }
 
@@ -299,7 +302,12 @@ export class Attempt {
     try {
       await this.#ask(ask, rankId);
       // After an outage: the outcome may have been lost with the bus, and a rank that is asked again tells it again.
-      this.#repeatPrefill = () => void ask().catch((thrown) => outcome.reject(asMargayError(thrown)));
+      this.#repeatPrefill = () =>
+        void ask().catch((thrown) => {
+          const error = asMargayError(thrown);
+          if (error.code === "worker_lost") clock.after(ASK_AGAIN_MS, () => this.#repeatPrefill());
+          else if (error.code !== "bus_unavailable") outcome.reject(error);
+        });
       const late = (): MargayError => new MargayError("timeout", "the prefill took too long");
       const work = within(clock, deadlineMs - clock.now(), outcome.promise, late);
       return await this.#passage.interruption.race(this.#trouble.race(work));

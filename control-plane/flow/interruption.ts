@@ -23,9 +23,9 @@ export class Interruption {
     this.#happened.reject(error);
   }
 
-  /** `work`, or the reason if that comes first. `work` itself goes on and must look after itself. */
+  /** `work`, or the reason if that comes first or came already. `work` itself goes on and must look after itself. */
   race<T>(work: Promise<T>): Promise<T> {
-    return Promise.race([work, this.#happened.promise]);
+    return Promise.race([this.#happened.promise, work]);
   }
 
   /** Waits `ms`, or until the reason comes. */
