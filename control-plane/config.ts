@@ -15,7 +15,7 @@ export interface ControlPlaneConfig extends ServiceConfig {
   readonly localPrefillTokens: number;
   readonly mostWaiting: number;
   readonly waitMs: number;
-  /** What worker processes inherit: where programs are, and every setting. */
+  /** What worker processes inherit: where programs are, and every setting but the health port, of which each takes its own. */
   readonly workerEnvironment: Readonly<Record<string, string>>;
 }
 
@@ -65,8 +65,8 @@ export function readControlPlaneConfig(
   }
   const workerEnvironment: Record<string, string> = {};
   for (const [name, value] of Object.entries(environment)) {
-    if (value !== undefined && (INHERITED.includes(name) || name.startsWith("MARGAY_")))
-      workerEnvironment[name] = value;
+    const inherited = INHERITED.includes(name) || (name.startsWith("MARGAY_") && name !== "MARGAY_HEALTH_PORT");
+    if (value !== undefined && inherited) workerEnvironment[name] = value;
   }
   return {
     logLevel: s.MARGAY_LOG_LEVEL,

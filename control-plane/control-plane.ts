@@ -13,7 +13,7 @@ import { WaitingRoom } from "./flow/waiting-room.ts";
 import { Gateway } from "./gateway/gateway.ts";
 import { openOperatorDesk } from "./operator-desk.ts";
 import { Scaler } from "./scaling/scaler.ts";
-import { ProcessTarget } from "./scaling/targets/process.ts";
+import { ProcessTarget, WORKER_PROGRAMS } from "./scaling/targets/process.ts";
 
 /** After the last answer: time for cancellations and acknowledgements to leave. */
 const CLOSE_MS = 1_000;
@@ -78,6 +78,8 @@ export class ControlPlane implements Service {
       folders: config.models,
       environment: config.workerEnvironment,
       drainMs: config.drainMs,
+      programs: WORKER_PROGRAMS,
+      onEnd: (workerId) => fleet.workerEnded(workerId),
     });
     const waitingRoom = new WaitingRoom({
       ...{ fleet, clock, metrics, mostWaiting, waitMs },

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import { asMargayError } from "#protocol/errors.ts";
-import type { GatewayId, RankId } from "#protocol/ids.ts";
+import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
 import { KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
 import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
 import {
@@ -25,6 +25,7 @@ import {
   withGoodbye,
   withHeartbeat,
   withOwn,
+  withoutWorker,
   withPair,
   withSilenceExcused,
   withTime,
@@ -115,6 +116,11 @@ export class FleetWatch {
   onLost(listener: LostListener): () => void {
     this.#lost.add(listener);
     return () => this.#lost.delete(listener);
+  }
+
+  /** The process of a worker has ended, as whoever started it knows: nobody needs to wait for its silence. */
+  workerEnded(workerId: WorkerId): void {
+    this.#move(withoutWorker(this.#snapshot, workerId));
   }
 
   /** True while `rankId` may come back under `epoch`, even if it is lost now. */

@@ -95,6 +95,12 @@ export function withGoodbye(fleet: FleetSnapshot, goodbye: Goodbye): FleetSnapsh
   return without(fleet, [goodbye.rankId]);
 }
 
+/** The process of a worker has ended: none of its ranks is left. */
+export function withoutWorker(fleet: FleetSnapshot, workerId: WorkerId): FleetSnapshot {
+  const gone = [...fleet.ranks.values()].filter((rank) => rank.workerId === workerId).map((rank) => rank.rankId);
+  return gone.length === 0 ? fleet : without(fleet, gone);
+}
+
 /** Nobody could be heard until `nowMs`: the bus was away, or this process stood still. */
 export function withSilenceExcused(fleet: FleetSnapshot, nowMs: number): FleetSnapshot {
   const ranks = new Map(fleet.ranks);

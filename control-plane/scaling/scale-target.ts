@@ -16,7 +16,7 @@ export interface ScaleTarget {
   workers(): readonly TargetWorker[];
   /** Ends one worker after its requests, at the latest after `graceMs`; it is replaced while its number is wanted. */
   stop(workerId: WorkerId, graceMs: number): Promise<void>;
-  /** Why the last worker of a model failed to start; null when none did since one was ready. */
+  /** Why the last worker of a model failed to start; null when none did since one ran well. */
   lastFailure(model: ModelName): string | null;
   /** Ends all workers. */
   close(graceMs: number): Promise<void>;

@@ -22,6 +22,10 @@ export interface ProcessTargetParts {
   readonly roleEnvironment: Readonly<Record<Role, Readonly<Record<string, string>>>>;
   /** Time a stopped worker gets for its requests. */
   readonly drainMs: number;
+  /** The program of each role; see WORKER_PROGRAMS. */
+  readonly programs: Readonly<Record<Role, string>>;
+  /** A worker's process has ended, however. */
+  readonly onEnd: (workerId: WorkerId) => void;
 }
 
 interface Worker extends TargetWorker {
@@ -40,7 +44,7 @@ const KILL_SLACK_MS = 3_000;
 
 const FailedToStart = z.object({ kind: z.literal("failed-to-start"), sentence: z.string() });
 
-const programs: Readonly<Record<Role, string>> = {
+export const WORKER_PROGRAMS: Readonly<Record<Role, string>> = {
   prefill: fileURLToPath(new URL("../../../prefill-node/main.ts", import.meta.url)),
   decode: fileURLToPath(new URL("../../../decode-node/main.ts", import.meta.url)),
 };
@@ -59,7 +63,8 @@ export class ProcessTarget implements ScaleTarget {
   readonly #workers = new Map<WorkerId, Worker>();
   /** Per model and role: crashes in a row, and when the next start is allowed (monotonic). */
   readonly #crashes = new Map<string, { count: number; notBeforeMs: number }>();
-  readonly #failures = new Map<ModelName, string>();
+  /** Per model and role: why the last start failed, until a worker ran well. */
+  readonly #failures = new Map<string, string>();
   #started = 0;
   #closed = false;
 
@@ -72,7 +77,7 @@ export class ProcessTarget implements ScaleTarget {
   }
 
   lastFailure(model: ModelName): string | null {
-    return this.#failures.get(model) ?? null;
+    return this.#failures.get(`${model}/prefill`) ?? this.#failures.get(`${model}/decode`) ?? null;
   }
 
   scale(model: ModelName, role: Role, count: number): void {
@@ -106,7 +111,7 @@ export class ProcessTarget implements ScaleTarget {
   }
 
   #start(model: ModelName, role: Role): void {
-    const { clock, random, logger, folders, environment, roleEnvironment } = this.#parts;
+    const { clock, random, logger, folders, environment, roleEnvironment, programs } = this.#parts;
     const workerId = `${role}-${++this.#started}-${random.hex(3)}` as WorkerId;
     const child = spawn(process.execPath, [programs[role]], {
       env: {
@@ -121,6 +126,7 @@ export class ProcessTarget implements ScaleTarget {
       stdio: ["ignore", "inherit", "inherit", "ipc"],
     });
     const startedMs = clock.monotonic();
+    const well = clock.after(WELL_MS, () => this.#failures.delete(`${model}/${role}`));
     const ended = Promise.withResolvers<void>();
     const worker: Worker = { workerId, model, role, child, ended: ended.promise, stopping: false, sentence: null };
     this.#workers.set(workerId, worker);
@@ -132,6 +138,8 @@ export class ProcessTarget implements ScaleTarget {
     const onEnd = (how: string): void => {
       if (!this.#workers.delete(workerId)) return;
       ended.resolve();
+      well.cancel();
+      this.#parts.onEnd(workerId);
       if (worker.stopping) logger.info({ worker: workerId }, `a stopped worker ${how}`);
       else this.#onCrash(worker, how, clock.monotonic() - startedMs);
     };
@@ -146,7 +154,7 @@ export class ProcessTarget implements ScaleTarget {
     // The first crash after a healthy life is answered at once: somebody's stream waits for it.
     const pauseMs = worker.sentence === null && count === 1 ? 0 : backoffMs(RESTART, count, random);
     this.#crashes.set(key, { count, notBeforeMs: clock.monotonic() + pauseMs });
-    if (worker.sentence !== null) this.#failures.set(worker.model, `${worker.role} worker: ${worker.sentence}`);
+    if (worker.sentence !== null) this.#failures.set(key, `${worker.role} worker: ${worker.sentence}`);
     metrics.count("margay_worker_restarts_total", { role: worker.role });
     logger.error(
       { worker: worker.workerId, reason: worker.sentence, pauseMs: Math.round(pauseMs) },
