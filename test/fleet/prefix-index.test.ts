@@ -1,0 +1,91 @@
+import { beforeEach, describe, expect, test } from "vitest";
+import type { RankId } from "#protocol/ids.ts";
+import type { KvEvents, KvSnapshot } from "#protocol/kv.ts";
+import { PrefixIndex } from "../../control-plane/fleet/prefix-index.ts";
+import { fakeRandom } from "../support/fake-clock.ts";
+
+const rankId = "d1-r0" as RankId;
+const hash = (name: string): string => name.padEnd(16, ".");
+const bytes = (names: readonly string[]) => new Uint8Array(Buffer.from(names.map(hash).join(""), "latin1"));
+
+function event(seq: number, stored: readonly string[], removed: readonly string[] = [], epoch = 1): KvEvents {
+  return { kind: "kv-events", rankId, epoch, seq, stored: bytes(stored), removed: bytes(removed) };
+}
+function snapshot(seq: number, names: readonly string[], epoch = 1): KvSnapshot {
+  return { kind: "kv-snapshot", rankId, epoch, seq, hashes: bytes(names) };
+}
+
+describe("an index of prefixes", () => {
+  let index: PrefixIndex;
+  const cached = (names: readonly string[]) => index.cachedBlocks(rankId, names.map(hash));
+  beforeEach(() => {
+    index = new PrefixIndex();
+  });
+
+  test("counts leading blocks only", () => {
+    expect(index.follow(event(0, ["a", "b", "d"]))).toBe(true);
+    expect([cached(["a", "b", "c", "d"]), cached(["b"]), cached(["c"]), cached([])]).toEqual([2, 1, 0, 0]);
+    expect(index.cachedBlocks("other" as RankId, [hash("a")])).toBe(0);
+  });
+
+  test("I1: a gap asks for a snapshot, and what came after the gap is obeyed on top of it", () => {
+    index.follow(event(0, ["a"]));
+    expect(index.follow(event(2, ["c"]))).toBe(false);
+    expect(index.follow(event(3, [], ["c"]))).toBe(false);
+    expect(index.follow(event(4, ["d"]))).toBe(false);
+    expect(cached(["c"])).toBe(0);
+    index.restore(snapshot(2, ["a", "b", "c"]));
+    expect([cached(["a", "b", "c"]), cached(["d"])]).toEqual([2, 1]);
+    expect(index.isCurrent(rankId, 1, 4)).toBe(true);
+  });
+
+  test("a snapshot older than a gap leaves the gap to be noticed", () => {
+    index.follow(event(0, ["a"]));
+    index.follow(event(5, ["f"]));
+    index.restore(snapshot(3, ["a", "b"]));
+    expect(index.isCurrent(rankId, 1, 5)).toBe(false);
+    expect(index.follow(event(6, ["g"]))).toBe(false);
+  });
+
+  test("the first event heard of an epoch is followed only if it is the first there was", () => {
+    expect(index.follow(event(3, ["x"]))).toBe(false);
+    expect(cached(["x"])).toBe(0);
+    expect(index.isCurrent(rankId, 1, -1)).toBe(true);
+    expect(index.isCurrent(rankId, 1, 3)).toBe(false);
+  });
+
+  test("doubled and late events, late snapshots and earlier epochs change nothing", () => {
+    index.follow(event(0, ["a"], [], 2));
+    index.follow(event(1, [], ["a"], 2));
+    expect(index.follow(event(0, ["a"], [], 2))).toBe(true);
+    index.restore(snapshot(0, ["a"], 2));
+    index.restore(snapshot(9, ["a"], 1));
+    expect(index.follow(event(2, ["a"], [], 1))).toBe(true);
+    expect(cached(["a"])).toBe(0);
+  });
+
+  test("a new epoch begins with nothing", () => {
+    index.follow(event(0, ["a"]));
+    index.follow(event(0, ["b"], [], 2));
+    expect([cached(["a"]), cached(["b"])]).toEqual([0, 1]);
+  });
+
+  test("agrees with the rank whatever is lost on the way, once a snapshot was had", () => {
+    for (let seed = 1; seed <= 40; seed++) {
+      index = new PrefixIndex();
+      const random = fakeRandom(seed);
+      const truth = new Set<string>();
+      for (let seq = 0; seq < 60; seq++) {
+        const name = `h${Math.floor(random.uniform() * 12)}`;
+        const stored = !truth.has(name);
+        if (stored) truth.add(name);
+        else truth.delete(name);
+        const message = stored ? event(seq, [name]) : event(seq, [], [name]);
+        const gap = random.uniform() < 0.3 ? false : !index.follow(message);
+        if (gap && random.uniform() < 0.5) index.restore(snapshot(seq, [...truth]));
+      }
+      if (!index.isCurrent(rankId, 1, 59)) index.restore(snapshot(59, [...truth]));
+      for (let i = 0; i < 12; i++) expect(cached([`h${i}`])).toBe(truth.has(`h${i}`) ? 1 : 0);
+    }
+  });
+});
