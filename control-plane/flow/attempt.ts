@@ -101,7 +101,7 @@ export class Attempt {
     const { rankId, epoch } = seat.decode;
     const head = this.#passage.head(gatewayId);
     this.#decodeLeg = { rankId, epoch };
-    this.#watch(this.#decodeLeg, () => this.#trouble.raise(new MargayError("worker_lost", "the decode rank was lost")));
+    this.#watch(this.#decodeLeg, () => this.#fail(new MargayError("worker_lost", "the decode rank was lost")));
     this.#undo.push(board.post(this.#entry(rankId, epoch)));
     if (!fleet.isAlive(rankId, epoch)) throw new MargayError("worker_lost");
     const message = {
@@ -154,7 +154,7 @@ export class Attempt {
         const query = this.#passage.query(this.#generation, localPrefillTokens);
         rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
         if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
-        if (rank !== null) this.#moveSeat(rank);
+        if (rank !== null) this.#moveSeat(rank, seat.decode);
       }
     }
     throw failure;
@@ -168,8 +168,7 @@ export class Attempt {
     const sender = this.#prefillLeg;
     if (sender !== null) {
       this.#watch(sender, () => {
-        if (this.#prefillLeg === sender)
-          this.#trouble.raise(new MargayError("transfer_failed", "the prefill rank was lost"));
+        if (this.#prefillLeg === sender) this.#fail(new MargayError("transfer_failed", "the prefill rank was lost"));
       });
     }
     const message = {
@@ -244,7 +243,7 @@ export class Attempt {
         if (nowMs - Math.max(tokens.lastMs, this.#decodeStartMs) > SILENCE_MS) tokens.ask(nowMs);
         if (nowMs - Math.max(tokens.progressMs, this.#decodeStartMs) > this.#stallMs) {
           this.#passage.avoid.add(rankId);
-          this.#trouble.raise(new MargayError("timeout", "the decode rank made no token for too long"));
+          this.#fail(new MargayError("timeout", "the decode rank made no token for too long"));
         }
       },
       onReconnect: (nowMs: number) => {
@@ -265,7 +264,7 @@ export class Attempt {
       const reply = await bus.request(subjects.resume(rankId), ResumeStream, message, ResumeReply, ANSWER_MS);
       if (this.#passage.attempt !== message.head.attempt) return;
       tokens.answered();
-      if (reply.kind === "refused") return this.#trouble.raise(refusalError(reply));
+      if (reply.kind === "refused") return this.#fail(refusalError(reply));
       const before = tokens.next;
       tokens.take(reply.chunk, clock.monotonic());
       if (tokens.next > before || reply.chunk.done !== null) metrics.count("margay_streams_resumed_total", {});
@@ -275,7 +274,7 @@ export class Attempt {
       // While the bus is away, or is back for us and not yet for it, the rank goes on and keeps what it makes: the next sweep
       // asks again, and the fleet tells if it is gone.
       const error = asMargayError(thrown);
-      if (error.code !== "bus_unavailable" && error.code !== "worker_lost") this.#trouble.raise(error);
+      if (error.code !== "bus_unavailable" && error.code !== "worker_lost") this.#fail(error);
     }
   }
 
@@ -332,7 +331,7 @@ export class Attempt {
       } else if (done) {
         // The first token was told and then pages could not be sent: the decode rank will never have them all.
         if (message.code === "transfer_failed") this.#blamePair(rankId, reservation.rankId);
-        this.#trouble.raise(new MargayError("transfer_failed", message.detail));
+        this.#fail(new MargayError("transfer_failed", message.detail));
       } else outcome.reject(refusalError(message));
     };
   }
@@ -361,9 +360,15 @@ export class Attempt {
     return error;
   }
 
+  /** The attempt cannot go on; after the decode rank's last word nothing that becomes of it matters. */
+  #fail(error: MargayError): void {
+    if (!this.#passage.tokens.ended) this.#trouble.raise(error);
+  }
+
   /** Another prefill rank has the work now. */
-  #moveSeat(prefill: Rank): void {
+  #moveSeat(prefill: Rank, decode: Rank): void {
     this.#leavePrefill();
+    this.#parts.fleet.pairTried(prefill.rankId, decode.rankId);
     this.#leavePrefill = this.#parts.fleet.occupy(prefill, this.#generation.tokens.length);
   }
 

@@ -25,6 +25,7 @@ export class TokenReceiver {
   #tokens: Int32Array;
   #next = 0;
   #asking = false;
+  #ended = false;
   #lastMs: number;
   #progressMs: number;
 
@@ -60,9 +61,15 @@ export class TokenReceiver {
     return this.#done.promise;
   }
 
+  /** The decode rank's last word in this attempt is here. */
+  get ended(): boolean {
+    return this.#ended;
+  }
+
   /** Another attempt begins: its rank is listened to, and nothing was asked of it yet. */
   listen(nowMs: number): void {
     this.#done = openEnd();
+    this.#ended = false;
     this.#asking = false;
     this.#lastMs = nowMs;
     this.#progressMs = nowMs;
@@ -94,6 +101,7 @@ export class TokenReceiver {
       );
     }
     if (chunk.done === null) return;
+    this.#ended = true;
     if (chunk.done.error !== null) this.#done.reject(new MargayError(chunk.done.error));
     else this.#done.resolve(chunk.done);
   }

@@ -11,10 +11,10 @@ export interface ErrorBody {
   };
 }
 
-/** What a client is told. The text of a server's own failure stays in the log. */
+/** What a client is told. The text of a server's own failure stays in the log, except why there are no workers. */
 export function errorBody(error: MargayError): ErrorBody {
   const rule = ERRORS[error.code];
-  const message = rule.status < 500 ? error.message : rule.text;
+  const message = rule.status < 500 || error.code === "no_worker" ? error.message : rule.text;
   return { error: { message, type: rule.type, param: error.param, code: error.code } };
 }
 

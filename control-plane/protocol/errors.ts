@@ -75,7 +75,7 @@ export type ErrorCode = keyof typeof ERRORS;
 export const ErrorCode = z.enum(Object.keys(ERRORS) as [ErrorCode, ...ErrorCode[]]);
 
 /**
- * A failure with a code. `message` is for logs and, for status < 500, for the client; it never holds prompt text.
+ * A failure with a code. `message` is for logs and, for status < 500 and `no_worker`, for the client; it never holds prompt text.
  * `param` names the request field at fault, `retryAfterMs` when to come back.
  */
 export class MargayError extends Error {

@@ -266,6 +266,21 @@ describe("the decode rank", () => {
     expect(await world.heldAfterwards()).toEqual([]);
   });
 
+  test("leaves right behind its last word: the request has ended, nothing is tried again", async () => {
+    const world = new FlowWorld();
+    const { d } = await world.fleetOf(1, 2);
+    for (const rank of d) {
+      rank.tamper = (batch) => {
+        if (batch.chunks.some((chunk) => chunk.done !== null)) queueMicrotask(() => rank.leave());
+        return [batch];
+      };
+    }
+    const ride = world.send({ maxNewTokens: 20 });
+    await world.end(ride);
+    expect(ride.settled).toMatchObject({ attempts: 1, completionTokens: 20, finish: "length" });
+    expect(await world.heldAfterwards()).toEqual([]);
+  });
+
   test("stands still but answers: the stream is moved once it has waited long enough", async () => {
     const world = new FlowWorld();
     const { d } = await world.fleetOf(1, 2);
