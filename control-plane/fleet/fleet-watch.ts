@@ -19,6 +19,8 @@ import type { Logger } from "#service/logger.ts";
 import {
   EMPTY_FLEET,
   type FleetSnapshot,
+  PAIR_COOL_MS,
+  pairKey,
   type Rank,
   SKEWED_BEATS,
   withCooling,
@@ -136,21 +138,26 @@ export class FleetWatch {
 
   /** Counts a request of ours on a rank until the returned function is called. */
   occupy(rank: Rank, prefillTokens: number): () => void {
-    this.#move(withOwn(this.#snapshot, rank.rankId, rank.epoch, 1, prefillTokens));
+    this.#move(withOwn(this.#snapshot, rank.rankId, rank.epoch, 1, prefillTokens), rank.rankId);
     let held = true;
     return () => {
       if (!held) return;
       held = false;
-      this.#move(withOwn(this.#snapshot, rank.rankId, rank.epoch, -1, -prefillTokens));
+      this.#move(withOwn(this.#snapshot, rank.rankId, rank.epoch, -1, -prefillTokens), rank.rankId);
     };
   }
 
   cool(rankId: RankId, ms: number): void {
-    this.#move(withCooling(this.#snapshot, rankId, this.#parts.clock.monotonic() + ms));
+    this.#move(withCooling(this.#snapshot, rankId, this.#parts.clock.monotonic() + ms), rankId);
   }
 
   pairFailed(prefill: RankId, decode: RankId, ms: number): void {
     this.#move(withPair(this.#snapshot, prefill, decode, this.#parts.clock.monotonic() + ms));
+  }
+
+  /** A request is about to use this way: one that failed before is left to it alone for a while. */
+  pairTried(prefill: RankId, decode: RankId): void {
+    if (this.#snapshot.pairs.has(pairKey(prefill, decode))) this.pairFailed(prefill, decode, PAIR_COOL_MS);
   }
 
   pairWorked(prefill: RankId, decode: RankId): void {
@@ -163,7 +170,7 @@ export class FleetWatch {
       return;
     }
     const { clock, logger } = this.#parts;
-    this.#move(withHeartbeat(this.#snapshot, message, clock.monotonic(), clock.now()));
+    this.#move(withHeartbeat(this.#snapshot, message, clock.monotonic(), clock.now()), message.rankId);
     const rank = this.#snapshot.ranks.get(message.rankId);
     if (rank?.epoch !== message.epoch) return;
     if (rank.skewedBeats === SKEWED_BEATS) {
@@ -216,20 +223,27 @@ export class FleetWatch {
     this.#snapshot = withSilenceExcused(this.#snapshot, this.#parts.clock.monotonic());
   }
 
-  #move(next: FleetSnapshot): void {
+  /** `only`: the one rank that may differ; without it all are compared. */
+  #move(next: FleetSnapshot, only: RankId | null = null): void {
     const before = this.#snapshot;
     if (next === before) return;
     this.#snapshot = next;
-    for (const rank of before.ranks.values()) {
-      const now = next.ranks.get(rank.rankId);
-      const left = now === undefined || now.epoch !== rank.epoch;
-      if (left) this.prefixes.forget(rank.rankId);
-      if (rank.state !== "lost" && (left || now.state === "lost")) {
-        if (left) this.#parts.logger.info({ rank: rank.rankId, epoch: rank.epoch }, "a rank left");
-        else this.#parts.logger.warn({ rank: rank.rankId, epoch: rank.epoch }, "a rank is lost");
-        for (const listener of [...this.#lost]) listener(rank.rankId, rank.epoch);
-      }
+    if (only === null) for (const rank of before.ranks.values()) this.#tellEnd(rank);
+    else {
+      const rank = before.ranks.get(only);
+      if (rank !== undefined) this.#tellEnd(rank);
     }
     for (const listener of [...this.#changed]) listener();
+  }
+
+  /** Tells of a rank's end if it has ended since it looked like this. */
+  #tellEnd(rank: Rank): void {
+    const now = this.#snapshot.ranks.get(rank.rankId);
+    const left = now === undefined || now.epoch !== rank.epoch;
+    if (left) this.prefixes.forget(rank.rankId);
+    if (rank.state === "lost" || !(left || now.state === "lost")) return;
+    if (left) this.#parts.logger.info({ rank: rank.rankId, epoch: rank.epoch }, "a rank left");
+    else this.#parts.logger.warn({ rank: rank.rankId, epoch: rank.epoch }, "a rank is lost");
+    for (const listener of [...this.#lost]) listener(rank.rankId, rank.epoch);
   }
 }

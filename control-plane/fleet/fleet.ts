@@ -55,7 +55,7 @@ export const EMPTY_FLEET: FleetSnapshot = { ranks: new Map(), pairs: new Map() }
 export const SKEWED_BEATS = 3;
 /** A rank that said nothing for so long is not coming back under this name. */
 export const FORGET_MS = 60_000;
-/** How long a P to D path that failed is avoided. */
+/** How long a P to D path that failed is avoided; then one request per such time tries it, until one succeeds. */
 export const PAIR_COOL_MS = 5_000;
 
 export function pairKey(prefill: RankId, decode: RankId): string {
@@ -163,7 +163,9 @@ export function withOwn(
 
 /** Ranks of one model, in a fixed order. */
 export function ranksOf(fleet: FleetSnapshot, model: ModelName, role: Role): readonly Rank[] {
-  return [...fleet.ranks.values()].filter((rank) => rank.model.name === model && rank.role === role);
+  const found: Rank[] = [];
+  for (const rank of fleet.ranks.values()) if (rank.role === role && rank.model.name === model) found.push(rank);
+  return found;
 }
 
 function withRank(fleet: FleetSnapshot, rank: Rank): FleetSnapshot {
