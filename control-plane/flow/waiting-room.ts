@@ -40,6 +40,8 @@ export interface WaitingRoomParts {
 
 /** Cooling ranks open again without a message: looked at this often while somebody waits. */
 const LOOK_MS = 50;
+/** Heartbeats of a large fleet come by the thousand: changes within this time are looked at together. */
+const TOGETHER_MS = 2;
 const RETRY_AFTER_MS = 5_000;
 
 /**
@@ -57,12 +59,14 @@ export class WaitingRoom {
   readonly #missing = new Map<ModelName, Role>();
   readonly #stopListening: () => void;
   #timer: Timer | null = null;
+  #soon: Timer | null = null;
+  #lookedMs = 0;
   #seating = false;
   #closed = false;
 
   constructor(parts: WaitingRoomParts) {
     this.#parts = parts;
-    this.#stopListening = parts.fleet.onChange(() => this.#seatAll());
+    this.#stopListening = parts.fleet.onChange(() => this.#onChange());
   }
 
   waiting(model: ModelName): number {
@@ -126,15 +130,29 @@ export class WaitingRoom {
     this.#stopListening();
     this.#timer?.cancel();
     this.#timer = null;
+    this.#soon?.cancel();
+    this.#soon = null;
     for (const queue of this.#queues.values()) {
       for (const guest of queue.splice(0)) guest.reject(new MargayError("shutting_down"));
     }
+  }
+
+  #onChange(): void {
+    if (this.#timer === null || this.#seating || this.#soon !== null) return;
+    const restMs = this.#lookedMs + TOGETHER_MS - this.#parts.clock.monotonic();
+    if (restMs <= 0) this.#seatAll();
+    else
+      this.#soon = this.#parts.clock.after(restMs, () => {
+        this.#soon = null;
+        this.#seatAll();
+      });
   }
 
   #seatAll(): void {
     // Giving a seat changes the fleet, which calls this again.
     if (this.#seating) return;
     this.#seating = true;
+    this.#lookedMs = this.#parts.clock.monotonic();
     let waiting = 0;
     try {
       for (const [model, queue] of this.#queues) {
@@ -194,6 +212,7 @@ export class WaitingRoom {
     const prefill = placement.kind === "split" ? placement.prefill : null;
     const leaveDecode = fleet.occupy(placement.decode, 0);
     const leavePrefill = prefill === null ? () => {} : fleet.occupy(prefill, query.promptTokens);
+    if (prefill !== null) fleet.pairTried(prefill.rankId, placement.decode.rankId);
     return { prefill, decode: placement.decode, leavePrefill, leaveDecode };
   }
 }

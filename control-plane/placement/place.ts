@@ -26,6 +26,12 @@ export type Placement =
   /** No rank of the fleet could ever hold it. */
   | { readonly kind: "impossible"; readonly blocks: number; readonly blocksTotal: number };
 
+interface Scored {
+  readonly rank: Rank;
+  readonly cachedTokens: number;
+  readonly score: number;
+}
+
 /** Prompt tokens per second assumed of a rank that has not measured itself yet. */
 const UNKNOWN_RATE = 200;
 /** A prefill rank admits what it can start within this time; the rest waits here, in order. */
@@ -42,23 +48,25 @@ export function place(fleet: FleetSnapshot, prefixes: PrefixLookup, query: Place
   const impossible = tooLarge(all, (rank) => blocksOnDecode(rank, query));
   if (impossible !== null) return impossible;
 
-  const decodes = all
-    .map((rank) => ({ rank, cachedTokens: cachedTokensOn(rank, prefixes, query) }))
-    .filter(
-      ({ rank, cachedTokens }) =>
-        isOpen(rank, nowMs) && hasRoom(rank, blocksOnDecode(rank, query) - cachedTokens / BLOCK_TOKENS),
-    )
-    .map(({ rank, cachedTokens }) => ({ rank, cachedTokens, score: decodeScore(rank, cachedTokens, query) }))
-    .sort(byScore);
+  const decodes: Scored[] = [];
+  for (const rank of all) {
+    if (!isOpen(rank, nowMs)) continue;
+    const cachedTokens = cachedTokensOn(rank, prefixes, query);
+    if (!hasRoom(rank, blocksOnDecode(rank, query) - cachedTokens / BLOCK_TOKENS)) continue;
+    decodes.push({ rank, cachedTokens, score: decodeScore(rank, cachedTokens, query) });
+  }
   if (decodes.length === 0) return { kind: "wait", missing: "decode" };
 
-  for (const { rank: decode, cachedTokens } of decodes) {
+  // Ranked once for all decode ranks: with every prefill rank full, each of them would look in vain.
+  let prefills: readonly Rank[] | null = null;
+  for (const { rank: decode, cachedTokens } of decodes.sort(byScore)) {
     if (splitOrLocal(query, cachedTokens) === "local") return { kind: "local", decode };
-    const prefill = choosePrefill(fleet, prefixes, query, decode, nowMs);
-    if (prefill !== null) return { kind: "split", prefill, decode };
+    prefills ??= openPrefills(fleet, prefixes, query, nowMs);
+    const prefill = prefills.find((rank) => isPair(fleet, rank, decode, nowMs));
+    if (prefill !== undefined) return { kind: "split", prefill, decode };
   }
-  const prefills = ranksOf(fleet, query.model, "prefill");
-  return tooLarge(prefills, () => blocksOf(query.promptTokens)) ?? { kind: "wait", missing: "prefill" };
+  const needed = blocksOf(query.promptTokens);
+  return tooLarge(ranksOf(fleet, query.model, "prefill"), () => needed) ?? { kind: "wait", missing: "prefill" };
 }
 
 /** A prompt of which little is missing is not worth a second rank and a transfer. */
@@ -74,16 +82,31 @@ export function choosePrefill(
   decode: Rank,
   nowMs: number,
 ): Rank | null {
-  const ranked = ranksOf(fleet, query.model, "prefill")
-    .filter((rank) => isOpen(rank, nowMs) && startsSoon(rank) && hasRoom(rank, blocksOf(query.promptTokens)))
-    .filter((rank) => compatible(rank.model, decode.model))
-    .filter((rank) => (fleet.pairs.get(pairKey(rank.rankId, decode.rankId)) ?? 0) <= nowMs)
-    .map((rank) => {
-      const tokens = query.promptTokens - cachedTokensOn(rank, prefixes, query);
-      return { rank, score: -secondsToFinish(rank, tokens) - (query.avoid.has(rank.rankId) ? 1e6 : 0) };
-    })
-    .sort(byScore);
-  return ranked[0]?.rank ?? null;
+  return openPrefills(fleet, prefixes, query, nowMs).find((rank) => isPair(fleet, rank, decode, nowMs)) ?? null;
+}
+
+/** Prefill ranks that could begin soon, the one that would be done first with this prompt first. */
+function openPrefills(
+  fleet: FleetSnapshot,
+  prefixes: PrefixLookup,
+  query: PlacementQuery,
+  nowMs: number,
+): readonly Rank[] {
+  const needed = blocksOf(query.promptTokens);
+  const open: Scored[] = [];
+  for (const rank of ranksOf(fleet, query.model, "prefill")) {
+    if (!isOpen(rank, nowMs) || !startsSoon(rank) || !hasRoom(rank, needed)) continue;
+    const cachedTokens = cachedTokensOn(rank, prefixes, query);
+    const seconds = secondsToFinish(rank, query.promptTokens - cachedTokens);
+    open.push({ rank, cachedTokens, score: -seconds - (query.avoid.has(rank.rankId) ? 1e6 : 0) });
+  }
+  return open.sort(byScore).map(({ rank }) => rank);
+}
+
+/** KV made by one can be read by the other, and the way between them did not fail a moment ago. */
+function isPair(fleet: FleetSnapshot, prefill: Rank, decode: Rank, nowMs: number): boolean {
+  if (!compatible(prefill.model, decode.model)) return false;
+  return fleet.pairs.size === 0 || (fleet.pairs.get(pairKey(prefill.rankId, decode.rankId)) ?? 0) <= nowMs;
 }
 
 /** Not null when ranks are known and the pool of none could ever hold what they need. */
@@ -150,9 +173,6 @@ function decodeScore(rank: Rank, cachedTokens: number, query: PlacementQuery): n
   return cached - requestsOn(rank) / rank.load.maxRequests - (query.avoid.has(rank.rankId) ? 10 : 0);
 }
 
-function byScore(
-  a: { readonly rank: Rank; readonly score: number },
-  b: { readonly rank: Rank; readonly score: number },
-): number {
+function byScore(a: Scored, b: Scored): number {
   return b.score - a.score || (a.rank.rankId < b.rank.rankId ? -1 : 1);
 }

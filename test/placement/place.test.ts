@@ -1,195 +1,216 @@
 import { describe, expect, test } from "vitest";
-import type { RankId, WorkerId } from "#protocol/ids.ts";
-import { compatible } from "#protocol/model-card.ts";
-import type { Load, Role } from "#protocol/worker.ts";
-import { EMPTY_FLEET, type FleetSnapshot, pairKey, type Rank, SKEWED_BEATS } from "../../control-plane/fleet/fleet.ts";
-import { type PlacementQuery, place } from "../../control-plane/placement/place.ts";
+import type { ModelName, RankId } from "#protocol/ids.ts";
+import { type FleetSnapshot, SKEWED_BEATS, withPair } from "../../control-plane/fleet/fleet.ts";
+import type { PrefixLookup } from "../../control-plane/fleet/prefix-index.ts";
+import { choosePrefill, type PlacementQuery, place, splitOrLocal } from "../../control-plane/placement/place.ts";
 import { fakeRandom } from "../support/fake-clock.ts";
-import { cardOf, loadOf, NANO } from "../support/scripted-rank.ts";
+import { beatOf, cardOf, fleetOf, loadOf, NANO, rankId } from "../support/fleet-of.ts";
 
-function rank(role: Role, name: string, changes: Partial<Omit<Rank, "load">> & { load?: Partial<Load> } = {}): Rank {
-  return {
-    rankId: `${name}-r0` as RankId,
-    workerId: name as WorkerId,
-    role,
-    state: "ready",
-    epoch: 1,
-    model: cardOf(),
-    kvEndpoint: role === "decode" ? { host: "127.0.0.1", port: 7000, hostKey: "host" } : null,
-    kvSeq: -1,
-    healthUrl: "http://127.0.0.1:1",
-    pid: 1,
-    lastBeatMs: 0,
-    coolUntilMs: 0,
-    ownRequests: 0,
-    ownPrefillTokens: 0,
-    skewedBeats: 0,
-    ...changes,
-    load: loadOf(changes.load),
-  };
-}
-
-function fleet(ranks: readonly Rank[], pairs: ReadonlyMap<string, number> = new Map()): FleetSnapshot {
-  return { ranks: new Map(ranks.map((one) => [one.rankId, one])), pairs };
-}
+/** Blocks each rank holds of every prompt. */
+const cachedOn = (blocks: Readonly<Record<string, number>>): PrefixLookup => ({
+  cachedBlocks: (rank, hashes) => Math.min(hashes.length, blocks[rank] ?? 0),
+});
+const nothing = cachedOn({});
 
 function query(changes: Partial<PlacementQuery> = {}): PlacementQuery {
+  const promptTokens = changes.promptTokens ?? 640;
   return {
     model: NANO,
-    hashes: () => ["h0", "h1", "h2", "h3"],
-    promptTokens: 300,
-    wholeTokens: 400,
+    promptTokens,
+    wholeTokens: promptTokens + 64,
+    hashes: () => Array.from({ length: Math.floor((promptTokens - 1) / 64) }, (_, i) => `hash-${i}`),
     avoid: new Set(),
     localTokens: 0,
     ...changes,
   };
 }
 
-const prefixes = (blocks: Readonly<Record<string, number>> = {}) => ({
-  cachedBlocks: (rankId: RankId, hashes: readonly string[]) => Math.min(hashes.length, blocks[rankId] ?? 0),
-});
-const names = (snapshot: FleetSnapshot, asked = query(), cached = prefixes(), nowMs = 1_000) => {
-  const placement = place(snapshot, cached, asked, nowMs);
-  if (placement.kind === "split") return [placement.prefill.workerId, placement.decode.workerId];
-  return placement.kind === "local" ? [placement.decode.workerId] : placement.kind;
-};
+/** Where a request goes, in words. */
+function where(fleet: FleetSnapshot, changes: Partial<PlacementQuery> = {}, prefixes = nothing, nowMs = 0): string {
+  const placement = place(fleet, prefixes, query(changes), nowMs);
+  switch (placement.kind) {
+    case "split":
+      return `${placement.prefill.workerId} ${placement.decode.workerId}`;
+    case "local":
+      return `local ${placement.decode.workerId}`;
+    case "wait":
+      return `wait ${placement.missing}`;
+    case "impossible":
+      return "impossible";
+  }
+}
 
-describe("a request is placed", () => {
-  test("on the less loaded ranks, whoever counted the load", () => {
-    const p = [rank("prefill", "p1", { load: { pendingPrefillTokens: 500 } }), rank("prefill", "p2")];
-    const d = [rank("decode", "d1", { load: { requests: 3 } }), rank("decode", "d2", { ownRequests: 2 })];
-    expect(names(fleet([...p, ...d]))).toEqual(["p2", "d2"]);
-    const busier = d.map((one) => ({ ...one, ownRequests: one.workerId === "d2" ? 5 : 0 }));
-    expect(names(fleet([...p, ...busier]))).toEqual(["p2", "d1"]);
+const avoiding = (...names: string[]) => ({ avoid: new Set<RankId>(names.map(rankId)) });
+
+describe("which ranks may be taken", () => {
+  test("only ready ones whose clock can be trusted", () => {
+    const states = [
+      { state: "loading" },
+      { state: "draining" },
+      { state: "lost" },
+      { skewedBeats: SKEWED_BEATS },
+      { coolUntilMs: 1 },
+    ] as const;
+    for (const out of states) {
+      expect(where(fleetOf([beatOf("p1"), beatOf("d1"), beatOf("d2")], { d1: out }))).toBe("p1 d2");
+      expect(where(fleetOf([beatOf("p1"), beatOf("d1")], { d1: out }))).toBe("wait decode");
+      expect(where(fleetOf([beatOf("p1"), beatOf("p2"), beatOf("d1")], { p1: out }))).toBe("p2 d1");
+      expect(where(fleetOf([beatOf("p1"), beatOf("d1")], { p1: out }))).toBe("wait prefill");
+    }
   });
 
-  test("where its prefix is cached, unless that rank is much busier", () => {
-    const ranks = [rank("prefill", "p1"), rank("prefill", "p2"), rank("decode", "d1"), rank("decode", "d2")];
-    expect(names(fleet(ranks), query(), prefixes({ "p2-r0": 4, "d2-r0": 2 }))).toEqual(["p2", "d2"]);
-    const busy = rank("decode", "d2", { load: { requests: 7 } });
-    expect(names(fleet([...ranks.slice(0, 3), busy]), query(), prefixes({ "d2-r0": 2 }))).toEqual(["p1", "d1"]);
+  test("only those of the model, and only pairs that understand each other's KV", () => {
+    const other = { model: cardOf({ name: "other" as ModelName }) };
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", other), beatOf("d2")]))).toBe("p1 d2");
+    expect(where(fleetOf([beatOf("p1", other), beatOf("d1")]))).toBe("wait prefill");
+    for (const model of [cardOf({ modelHash: "hash-2" }), cardOf({ layout: "fp32-4x64" })]) {
+      expect(where(fleetOf([beatOf("p1"), beatOf("d1", { model })]))).toBe("wait prefill");
+      expect(where(fleetOf([beatOf("p1"), beatOf("p2", { model }), beatOf("d1", { model })]))).toBe("p2 d1");
+      // The emptier decode rank has no partner: the other pair is taken.
+      const d2 = beatOf("d2", { load: loadOf({ requests: 6 }) });
+      expect(where(fleetOf([beatOf("p1"), beatOf("d1", { model }), d2]))).toBe("p1 d2");
+    }
   });
 
-  test("with the decode rank alone when little of the prompt is missing there", () => {
-    const ranks = [rank("prefill", "p1"), rank("decode", "d1")];
-    expect(names(fleet(ranks), query({ localTokens: 299 }))).toEqual(["p1", "d1"]);
-    expect(names(fleet(ranks), query({ localTokens: 300 }))).toEqual(["d1"]);
-    expect(names(fleet(ranks), query({ localTokens: 44 }), prefixes({ "d1-r0": 4 }))).toEqual(["d1"]);
-    expect(names(fleet(ranks.slice(1)), query({ localTokens: 300 }))).toEqual(["d1"]);
+  test("only those with a slot and with blocks, counting what was given to them since they spoke", () => {
+    const full = { load: loadOf({ requests: 8 }) };
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", full)]))).toBe("wait decode");
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1")], { d1: { ownRequests: 8 } }))).toBe("wait decode");
+    const few = { load: loadOf({ blocksAvailable: 10 }) };
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", few)]))).toBe("wait decode");
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", few)]), {}, cachedOn({ "d1-r0": 9 }))).toBe("p1 d1");
+    expect(where(fleetOf([beatOf("p1", few), beatOf("d1")]))).toBe("p1 d1");
+    expect(where(fleetOf([beatOf("p1", few), beatOf("d1")]), { promptTokens: 641 })).toBe("wait prefill");
   });
 
-  test("on ranks that failed it only when there is no other", () => {
-    const ranks = [rank("prefill", "p1"), rank("prefill", "p2"), rank("decode", "d1"), rank("decode", "d2")];
-    const avoid = new Set(["p1-r0", "d1-r0"] as RankId[]);
-    expect(names(fleet(ranks), query({ avoid }))).toEqual(["p2", "d2"]);
-    expect(names(fleet([ranks[0]!, ranks[2]!]), query({ avoid }))).toEqual(["p1", "d1"]);
+  test("a prefill rank that could not begin within a second gets nothing more", () => {
+    const behind = (tokens: number) => [
+      beatOf("p1", { load: loadOf({ pendingPrefillTokens: tokens, prefillTokensPerSecond: 500 }) }),
+      beatOf("d1"),
+    ];
+    expect(where(fleetOf(behind(500)))).toBe("p1 d1");
+    expect(where(fleetOf(behind(501)))).toBe("wait prefill");
+    expect(where(fleetOf(behind(0), { p1: { ownPrefillTokens: 501 } }))).toBe("wait prefill");
   });
 
-  test("by another way while the way from P to D cools, and by it again afterwards", () => {
-    const ranks = [rank("prefill", "p1"), rank("decode", "d1"), rank("decode", "d2", { load: { requests: 1 } })];
-    const pairs = new Map([[pairKey(ranks[0]!.rankId, ranks[1]!.rankId), 2_000]]);
-    expect(names(fleet(ranks, pairs), query(), prefixes(), 1_999)).toEqual(["p1", "d2"]);
-    expect(names(fleet(ranks, pairs), query(), prefixes(), 2_000)).toEqual(["p1", "d1"]);
-    expect(names(fleet(ranks.slice(0, 2), pairs), query(), prefixes(), 1_999)).toBe("wait");
-  });
-});
-
-describe("a request waits", () => {
-  const p = rank("prefill", "p1");
-  const d = rank("decode", "d1");
-  test("for the role that is missing", () => {
-    expect(place(EMPTY_FLEET, prefixes(), query(), 0)).toEqual({ kind: "wait", missing: "decode" });
-    expect(place(fleet([d]), prefixes(), query(), 0)).toEqual({ kind: "wait", missing: "prefill" });
-    expect(place(fleet([p]), prefixes(), query(), 0)).toEqual({ kind: "wait", missing: "decode" });
-  });
-
-  test.each([
-    ["a rank with more to compute than it could start in a second", { load: { pendingPrefillTokens: 1_001 } }],
-    ["a rank given more than that since its heartbeat", { ownPrefillTokens: 1_001 }],
-    ["a rank that is cooling", { coolUntilMs: 1_001 }],
-    ["a rank whose clock is off", { skewedBeats: SKEWED_BEATS }],
-    ["a rank that drains", { state: "draining" as const }],
-    ["a rank of another layout", { model: cardOf({ layout: "other" }) }],
-    ["a rank with a full pool", { load: { blocksAvailable: 4 } }],
-  ])("rather than go to %s", (_, changes) => {
-    expect(names(fleet([rank("prefill", "p1", changes), d]))).toBe("wait");
-  });
-});
-
-describe("a request is impossible", () => {
-  test("when it is larger than every decode pool, or its prompt than every prefill pool", () => {
-    const p = rank("prefill", "p1");
-    const small = rank("decode", "d1", { load: { blocksTotal: 6, blocksAvailable: 6 } });
-    expect(place(fleet([p, small]), prefixes(), query(), 0)).toEqual({ kind: "impossible", blocks: 7, blocksTotal: 6 });
-    expect(names(fleet([p, small, rank("decode", "d2", { state: "lost" })]))).toBe("wait");
-    const tiny = rank("prefill", "p1", { load: { blocksTotal: 4, blocksAvailable: 4 } });
-    expect(place(fleet([tiny, rank("decode", "d2")]), prefixes(), query(), 0)).toMatchObject({
-      blocks: 5,
-      blocksTotal: 4,
-    });
-  });
-
-  test("but not because of tokens that the model's context ends anyway", () => {
-    const ranks = [rank("prefill", "p1"), rank("decode", "d1")];
-    expect(names(fleet(ranks), query({ wholeTokens: 1_000_000 }))).toEqual(["p1", "d1"]);
+  test("a way from P to D that failed is not taken until its time is over; both serve others meanwhile", () => {
+    const pair = (fleet: FleetSnapshot) => withPair(fleet, rankId("p1"), rankId("d1"), 1_000);
+    const small = pair(fleetOf([beatOf("p1"), beatOf("d1")]));
+    expect(where(small, {}, nothing, 999)).toBe("wait prefill");
+    expect(where(small, {}, nothing, 1_000)).toBe("p1 d1");
+    const larger = pair(fleetOf([beatOf("p1"), beatOf("p2"), beatOf("d1"), beatOf("d2")]));
+    expect(["p2 d1", "p1 d2"]).toContain(where(larger, {}, nothing, 999));
   });
 });
 
-describe("over random fleets", () => {
-  test("only ranks that can take the request are chosen, the same ones every time, and some are when some can", () => {
-    let placed = 0;
-    for (let seed = 1; seed <= 2_000; seed++) {
-      const random = fakeRandom(seed);
-      const below = (n: number) => Math.floor(random.uniform() * n);
-      const pick = <T>(...options: readonly T[]) => options[below(options.length)]!;
-      const ranks = Array.from({ length: below(9) }, (_, i) =>
-        rank(i % 2 === 0 ? "decode" : "prefill", `r${i}`, {
-          state: pick("ready", "ready", "ready", "loading", "draining", "lost"),
-          coolUntilMs: pick(0, 0, 999, 1_000, 1_001),
-          skewedBeats: pick(0, 0, 1, SKEWED_BEATS),
-          ownRequests: below(5),
-          ownPrefillTokens: pick(0, 0, 900, 5_000),
-          model: cardOf({ layout: pick("a", "a", "b") }),
-          load: { requests: below(5), maxRequests: 4, blocksAvailable: pick(3, 7, 20, 64) },
+describe("which rank is best", () => {
+  test("the least loaded, and the one that would be done first with the prompt", () => {
+    const load = (requests: number) => ({ load: loadOf({ requests }) });
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", load(5)), beatOf("d2", load(1))]))).toBe("p1 d2");
+    const pending = (tokens: number) => ({ load: loadOf({ pendingPrefillTokens: tokens }) });
+    expect(where(fleetOf([beatOf("p1", pending(800)), beatOf("p2", pending(100)), beatOf("d1")]))).toBe("p2 d1");
+  });
+
+  test("one that holds the prompt already, unless it is far busier", () => {
+    const pool = fleetOf([beatOf("p1"), beatOf("p2"), beatOf("d1"), beatOf("d2")]);
+    expect(where(pool, {}, cachedOn({ "p2-r0": 8, "d2-r0": 8 }))).toBe("p2 d2");
+    const crowded = fleetOf([beatOf("p1"), beatOf("d1"), beatOf("d2")], { d2: { ownRequests: 7 } });
+    expect(where(crowded, {}, cachedOn({ "d2-r0": 1 }))).toBe("p1 d1");
+  });
+
+  test("ranks that failed the request only when there is no other", () => {
+    const pool = fleetOf([beatOf("p1"), beatOf("p2"), beatOf("d1"), beatOf("d2")]);
+    expect(where(pool, avoiding("p1", "d1"))).toBe("p2 d2");
+    expect(where(pool, avoiding("p1", "p2", "d1", "d2"))).toMatch(/^p\d d\d$/);
+    const busy = fleetOf([beatOf("p1"), beatOf("d1"), beatOf("d2")], { d2: { ownRequests: 7 } });
+    expect(where(busy, avoiding("d1"))).toBe("p1 d2");
+  });
+});
+
+describe("local or split", () => {
+  test("zero never computes on the decode rank; else what is missing there decides", () => {
+    const base = query({ promptTokens: 64 });
+    expect(splitOrLocal(query({ promptTokens: 65 }), 64)).toBe("split");
+    expect(splitOrLocal({ ...base, localTokens: 64 }, 0)).toBe("local");
+    expect(splitOrLocal({ ...base, localTokens: 63 }, 0)).toBe("split");
+  });
+
+  test("a long prompt of which little is missing stays on the decode rank, and needs no prefill rank", () => {
+    const alone = fleetOf([beatOf("d1")]);
+    expect(where(alone, { localTokens: 100 })).toBe("wait prefill");
+    expect(where(alone, { localTokens: 100 }, cachedOn({ "d1-r0": 9 }))).toBe("local d1");
+  });
+});
+
+describe("what can never be placed", () => {
+  test("is told at once when every pool that is known is too small, and waits when one is not known yet", () => {
+    const small = { load: loadOf({ blocksTotal: 8, blocksAvailable: 8 }) };
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", small)]))).toBe("impossible");
+    expect(where(fleetOf([beatOf("p1", small), beatOf("d1")]))).toBe("impossible");
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", small), beatOf("d2")]))).toBe("p1 d2");
+    expect(where(fleetOf([]))).toBe("wait decode");
+    const loading = beatOf("d2", { state: "loading", load: loadOf({ blocksTotal: 0, blocksAvailable: 0 }) });
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1", small), loading]))).toBe("wait decode");
+  });
+
+  test("an answer longer than the context needs no more than the context", () => {
+    expect(where(fleetOf([beatOf("p1"), beatOf("d1")]), { wholeTokens: 1_000_000 })).toBe("p1 d1");
+  });
+});
+
+describe("properties", () => {
+  /** 300 fleets of random ranks and a random request. */
+  const cases = Array.from({ length: 300 }, (_, seed) => {
+    const random = fakeRandom(seed);
+    const pick = (below: number) => Math.floor(random.uniform() * below);
+    const beats = Array.from({ length: pick(8) }, (_, i) =>
+      beatOf(`${pick(2) === 0 ? "p" : "d"}${i}`, {
+        state: (["ready", "ready", "ready", "loading", "draining"] as const)[pick(5)]!,
+        model: cardOf({ modelHash: `hash-${pick(2)}` }),
+        load: loadOf({
+          requests: pick(9),
+          pendingPrefillTokens: pick(2000),
+          prefillTokensPerSecond: pick(3) * 1000,
+          blocksAvailable: pick(65),
         }),
-      );
-      const pairs = new Map(
-        ranks.map((one, i) => [pairKey(ranks[0]!.rankId, one.rankId), i % 2 === 0 ? 1_001 : 1_000]),
-      );
-      const cached = prefixes(Object.fromEntries(ranks.map((one) => [one.rankId, below(4)])));
-      const asked = query({
-        localTokens: pick(0, 128, 400),
-        avoid: new Set(ranks.filter(() => below(4) === 0).map((one) => one.rankId)),
-      });
-      const snapshot = fleet(ranks, pairs);
-      const frozen = JSON.stringify([...snapshot.ranks]);
-      const placement = place(snapshot, cached, asked, 1_000);
-      expect(place(fleet(ranks.toReversed(), pairs), cached, asked, 1_000)).toEqual(placement);
-      expect(JSON.stringify([...snapshot.ranks])).toBe(frozen);
+      }),
+    );
+    const request = query({ promptTokens: 1 + pick(3000), localTokens: pick(3) * 500 });
+    const prefixes = cachedOn(Object.fromEntries(beats.map((beat) => [beat.rankId, pick(20)])));
+    return { fleet: fleetOf(beats), prefixes, request };
+  });
 
-      const open = (one: Rank, blocks: number) =>
-        one.state === "ready" &&
-        one.coolUntilMs <= 1_000 &&
-        one.skewedBeats < SKEWED_BEATS &&
-        Math.max(one.load.requests, one.ownRequests) < 4 &&
-        one.load.blocksAvailable >= blocks;
-      const held = (one: Rank) => cached.cachedBlocks(one.rankId, asked.hashes(""));
-      const decodes = ranks.filter((one) => one.role === "decode" && open(one, 7 - held(one)));
-      const prefills = ranks.filter((one) => one.role === "prefill" && open(one, 5) && one.ownPrefillTokens <= 1_000);
-      const isLocal = (one: Rank) => 300 - held(one) * 64 <= asked.localTokens;
-      const pairable = (one: Rank, decode: Rank) =>
-        compatible(one.model, decode.model) && (pairs.get(pairKey(one.rankId, decode.rankId)) ?? 0) <= 1_000;
-      const possible = decodes.some((decode) => isLocal(decode) || prefills.some((one) => pairable(one, decode)));
-      expect(placement.kind === "split" || placement.kind === "local").toBe(possible);
+  test("equal inputs give equal placements, and the snapshot is left as it was", () => {
+    for (const { fleet, prefixes, request } of cases) {
+      const before = structuredClone(fleet);
+      expect(place(fleet, prefixes, request, 5)).toEqual(place(fleet, prefixes, request, 5));
+      expect(fleet).toEqual(before);
+    }
+  });
+
+  test("the order in which ranks were heard of does not matter", () => {
+    for (const { fleet, prefixes, request } of cases) {
+      const turned = { ...fleet, ranks: new Map([...fleet.ranks].reverse()) };
+      expect(place(turned, prefixes, request, 5)).toEqual(place(fleet, prefixes, request, 5));
+    }
+  });
+
+  test("whoever is placed is ready, has a slot, and the two understand each other", () => {
+    let placed = 0;
+    for (const { fleet, prefixes, request } of cases) {
+      const placement = place(fleet, prefixes, request, 5);
       if (placement.kind !== "split" && placement.kind !== "local") continue;
       placed++;
-      expect(decodes).toContain(placement.decode);
-      expect(isLocal(placement.decode)).toBe(placement.kind === "local");
-      if (placement.kind === "split") {
-        expect(prefills).toContain(placement.prefill);
-        expect(pairable(placement.prefill, placement.decode)).toBe(true);
+      const { decode } = placement;
+      const prefill = placement.kind === "split" ? placement.prefill : null;
+      expect(decode.role).toBe("decode");
+      for (const rank of prefill === null ? [decode] : [prefill, decode]) {
+        expect(rank.state).toBe("ready");
+        expect(rank.load.requests).toBeLessThan(rank.load.maxRequests);
+        expect(rank.model.modelHash).toBe(decode.model.modelHash);
       }
+      if (prefill !== null) expect(choosePrefill(fleet, prefixes, request, decode, 5)).toBe(prefill);
     }
-    expect(placed).toBeGreaterThan(200);
+    expect(placed).toBeGreaterThan(50);
   });
 });
