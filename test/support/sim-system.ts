@@ -1,0 +1,228 @@
+import type { Bus } from "#protocol/bus/bus.ts";
+import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import type { MargayError } from "#protocol/errors.ts";
+import { GatewayId, ModelName, type RankId, RequestId, rankIdOf, WorkerId } from "#protocol/ids.ts";
+import type { Generation } from "#protocol/request.ts";
+import type { Role } from "#protocol/worker.ts";
+import { silentLogger } from "#service/logger.ts";
+import { createMetrics } from "#service/metrics.ts";
+import type { WorkerConfig } from "#service/worker-config.ts";
+import { FleetWatch } from "../../control-plane/fleet/fleet-watch.ts";
+import { RequestBoard } from "../../control-plane/flow/request-board.ts";
+import { Flow, type Settled } from "../../control-plane/flow/request-flow.ts";
+import { WaitingRoom } from "../../control-plane/flow/waiting-room.ts";
+import { createDecodeNode, type DecodeNode } from "../../decode-node/decode-node.ts";
+import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
+import { SimFabric } from "../../native/binding/sim-fabric.ts";
+import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
+import { createPrefillNode, type PrefillNode, type PrefillNodeParts } from "../../prefill-node/prefill-node.ts";
+import { FakeClock, fakeRandom } from "./fake-clock.ts";
+
+const MODEL = ModelName.parse("sim");
+
+/** One rank of the system: a whole node over a simulated engine. */
+export interface SimRank {
+  readonly role: Role;
+  readonly rankId: RankId;
+  readonly bus: Bus;
+  readonly engine: SimEngine;
+  readonly node: PrefillNode | DecodeNode;
+  /** Blocks that are neither free nor cached. */
+  held(): number;
+}
+
+/** A request as its client sees it. */
+export interface SimCall {
+  readonly tokens: number[];
+  readonly abort: AbortController;
+  settled: Settled | null;
+  error: MargayError | null;
+}
+
+/**
+ * A whole system in one process under virtual time: control plane without its HTTP edge, bus in memory, nodes over simulated
+ * engines whose pages travel over one fabric. Everything but the clock, the engines and the wire is the product.
+ */
+export class SimSystem {
+  readonly clock = new FakeClock();
+  readonly fabric = new SimFabric();
+  readonly network: MemoryNetwork;
+  readonly metrics = createMetrics({ processMetrics: false });
+  readonly ranks: SimRank[] = [];
+  readonly failures: unknown[] = [];
+  readonly fleet: FleetWatch;
+  readonly waitingRoom: WaitingRoom;
+  readonly board: RequestBoard;
+  readonly flow: Flow;
+  readonly #model: SimModel;
+  #calls = 0;
+
+  constructor(
+    options: { readonly seed?: number; readonly localPrefillTokens?: number; readonly model?: Partial<SimModel> } = {},
+  ) {
+    const { clock, metrics } = this;
+    const logger = silentLogger;
+    this.network = new MemoryNetwork(clock, fakeRandom(options.seed ?? 1));
+    this.#model = simModel(clock, this.fabric, options.model);
+    const bus = this.network.connect("control-plane");
+    const gatewayId = GatewayId.parse("gw");
+    const waitMs = 120_000;
+    const fleet = new FleetWatch({ bus, clock, logger, gatewayId });
+    this.fleet = fleet;
+    const waitingRoom = new WaitingRoom({
+      ...{ fleet, clock, metrics, waitMs },
+      mostWaiting: 1_000,
+      whyNone: () => null,
+      onArrival: () => {},
+    });
+    this.waitingRoom = waitingRoom;
+    const board = new RequestBoard({ bus, clock, metrics, gatewayId });
+    this.board = board;
+    this.flow = new Flow({
+      ...{ bus, clock, logger, metrics, gatewayId, fleet, waitingRoom, board, waitMs },
+      localPrefillTokens: options.localPrefillTokens ?? 0,
+    });
+    fleet.start();
+    board.start();
+  }
+
+  async prefill(name: string): Promise<SimRank> {
+    return this.#join("prefill", name, createPrefillNode);
+  }
+
+  async decode(name: string): Promise<SimRank> {
+    return this.#join("decode", name, createDecodeNode);
+  }
+
+  call(generation: Generation, deadlineMs = 600_000): SimCall {
+    const call: SimCall = { tokens: [], abort: new AbortController(), settled: null, error: null };
+    const request = {
+      requestId: RequestId.parse(`call${this.#calls++}`),
+      model: MODEL,
+      generation,
+      deadlineMs: this.clock.now() + deadlineMs,
+      signal: call.abort.signal,
+    };
+    const listener = {
+      onProgress: () => {},
+      onTokens: (tokens: Int32Array) => {
+        call.tokens.push(...tokens);
+        return "more" as const;
+      },
+    };
+    this.flow.serve(request, listener).then(
+      (settled) => {
+        call.settled = settled;
+      },
+      (error: MargayError) => {
+        call.error = error;
+      },
+    );
+    return call;
+  }
+
+  /** As SIGKILL: the rank says and hears nothing any more. Its pool is gone with it. */
+  kill(rank: SimRank): void {
+    this.ranks.splice(this.ranks.indexOf(rank), 1);
+    this.network.disconnect(rank.bus);
+    void rank.engine.close();
+  }
+
+  /** Moves time until `holds`. */
+  async until(holds: () => boolean, limitMs = 120_000): Promise<void> {
+    for (let ms = 0; !holds(); ms += 5) {
+      if (ms > limitMs) throw new Error(`did not come true within ${limitMs} ms`);
+      await this.clock.advance(5);
+    }
+  }
+
+  async ended(calls: readonly SimCall[]): Promise<void> {
+    await this.until(() => calls.every((call) => call.settled !== null || call.error !== null));
+  }
+
+  /** What is held five seconds later, in words. */
+  async held(): Promise<readonly string[]> {
+    await this.clock.advance(5_000);
+    const held: string[] = this.failures.map((failure) => `a node failed: ${String(failure)}`);
+    for (const rank of this.ranks) {
+      const broken = rank.engine.checkInvariants();
+      if (broken !== null) held.push(`${rank.rankId}: ${broken}`);
+      if (rank.held() > 0) held.push(`${rank.rankId} holds ${rank.held()} blocks`);
+      if (rank.engine.stats().sequences > 0) held.push(`${rank.rankId} has open sequences`);
+      const own = this.fleet.snapshot.ranks.get(rank.rankId);
+      if (own !== undefined && own.ownRequests + own.ownPrefillTokens > 0)
+        held.push(`${rank.rankId} counts as occupied`);
+    }
+    if (this.board.size + this.waitingRoom.waiting(MODEL) > 0) held.push("the control plane waits for something");
+    return held;
+  }
+
+  async #join(
+    role: Role,
+    name: string,
+    create: (parts: PrefillNodeParts) => PrefillNode | DecodeNode,
+  ): Promise<SimRank> {
+    const workerId = WorkerId.parse(name);
+    const rankId = rankIdOf(workerId, 0);
+    const bus = this.network.connect(role);
+    const open = simEngineOpener(this.#model);
+    let opened: SimEngine | null = null;
+    const node = create({
+      config: configOf(workerId),
+      bus,
+      clock: this.clock,
+      random: fakeRandom(this.ranks.length + 11),
+      logger: silentLogger,
+      metrics: createMetrics({ processMetrics: false }),
+      openEngine: async (options, listener) => {
+        opened = await open(options, listener);
+        return opened;
+      },
+      healthUrl: "http://127.0.0.1:1",
+      pid: 1,
+      signal: new AbortController().signal,
+      stop: () => {},
+      fail: (error) => void this.failures.push(error),
+    });
+    let started = false;
+    void node.start().then(() => {
+      started = true;
+    });
+    await this.until(() => started);
+    const engine = opened as SimEngine | null;
+    if (engine === null) throw new Error("the node opened no engine");
+    const held = (): number => {
+      const { free, cached, ...inUse } = engine.stats().blocks;
+      return Object.values(inUse).reduce((a, b) => a + b, 0);
+    };
+    const rank: SimRank = { role, rankId, bus, engine, node, held };
+    this.ranks.push(rank);
+    return rank;
+  }
+}
+
+function configOf(workerId: WorkerId): WorkerConfig {
+  return {
+    logLevel: "silent",
+    drainMs: 1_000,
+    workerId,
+    modelName: MODEL,
+    nats: { url: "nats://127.0.0.1:1", user: null, password: null },
+    health: { host: "127.0.0.1", port: 0 },
+    kvAdvertise: null,
+    engine: {
+      modelFolder: "sim",
+      backend: "auto",
+      threads: 0,
+      packedFolder: null,
+      latentNormEps: null,
+      slots: 8,
+      kvBlocks: 128,
+      kvBytes: 0,
+      maxStepTokens: 128,
+      kvHost: "127.0.0.1",
+      kvPort: 0,
+      kvTransport: "auto",
+    },
+  };
+}
