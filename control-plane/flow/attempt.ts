@@ -1,12 +1,4 @@
-import {
-  type DecodeDone,
-  ReserveKv,
-  ReserveReply,
-  ResumeReply,
-  ResumeStream,
-  StartDecode,
-  StartReply,
-} from "#protocol/decode.ts";
+import { type DecodeDone, ReserveKv, ReserveReply, StartDecode, StartReply } from "#protocol/decode.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { WorkerId } from "#protocol/ids.ts";
 import type { Reservation } from "#protocol/kv.ts";
@@ -24,6 +16,7 @@ import { refusalError } from "./refusal-error.ts";
 import { type Leg, releaseLeg } from "./release.ts";
 import type { PrefillOutcome } from "./request-board.ts";
 import type { FlowParts } from "./request-flow.ts";
+import { resumeStream } from "./resume-stream.ts";
 import { leave, type Seat } from "./waiting-room.ts";
 
 /** How long a rank that refused or failed is left alone. */
@@ -231,7 +224,10 @@ export class Attempt {
     const { tokens, request, attempt } = this.#passage;
     const head = this.#passage.head(gatewayId);
     tokens.listen(clock.monotonic());
-    this.#passage.askBy((seq) => void this.#resume(rankId, { kind: "resume-stream", head, seq }));
+    this.#passage.askBy((seq) => {
+      const message = { kind: "resume-stream", head, seq } as const;
+      void resumeStream(this.#parts, this.#passage, rankId, message, (error) => this.#fail(error));
+    });
     return {
       requestId: request.requestId,
       attempt,
@@ -254,28 +250,6 @@ export class Attempt {
         return tokens.next;
       },
     };
-  }
-
-  /** Asks for tokens that are missing. A rank that does not know the request any more ends the attempt. */
-  async #resume(rankId: Rank["rankId"], message: ResumeStream): Promise<void> {
-    const { tokens } = this.#passage;
-    const { bus, clock, metrics } = this.#parts;
-    try {
-      const reply = await bus.request(subjects.resume(rankId), ResumeStream, message, ResumeReply, ANSWER_MS);
-      if (this.#passage.attempt !== message.head.attempt) return;
-      tokens.answered();
-      if (reply.kind === "refused") return this.#fail(refusalError(reply));
-      const before = tokens.next;
-      tokens.take(reply.chunk, clock.monotonic());
-      if (tokens.next > before || reply.chunk.done !== null) metrics.count("margay_streams_resumed_total", {});
-    } catch (thrown) {
-      if (this.#passage.attempt !== message.head.attempt) return;
-      tokens.answered();
-      // While the bus is away, or is back for us and not yet for it, the rank goes on and keeps what it makes: the next sweep
-      // asks again, and the fleet tells if it is gone.
-      const error = asMargayError(thrown);
-      if (error.code !== "bus_unavailable" && error.code !== "worker_lost") this.#fail(error);
-    }
   }
 
   async #prefillOn(rank: Rank, reservation: Reservation): Promise<PrefillDone> {

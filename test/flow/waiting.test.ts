@@ -1,7 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { MOST_FAILED_ATTEMPTS } from "../../control-plane/flow/retry-policy.ts";
+import { NANO } from "../support/fleet-of.ts";
 import { answerOf, FlowWorld, type Ride } from "../support/flow-world.ts";
-import { NANO, refusal } from "../support/scripted-rank.ts";
+import { refusal } from "../support/scripted-rank.ts";
 
 describe("a fleet at zero", () => {
   test("a request waits, says that workers are waking, and is served when they come", async () => {

@@ -5,7 +5,7 @@ import type { Load, Role } from "#protocol/worker.ts";
 import { type FleetSnapshot, pairKey, type Rank, SKEWED_BEATS } from "../../control-plane/fleet/fleet.ts";
 import { type PlacementQuery, place } from "../../control-plane/placement/place.ts";
 import { fakeRandom } from "../support/fake-clock.ts";
-import { cardOf, loadOf, NANO } from "../support/scripted-rank.ts";
+import { cardOf, loadOf, NANO } from "../support/fleet-of.ts";
 
 function rank(role: Role, name: string, changes: Partial<Omit<Rank, "load">> & { load?: Partial<Load> } = {}): Rank {
   return {

@@ -9,8 +9,9 @@ import { RequestBoard } from "../../control-plane/flow/request-board.ts";
 import { Flow, type FlowProgress, type Settled } from "../../control-plane/flow/request-flow.ts";
 import { WaitingRoom } from "../../control-plane/flow/waiting-room.ts";
 import { FakeClock, fakeRandom } from "./fake-clock.ts";
+import { NANO } from "./fleet-of.ts";
 import { generationOf, promptOf } from "./generation.ts";
-import { NANO, ScriptedRank, tokenAt } from "./scripted-rank.ts";
+import { ScriptedRank, tokenAt } from "./scripted-rank.ts";
 
 /** A request under way, as its client sees it. */
 export interface Ride {

@@ -12,7 +12,7 @@ import {
   TokenAcks,
   TokenBatch,
 } from "#protocol/decode.ts";
-import type { ModelName, RankId, RequestId, WorkerId } from "#protocol/ids.ts";
+import type { RankId, RequestId, WorkerId } from "#protocol/ids.ts";
 import { KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import {
@@ -28,33 +28,7 @@ import type { Generation, RequestHead } from "#protocol/request.ts";
 import { subjects } from "#protocol/subjects.ts";
 import { Goodbye, HEARTBEAT_MS, Heartbeat, type Load, type Refused, type Role } from "#protocol/worker.ts";
 import type { Clock, Timer } from "#service/clock.ts";
-
-export const NANO = "nano" as ModelName;
-
-export function cardOf(changes: Partial<ModelCard> = {}): ModelCard {
-  return {
-    name: NANO,
-    modelHash: "hash-1",
-    layout: "bf16-4x64",
-    vocabSize: 100_000,
-    contextLength: 4096,
-    attentions: 4,
-    pageBytes: 9216,
-    ...changes,
-  };
-}
-
-export function loadOf(changes: Partial<Load> = {}): Load {
-  return {
-    requests: 0,
-    maxRequests: 8,
-    pendingPrefillTokens: 0,
-    prefillTokensPerSecond: 1000,
-    blocksTotal: 64,
-    blocksAvailable: 64,
-    ...changes,
-  };
-}
+import { cardOf, loadOf } from "./fleet-of.ts";
 
 /** The token at place `seq` of every answer: so a repeat or a gap shows in the numbers themselves. */
 export function tokenAt(seq: number): number {
