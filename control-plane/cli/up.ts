@@ -23,6 +23,7 @@ const NATS_STOP_MS = 5_000;
  */
 export async function up(): Promise<number> {
   const startedMs = systemClock.monotonic();
+  await preflight(process.env);
   const config = cliConfig();
   const say = (text: string): void => void process.stderr.write(`margay: ${text}\n`);
   await prepare(config);
@@ -90,7 +91,6 @@ async function prepare(config: CliConfig): Promise<void> {
   const running = await findRunningSystem(config.runFile);
   if (running !== null) throw new Error(`Margay is already running at ${running.url} (process ${running.pid})`);
   if (config.port !== 0) await portIsFree(config.host, config.port);
-  await preflight(config.environment);
 }
 
 function portIsFree(host: string, port: number): Promise<void> {
