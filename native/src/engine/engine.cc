@@ -42,12 +42,17 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options, std::
   if (options.model.max_rows < 1) return Status(Code::kBadArgument, "maxStepTokens must be at least 1");
   Result<std::unique_ptr<Model>> model = Model::Load(options.model);
   if (!model.ok()) return model.status();
-  const ModelFacts& facts = model.value()->facts();
+  return OpenWith(std::move(*model), options, std::move(notify));
+}
+
+Result<std::unique_ptr<Engine>> Engine::OpenWith(std::unique_ptr<Model> model, const EngineOptions& options,
+                                                 std::function<void()> notify) {
+  const ModelFacts& facts = model->facts();
   Result<int> blocks = CountBlocks(options, facts.kv);
   if (!blocks.ok()) return blocks.status();
   Result<std::unique_ptr<KvPool>> pool = KvPool::Create(facts.kv, *blocks, facts.model_hash);
   if (!pool.ok()) return pool.status();
-  std::unique_ptr<Engine> engine(new Engine(options, std::move(*model), std::move(*pool), std::move(notify)));
+  std::unique_ptr<Engine> engine(new Engine(options, std::move(model), std::move(*pool), std::move(notify)));
   if (Status opened = engine->OpenTransport(); !opened.ok()) return opened;
   engine->thread_ = std::thread([raw = engine.get()] { raw->StepLoop(); });
   return engine;

@@ -79,6 +79,9 @@ class Engine {
  public:
   // Loads the model; seconds. `notify`: the outbox has filled; called from any thread, must not call back.
   static Result<std::unique_ptr<Engine>> Open(const EngineOptions& options, std::function<void()> notify);
+  // The same over a model that is there: tests bring their own.
+  static Result<std::unique_ptr<Engine>> OpenWith(std::unique_ptr<Model> model, const EngineOptions& options,
+                                                  std::function<void()> notify);
   ~Engine();
 
   const ModelFacts& facts() const { return facts_; }

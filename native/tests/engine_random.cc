@@ -1,0 +1,393 @@
+// Random use of a prefill and a decode engine over a model whose tokens depend on every row before them.
+//   engine_random <seed> <requests> <shared memory: 0 or 1>
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "claim.h"
+#include "engine/engine.h"
+
+namespace margay {
+namespace {
+
+constexpr int kVocab = 64;
+constexpr int kContext = 600;
+constexpr int kAttentions = 4;
+constexpr int kMaxRows = 128;
+constexpr int kBlocks = 40;
+constexpr int32_t kEos = 2;
+constexpr int64_t kEpoch = 3;
+
+// A row names everything up to its token: chained as block hashes are.
+uint32_t Chain(uint32_t before, int32_t token) {
+  uint32_t mixed = (before ^ static_cast<uint32_t>(token)) * 0x9e3779b1u;
+  return mixed ^ mixed >> 15;
+}
+int32_t TokenAfter(uint32_t chain) {
+  return chain % 61 == 0 ? kEos : static_cast<int32_t>(3 + chain % (kVocab - 3));
+}
+int32_t ExpectedToken(const std::vector<int32_t>& tokens) {
+  uint32_t chain = 0;
+  for (const int32_t token : tokens) chain = Chain(chain, token);
+  return TokenAfter(chain);
+}
+
+class ChainModel final : public Model {
+ public:
+  ChainModel() {
+    facts_.model_hash = "chain";
+    facts_.vocab_size = kVocab;
+    facts_.context_length = kContext;
+    facts_.attentions = kAttentions;
+    facts_.kv = {kAttentions, 2, KvType::kF32};
+    facts_.eos_tokens = {kEos};
+  }
+  const ModelFacts& facts() const override { return facts_; }
+  void ForceRouting(const std::vector<int32_t>*, std::vector<int32_t>*) override {}
+
+  Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
+                 float* logits) override {
+    for (int attention = 0; attention < kAttentions; ++attention) {
+      for (const SequenceRows& rows : sequences) {
+        uint32_t chain = 0;
+        for (int at = 0; at < rows.position; ++at) {
+          const auto [value, position] = Row(kv, rows, attention, at);
+          if (position != static_cast<uint32_t>(at)) return Status(Code::kBadState, "a row of another place was read");
+          chain = value;
+        }
+        for (int i = 0; i < rows.count; ++i) {
+          chain = Chain(chain, rows.tokens[i]);
+          const uint32_t values[2] = {chain, static_cast<uint32_t>(rows.position + i)};
+          std::memcpy(Address(kv, rows, attention, rows.position + i), values, sizeof(values));
+        }
+      }
+      done(attention);
+    }
+    for (const SequenceRows& rows : sequences) {
+      if (rows.logits_rows == 0) continue;
+      std::fill(logits, logits + kVocab, 0.0f);
+      // Out of any attention: all of them must have arrived.
+      const int attention = rows.position % kAttentions;
+      logits[TokenAfter(Row(kv, rows, attention, rows.position + rows.count - 1).first)] = 1;
+      logits += kVocab;
+    }
+    return Status::Ok();
+  }
+
+ private:
+  static std::byte* Address(const KvMemory& kv, const SequenceRows& rows, int attention, int at) {
+    return kv.page(attention, rows.block_table[at / kBlockTokens]) +
+           static_cast<size_t>(at % kBlockTokens) * kv.layout.row_bytes();
+  }
+  static std::pair<uint32_t, uint32_t> Row(const KvMemory& kv, const SequenceRows& rows, int attention, int at) {
+    uint32_t values[2];
+    std::memcpy(values, Address(kv, rows, attention, at), sizeof(values));
+    return {values[0], values[1]};
+  }
+
+  ModelFacts facts_;
+};
+
+struct Driven {
+  SequenceRef ref;
+  std::vector<int32_t> tokens;  // known
+  int given = 0;
+  int limit = 0;
+  int length = 0;
+  int planned_rows = 0;
+  int planned_tokens = 0;
+  bool waiting = false;
+  bool received = false;
+  bool ended = false;
+  SequenceRef prefill;
+};
+
+struct Seen {
+  int requests = 0, tokens = 0, attached = 0, computed_rest = 0, aborted = 0, lapsed = 0, failed = 0;
+};
+
+// One engine and what its user knows of it.
+class Rank {
+ public:
+  Rank(bool decode, bool shared_memory, Finding* finding, Seen* seen)
+      : decode_(decode), finding_(finding), seen_(seen) {
+    EngineOptions options;
+    options.slots = 12;
+    options.kv_blocks = kBlocks;
+    options.decode = decode;
+    options.kv_host = "127.0.0.1";
+    options.model.max_rows = kMaxRows;
+    options.allow_shared_memory = shared_memory;
+    Result<std::unique_ptr<Engine>> opened = Engine::OpenWith(std::make_unique<ChainModel>(), options, [] {});
+    if (!opened.ok()) std::abort();
+    engine = std::move(*opened);
+    if (!engine->SetEpoch(kEpoch).ok()) std::abort();
+  }
+
+  Driven* Open(const SequenceSpec& spec) {
+    Result<OpenedSequence> opened = engine->OpenSequence(spec);
+    if (!opened.ok()) return nullptr;
+    Driven driven;
+    driven.ref = opened->ref;
+    driven.tokens = spec.tokens;
+    driven.given = static_cast<int>(spec.tokens.size());
+    driven.limit = std::min<int>(static_cast<int>(spec.prompt_length + spec.max_new_tokens), kContext);
+    driven.length = opened->cached_tokens;
+    driven.waiting = spec.receive;
+    return &(live[opened->ref.slot] = std::move(driven));
+  }
+
+  void Close(std::map<int, Driven>::iterator at, bool keep) {
+    Expect(engine->CloseSequence(at->second.ref, keep), "closing");
+    live.erase(at);
+  }
+
+  // A step over a random part of what can be computed.
+  void Plan(std::mt19937_64* random) {
+    if (in_flight_.size() >= 2) return;
+    std::vector<int32_t> plan;
+    int room = kMaxRows;
+    for (auto& [slot, driven] : live) {
+      const int length = driven.length + driven.planned_rows;
+      const int known = static_cast<int>(driven.tokens.size()) + driven.planned_tokens;
+      const int most = decode_ ? std::min(known, driven.limit - 1) : driven.given;
+      const int rows = std::min({most - length, room, 1 + static_cast<int>((*random)() % 100)});
+      if (driven.waiting || driven.ended || rows < 1 || (*random)() % 4 == 0) continue;
+      plan.insert(plan.end(), {driven.ref.slot, driven.ref.generation, rows});
+      room -= rows;
+    }
+    // A reservation that lapsed and is not known of yet is no part of any plan: it waits.
+    if (plan.empty()) return;
+    if (Result<int64_t> number = engine->Submit(plan); !number.ok()) return Expect(number.status(), "a plan");
+    for (size_t at = 0; at < plan.size(); at += 3) {
+      Driven& driven = live[plan[at]];
+      driven.planned_rows += plan[at + 2];
+      const int known = static_cast<int>(driven.tokens.size()) + driven.planned_tokens;
+      driven.planned_tokens += driven.length + driven.planned_rows == known ? 1 : 0;
+    }
+    in_flight_.push_back(std::move(plan));
+  }
+
+  void Listen() {
+    for (const EngineMessage& message : engine->outbox().Take()) {
+      if (const auto* report = std::get_if<StepReport>(&message)) Settle(*report);
+      if (const auto* transfer = std::get_if<TransferEvent>(&message)) {
+        Driven* driven = Find(transfer->outcome.sequence);
+        if (!transfer->outcome.ok) ++seen_->failed;
+        if (driven != nullptr && !transfer->sent && transfer->outcome.ok) driven->received = true;
+      }
+      if (const auto* lapsed = std::get_if<LapsedEvent>(&message)) {
+        if (Find(lapsed->sequence) != nullptr) live.erase(lapsed->sequence.slot);
+        ++seen_->lapsed;
+      }
+      if (const auto* fatal = std::get_if<FatalReport>(&message)) finding_->Expect(false, fatal->message);
+    }
+  }
+
+  // Empty when nothing is held.
+  std::string Held() {
+    const Result<EngineStats> stats = engine->Stats();
+    if (!stats.ok()) return stats.status().message();
+    const auto count = [&](BlockState state) { return stats.value().blocks[static_cast<size_t>(state)]; };
+    const int held = kBlocks - count(BlockState::kFree) - count(BlockState::kCached);
+    if (held == 0 && stats.value().sequences == 0) return "";
+    return std::to_string(held) + " blocks and " + std::to_string(stats.value().sequences) + " sequences are held";
+  }
+
+  void CheckInvariants() {
+    const Result<std::string> broken = engine->CheckInvariants();
+    finding_->Expect(broken.ok() && broken.value().empty(), broken.ok() ? broken.value() : "no invariants to be had");
+  }
+
+  void Expect(const Status& status, const std::string& what) {
+    finding_->Expect(status.ok(), what + ": " + status.message());
+  }
+
+  std::unique_ptr<Engine> engine;
+  std::map<int, Driven> live;  // by slot
+
+ private:
+  Driven* Find(SequenceRef ref) {
+    const auto found = live.find(ref.slot);
+    return found != live.end() && found->second.ref.generation == ref.generation ? &found->second : nullptr;
+  }
+
+  void Settle(const StepReport& report) {
+    const std::vector<int32_t> plan = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    for (size_t i = 0; i * kStepEntryWidth < report.entries.size(); ++i) {
+      const int32_t* entry = &report.entries[i * kStepEntryWidth];
+      Driven* driven = Find({entry[0], entry[1]});
+      const auto finish = static_cast<Finish>(entry[4]);
+      if (driven == nullptr || finish == Finish::kSkipped) continue;
+      driven->planned_rows -= plan[i * 3 + 2];
+      driven->length = entry[5];
+      driven->ended = finish != Finish::kNone;
+      if (entry[3] < 0) continue;
+      --driven->planned_tokens;
+      ++seen_->tokens;
+      finding_->Same("a token", entry[3], ExpectedToken(driven->tokens));
+      driven->tokens.push_back(entry[3]);
+      const bool full = static_cast<int>(driven->tokens.size()) >= driven->limit;
+      const Finish wanted = entry[3] == kEos ? Finish::kStop : full ? Finish::kLength : Finish::kNone;
+      finding_->Same("a finish", static_cast<int>(finish), static_cast<int>(wanted));
+    }
+  }
+
+  const bool decode_;
+  Finding* finding_;
+  Seen* seen_;
+  std::deque<std::vector<int32_t>> in_flight_;
+};
+
+class RandomUse {
+ public:
+  RandomUse(uint64_t seed, bool shared_memory)
+      : random_(seed),
+        prefill_(false, shared_memory, &finding_, &seen_),
+        decode_(true, shared_memory, &finding_, &seen_) {}
+
+  std::string Run(int requests) {
+    const double end_ms = EpochMs() + 90'000;
+    while (seen_.requests < requests && !finding_.any()) {
+      Act();
+      finding_.Expect(EpochMs() < end_ms, "the requests do not end");
+    }
+    for (Rank* rank : {&prefill_, &decode_}) {
+      rank->Listen();
+      while (!rank->live.empty() && !finding_.any()) {
+        rank->Close(rank->live.begin(), true);
+        rank->Listen();
+      }
+    }
+    const double held_ms = EpochMs() + 10'000;
+    while (!(prefill_.Held() + decode_.Held()).empty() && EpochMs() < held_ms) {
+      prefill_.Listen();
+      decode_.Listen();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    finding_.Same("what prefill holds at the end", prefill_.Held(), "");
+    finding_.Same("what decode holds at the end", decode_.Held(), "");
+    prefill_.CheckInvariants();
+    decode_.CheckInvariants();
+    const int few = std::max(1, requests / 200);
+    finding_.Expect(std::min({seen_.attached, seen_.computed_rest, seen_.aborted, seen_.lapsed, seen_.failed}) >= few,
+                    "attached " + std::to_string(seen_.attached) + ", computed the rest " +
+                        std::to_string(seen_.computed_rest) + ", aborted " + std::to_string(seen_.aborted) +
+                        ", lapsed " + std::to_string(seen_.lapsed) + ", failed " + std::to_string(seen_.failed) +
+                        ": the run shows too little");
+    return finding_.what();
+  }
+
+ private:
+  int Below(int bound) { return static_cast<int>(random_() % static_cast<uint64_t>(bound)); }
+
+  SequenceSpec NewSpec() {
+    SequenceSpec spec;
+    const int salt = Below(4);  // few, so that prefixes are shared
+    const int count = 1 + Below(300);
+    for (int i = 0; i < count; ++i) spec.tokens.push_back(3 + (i * 7 + salt * 11) % (kVocab - 3));
+    spec.prompt_length = static_cast<int64_t>(spec.tokens.size());
+    spec.max_new_tokens = 2 + Below(30);
+    spec.reserve_whole = true;
+    return spec;
+  }
+
+  void Act() {
+    prefill_.Listen();
+    decode_.Listen();
+    switch (Below(8)) {
+      case 0: return Reserve();
+      case 1:
+        if (Below(2) == 0) decode_.Open(NewSpec());
+        return;
+      case 2: return Attach();
+      case 3: return Close(Below(2) == 0 ? &prefill_ : &decode_);
+      case 4:
+        if (Below(16) != 0) return;
+        prefill_.CheckInvariants();
+        return decode_.CheckInvariants();
+      case 5:
+        if (Below(8) == 0) std::this_thread::sleep_for(std::chrono::microseconds(Below(500)));
+        return;
+      default: prefill_.Plan(&random_); return decode_.Plan(&random_);
+    }
+  }
+
+  void Reserve() {
+    SequenceSpec spec = NewSpec();
+    spec.receive = true;
+    spec.deadline_ms = static_cast<int64_t>(EpochMs()) + (Below(6) == 0 ? Below(20) : 60'000);
+    Driven* there = decode_.Open(spec);
+    if (there == nullptr) return;
+    const int cached = there->length;
+    spec.receive = spec.reserve_whole = false;
+    Driven* here = prefill_.Open(spec);
+    if (here == nullptr) return;
+    ExportTarget target;
+    target.host = "127.0.0.1";
+    target.port = decode_.engine->kv_port();
+    target.host_key = HostKey();
+    target.epoch = Below(12) == 0 ? kEpoch - 1 : kEpoch;
+    target.remote = there->ref;
+    target.cached_tokens = cached;
+    target.deadline_ms = static_cast<int64_t>(EpochMs()) + 5'000;
+    prefill_.Expect(prefill_.engine->ExportTo(here->ref, target), "an export");
+  }
+
+  void Attach() {
+    for (auto& [slot, driven] : decode_.live) {
+      if (!driven.waiting || (!driven.received && Below(200) != 0)) continue;
+      const std::optional<int32_t> token =
+          driven.received ? std::optional<int32_t>(ExpectedToken(driven.tokens)) : std::nullopt;
+      const Result<int> length = decode_.engine->Attach(driven.ref, token);
+      if (!length.ok()) {
+        // It lapsed, and that is about to be told.
+        decode_.Expect(length.status().code() == Code::kStaleHandle ? Status::Ok() : length.status(), "attaching");
+        return;
+      }
+      driven.waiting = false;
+      driven.length = length.value();
+      if (token.has_value()) driven.tokens.push_back(*token);
+      driven.ended = token == kEos;
+      ++(token.has_value() ? seen_.attached : seen_.computed_rest);
+      return;
+    }
+  }
+
+  void Close(Rank* rank) {
+    for (auto at = rank->live.begin(); at != rank->live.end(); ++at) {
+      const Driven& driven = at->second;
+      const bool over = driven.ended || (rank == &prefill_ && driven.length >= driven.given);
+      if (driven.waiting || (!over && Below(60) != 0)) continue;
+      ++(over ? seen_.requests : seen_.aborted);
+      return rank->Close(at, Below(2) == 0);
+    }
+  }
+
+  std::mt19937_64 random_;
+  Finding finding_;
+  Seen seen_;
+  Rank prefill_;
+  Rank decode_;
+};
+
+}  // namespace
+}  // namespace margay
+
+int main(int argc, char** argv) {
+  if (argc != 4) return 2;
+  margay::Claims claims;
+  margay::RandomUse use(std::strtoull(argv[1], nullptr, 10), std::atoi(argv[3]) != 0);
+  claims.Check("every token is right and nothing is held at the end", use.Run(std::atoi(argv[2])));
+  return claims.ExitCode();
+}
