@@ -182,8 +182,16 @@ std::string HeldUntilFlightsEnd() {
   pool->EndFlight(leases, Flight::kOut);
   finding.Same("cached", CountOf(*pool, BlockState::kCached), 1);
   finding.Same("free", CountOf(*pool, BlockState::kFree), 1);
-  pool->EndFlight(leases,
-                  Flight::kOut);  // a second time: the lease of the freed block is void, the other has no flight
+  // The block that was freed has a new life: who held it before holds it no more (B2).
+  const SequenceKvId next = pool->Open(Count(900, 64), 64, KvUse::kCompute).value().id;
+  const auto held = pool->StartFlight(next, 0, 1, Flight::kOut).value();
+  finding.Same("block", held[0].block, leases[1].block);
+  finding.Expect(held[0].generation != leases[1].generation, "a block came back under the same generation");
+  pool->Advance(next, Count(900, 64), 64);
+  pool->EndFlight(leases, Flight::kOut);
+  finding.Same("still sending", CountOf(*pool, BlockState::kSending), 1);
+  pool->EndFlight(held, Flight::kOut);
+  pool->Close(next, true);
   finding.Same("broken", pool->CheckInvariants(), "");
   return finding.what();
 }

@@ -224,15 +224,15 @@ std::string EndsWhileBusy() {
 // A decode side made by hand: `serve` gets each connection after its greeting.
 class FakeDecoder {
  public:
-  explicit FakeDecoder(std::function<void(RawPeer&, int)> serve)
-      : listener_(Must(Listen(Must(TcpAddress("127.0.0.1", 0))))), thread_([this, serve] {
+  explicit FakeDecoder(std::function<void(RawPeer&, int)> serve, const KvLayout& layout = kTestLayout)
+      : listener_(Must(Listen(Must(TcpAddress("127.0.0.1", 0))))), thread_([this, serve, layout] {
           while (!over_) {
             pollfd polled{listener_.get(), POLLIN, 0};
             if (poll(&polled, 1, 20) <= 0) continue;
             Fd fd(accept(listener_.get(), nullptr, nullptr));
             const int turn = connections++;
             RawPeer peer(std::move(fd));
-            std::vector<char> text(HelloText(kTestLayout, kTestModel).size());
+            std::vector<char> text(HelloText(layout, kTestModel).size());
             if (!peer.Answer() || !peer.Read(text.data(), text.size())) continue;
             FrameHead welcome;
             welcome.type = FrameType::kWelcome;
@@ -309,25 +309,47 @@ std::string DamagedPageGoesAgain() {
 }
 
 // D reads nothing and answers nothing: the engine thread goes on, the blocks are held until the deadline and no longer.
+// When D reads at last, it finds nothing of what came into the blocks afterwards.
 std::string SilentDecoderHoldsNobody() {
   Finding finding;
-  std::atomic<bool> over{false};
-  FakeDecoder decoder([&](RawPeer&, int) { Eventually([&] { return over.load(); }); });
-  Prefiller prefiller(2048);
-  const auto tokens = TokensFrom(0, 64 * 2000);  // more than socket buffers take
+  constexpr KvLayout kWide{3, 576, KvType::kF32};  // a window of pages is more than the sockets take
+  constexpr int kBlocks = 100;
+  std::atomic<bool> reads{false};
+  std::atomic<int> pages{0}, later{0};
+  std::atomic<int64_t> last_ms{0};
+  FakeDecoder decoder(
+      [&](RawPeer& peer, int) {
+        Eventually([&] { return reads.load(); });
+        std::vector<std::byte> payload(kWide.page_bytes());
+        while (peer.Answer() && peer.Read(payload.data(), payload.size())) {
+          ++pages;
+          for (const std::byte byte : payload) later += byte == std::byte{0x22} ? 1 : 0;
+          last_ms = NowMs();
+        }
+      },
+      kWide);
+  Prefiller prefiller(kBlocks, kWide);
+  const auto tokens = TokensFrom(0, kBlockTokens * kBlocks);
   const SequenceKvId sent = prefiller.Open(tokens);
+  const KvMemory memory = prefiller.pool->memory();
+  const size_t bytes = memory.layout.block_bytes() * static_cast<size_t>(memory.blocks);
+  std::memset(memory.base, 0x11, bytes);
   Must(prefiller.sender->Begin({1, 1}, sent, static_cast<int>(tokens.size()), decoder.Target(1'500)));
   const int64_t before = NowMs();
-  for (int length = 64; length <= 64 * 2000; length += 64) {
+  for (int length = 64; length <= kBlockTokens * kBlocks; length += 64) {
     for (int attention = 0; attention < 3; ++attention) prefiller.sender->Written({1, 1}, attention, length);
   }
   finding.Expect(NowMs() - before < 1'500, "the engine thread waited for the network");
   prefiller.pool->Advance(sent, tokens, static_cast<int>(tokens.size()));
   prefiller.pool->Close(sent, true);
-  finding.Same("sending", prefiller.Count(BlockState::kSending), 2000);
+  finding.Same("sending", prefiller.Count(BlockState::kSending), kBlocks);
   finding.Same("cause", prefiller.outcomes.Of({1, 1}).cause, "deadline");
   finding.Same("prefill pool", prefiller.AtRest(), "");
-  over = true;
+  std::memset(memory.base, 0x22, bytes);
+  reads = true;
+  finding.Expect(Eventually([&] { return pages > 0 && NowMs() - last_ms > 200; }), "no page was on its way");
+  prefiller.sender.reset();
+  finding.Same("later bytes", later.load(), 0);
   return finding.what();
 }
 

@@ -1,6 +1,7 @@
 // The decode side's end: one thread that polls, verifies and copies.
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -17,7 +18,8 @@ namespace margay {
 namespace {
 
 constexpr size_t kMaxPeers = 256;
-constexpr int64_t kHelloMs = 2'000;       // from accept to the whole hello
+constexpr int64_t kHelloMs = 2'000;  // from accept to the whole hello
+constexpr int64_t kAcceptPauseMs = 100;
 constexpr int kPagesPerTurn = 32;         // then other connections have theirs
 constexpr size_t kMaxUnsent = 64 * 1024;  // answers a peer does not take; then nothing more is read from it
 constexpr size_t kInputBytes = 4096;
@@ -126,6 +128,7 @@ class Receiver final : public KvReceiver {
   mutable std::mutex counters_mutex_;
   TransferCounters counters_;
   std::vector<std::unique_ptr<Peer>> peers_;
+  int64_t accept_after_ = 0;
   std::optional<TransferOutcome> complete_;  // with the page at hand
   std::thread thread_;                       // last: it uses all of the above
 };
@@ -135,7 +138,10 @@ void Receiver::Run() {
   std::vector<pollfd> polled;
   while (!stopping_) {
     int64_t until = expectations_.NextDeadline();
-    polled.assign({{bell_.fd(), POLLIN, 0}, {tcp_.get(), POLLIN, 0}, {unix_.get(), POLLIN, 0}});
+    const bool pause = NowMs() < accept_after_;
+    if (pause && (until < 0 || accept_after_ < until)) until = accept_after_;
+    polled.assign(
+        {{bell_.fd(), POLLIN, 0}, {pause ? -1 : tcp_.get(), POLLIN, 0}, {pause ? -1 : unix_.get(), POLLIN, 0}});
     for (const auto& peer : peers_) {
       const int in = peer->stuck() ? 0 : POLLIN;
       polled.push_back({peer->fd.get(), static_cast<short>(in | (peer->waiting() > 0 ? POLLOUT : 0)), 0});
@@ -162,6 +168,8 @@ void Receiver::AcceptAll(const Fd& listener, bool is_unix) {
     if (peers_.size() >= kMaxPeers || (is_unix && !SameUser(fd))) continue;
     peers_.push_back(std::make_unique<Peer>(std::move(fd), is_unix));
   }
+  // Out of descriptors: the connection stays readable, and asking again at once would spin.
+  if (errno == EMFILE || errno == ENFILE) accept_after_ = NowMs() + kAcceptPauseMs;
 }
 
 // What can be done now for one connection, within its turn.
