@@ -13,6 +13,7 @@ import { chmod, copyFile, readdir, rename } from "node:fs/promises";
 import { constants } from "node:os";
 import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { fail, onPath, say } from "./terminal.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const stateFolder = join(root, ".margay");
@@ -27,22 +28,6 @@ const COMMANDS = {
   bench: { dev: true, argv: ["test/bench/bench.ts"] },
   soak: { dev: true, argv: ["test/bench/soak.ts"] },
 };
-
-function say(text) {
-  process.stderr.write(`margay: ${text}\n`);
-}
-
-function fail(text) {
-  say(text);
-  process.exit(1);
-}
-
-function onPath(program) {
-  for (const folder of (process.env.PATH ?? "").split(delimiter)) {
-    if (folder !== "" && existsSync(join(folder, program))) return join(folder, program);
-  }
-  return null;
-}
 
 /** Runs a program to its end; its output is shown only when it fails. */
 function run(program, argv, options = {}) {

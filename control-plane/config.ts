@@ -45,20 +45,6 @@ export function readControlPlaneConfig(
     "MARGAY_MAX_N",
     "MARGAY_DRAIN_SECONDS",
     "MARGAY_LOG_LEVEL",
-    // Read by the workers alone; named here so that a mistake is found before one is started.
-    "MARGAY_BACKEND",
-    "MARGAY_THREADS",
-    "MARGAY_KV_MIB",
-    "MARGAY_SLOTS",
-    "MARGAY_STEP_TOKENS",
-    "MARGAY_LATENT_NORM_EPS",
-    "MARGAY_PACKED_WEIGHTS",
-    "MARGAY_KV_TRANSPORT",
-    "MARGAY_KV_HOST",
-    "MARGAY_KV_PORT",
-    "MARGAY_KV_ADVERTISE",
-    "MARGAY_HEALTH_HOST",
-    "MARGAY_HEALTH_PORT",
   ]);
   if (s.MARGAY_NATS_URL === null) {
     throw new SettingsError("MARGAY_NATS_URL is not set: `margay up` starts a NATS server and sets it");

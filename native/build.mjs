@@ -5,9 +5,10 @@ import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { delimiter, join } from "node:path";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { fail, onPath, say } from "../bin/terminal.mjs";
 
 const native = fileURLToPath(new URL(".", import.meta.url));
 const root = join(native, "..");
@@ -16,22 +17,6 @@ const lockPath = join(buildFolder, ".building");
 const withTests = process.argv.includes("--tests");
 const stampPath = join(buildFolder, withTests ? ".built-with-tests" : ".built");
 const headers = ["node-api-headers/include", "node-addon-api"].map((folder) => join(root, "node_modules", folder));
-
-function say(text) {
-  process.stderr.write(`margay: ${text}\n`);
-}
-
-function fail(text) {
-  say(text);
-  process.exit(1);
-}
-
-function onPath(program) {
-  for (const folder of (process.env.PATH ?? "").split(delimiter)) {
-    if (folder !== "" && existsSync(join(folder, program))) return join(folder, program);
-  }
-  return null;
-}
 
 function* sources(folder) {
   for (const entry of readdirSync(folder, { withFileTypes: true })) {

@@ -125,6 +125,10 @@ type ValueOf<N extends SettingName> = Settings[N]["default"] extends null
   ? z.output<Settings[N]["schema"]> | null
   : z.output<Settings[N]["schema"]>;
 
+function isSetting(name: string): name is SettingName {
+  return name in SETTINGS;
+}
+
 /** Settings that could not be understood, each in one line. */
 export class SettingsError extends Error {
   override readonly name = "SettingsError";
@@ -132,27 +136,30 @@ export class SettingsError extends Error {
 
 /**
  * Parses the named settings out of `environment` (a `config.ts` passes `process.env`). Throws one `SettingsError` that
- * lists every bad value and every unknown `MARGAY_*` name at once.
+ * lists every unknown `MARGAY_*` name and every bad value at once, those of settings not asked for included: a mistake
+ * meant for a worker is found by whoever reads the environment first.
  */
 export function readSettings<N extends SettingName>(
   environment: Readonly<Record<string, string | undefined>>,
   names: readonly N[],
 ): { readonly [K in N]: ValueOf<K> } {
   const problems: string[] = [];
-  for (const name of Object.keys(environment)) {
-    if (name.startsWith("MARGAY_") && !(name in SETTINGS)) problems.push(`${name} is not a setting of Margay`);
+  const parsed = new Map<string, unknown>();
+  const parse = (name: SettingName, raw: string): void => {
+    const result = SETTINGS[name].schema.safeParse(raw);
+    if (result.success) parsed.set(name, result.data);
+    else problems.push(`${name}=${raw}: ${result.error.issues[0]?.message ?? "is not valid"}`);
+  };
+  for (const [name, raw] of Object.entries(environment)) {
+    if (!name.startsWith("MARGAY_") || raw === undefined) continue;
+    if (isSetting(name)) parse(name, raw);
+    else problems.push(`${name} is not a setting of Margay`);
   }
   const values: Record<string, unknown> = {};
   for (const name of names) {
-    const { schema, default: fallback } = SETTINGS[name];
-    const raw = environment[name] ?? fallback;
-    if (raw === null) {
-      values[name] = null;
-      continue;
-    }
-    const parsed = schema.safeParse(raw);
-    if (parsed.success) values[name] = parsed.data;
-    else problems.push(`${name}=${raw}: ${parsed.error.issues[0]?.message ?? "is not valid"}`);
+    const { default: fallback } = SETTINGS[name];
+    if (environment[name] === undefined && fallback !== null) parse(name, fallback);
+    values[name] = parsed.get(name) ?? null;
   }
   if (problems.length > 0) throw new SettingsError(problems.join("\n"));
   return values as { readonly [K in N]: ValueOf<K> };
