@@ -15,7 +15,7 @@
 
 #include "golden_file.h"
 #include "model/model.h"
-#include "weights/number_formats.h"
+#include "core/number_formats.h"
 
 namespace margay::tests {
 namespace {

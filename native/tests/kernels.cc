@@ -12,7 +12,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul_list.h"
 #include "kernels/reference/reference.h"
-#include "weights/number_formats.h"
+#include "core/number_formats.h"
 
 namespace margay::tests {
 namespace {

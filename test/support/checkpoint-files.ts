@@ -2,6 +2,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { nativeReport } from "./native-program.ts";
 
 /** A tensor of a safetensors file: raw bytes, little endian. */
 export interface FileTensor {
@@ -73,4 +74,23 @@ export class CheckpointFiles {
   remove(): void {
     rmSync(this.scratch, { recursive: true, force: true });
   }
+}
+
+/** What native/tests/weights.cc prints. */
+export interface LoadedWeights {
+  readonly ok: boolean;
+  readonly code?: string;
+  readonly message?: string;
+  readonly hash?: string;
+  readonly hit?: boolean;
+  readonly bytes?: number;
+  readonly layout?: string;
+  readonly eos?: readonly number[];
+  readonly warnings?: readonly string[];
+  readonly logits?: string;
+}
+
+/** Loads a checkpoint in a process of its own. `packed`: the folder of packed weights, "-" for none. */
+export function loadWeights(folder: string, packed = "-", backend: "ref" | "cpu" = "cpu"): LoadedWeights {
+  return nativeReport("weights", [folder, packed, backend])[0] as LoadedWeights;
 }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "weights/number_formats.h"
+#include "core/number_formats.h"
 
 namespace margay {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "core/json.h"
 #include "core/sha256.h"
-#include "weights/number_formats.h"
+#include "core/number_formats.h"
 
 namespace margay {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "weights/number_formats.h"
+#include "core/number_formats.h"
 
 namespace margay {
 namespace {
