@@ -407,7 +407,7 @@ int RunClaims() {
   return claims.ExitCode();
 }
 
-// 56 attentions of 576 bf16 values, as at full size; 4096 tokens.
+// 56 attentions of 576 bf16 values, as at full size; 2048 tokens.
 int MeasureSpeed(bool shared_memory) {
   constexpr KvLayout kFull{56, 576, KvType::kBf16};
   constexpr int kTokens = 2048;
