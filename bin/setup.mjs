@@ -7,8 +7,7 @@
 //   node bin/setup.mjs bench|soak [args]    ... then the benchmarks, or the long soak
 //   node bin/setup.mjs margay [args]        ... then the command line
 import { spawn, spawnSync } from "node:child_process";
-import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { chmod, copyFile, readdir, rename } from "node:fs/promises";
 import { constants } from "node:os";
 import { delimiter, join } from "node:path";
@@ -58,19 +57,15 @@ function aptInstall(packages) {
   return done.ok ? null : lastLines(done.output, 3);
 }
 
-/** Exact dependencies of package-lock.json. The marker names the lock file and whether test tools are included. */
+/** Exact dependencies of package-lock.json, unless npm's own record of them is newer than that file. */
 function installPackages(dev) {
-  const lock = createHash("sha256")
-    .update(readFileSync(join(root, "package-lock.json")))
-    .digest("hex");
-  const marker = join(root, "node_modules", ".margay-installed");
-  const [have, kind] = existsSync(marker) ? readFileSync(marker, "utf8").split(" ") : [];
-  if (have === lock && (kind === "dev" || !dev)) return;
+  const record = statSync(join(root, "node_modules", ".package-lock.json"), { throwIfNoEntry: false });
+  const current = record !== undefined && record.mtimeMs >= statSync(join(root, "package-lock.json")).mtimeMs;
+  if (current && (!dev || existsSync(join(root, "node_modules", "vitest")))) return;
   say("installing packages ...");
   const argv = ["ci", "--no-audit", "--no-fund", "--loglevel=error", ...(dev ? [] : ["--omit=dev"])];
   const done = run("npm", argv);
   if (!done.ok) fail(`npm ci failed:\n${lastLines(done.output, 15)}`);
-  writeFileSync(marker, `${lock} ${dev ? "dev" : "production"}`);
 }
 
 /** The Node that runs the product: at least 22.18, from node_modules or the one that runs this. */
