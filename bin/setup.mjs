@@ -65,7 +65,7 @@ function installPackages(dev) {
   say("installing packages ...");
   const argv = ["ci", "--no-audit", "--no-fund", "--loglevel=error", ...(dev ? [] : ["--omit=dev"])];
   const done = run("npm", argv);
-  if (!done.ok) fail(`npm ci failed:\n${lastLines(done.output, 15)}`);
+  if (!done.ok) fail(`npm ci failed:\n${done.output.trim().split("\n").slice(0, 15).join("\n")}`);
 }
 
 /** The Node that runs the product: at least 22.18, from node_modules or the one that runs this. */
