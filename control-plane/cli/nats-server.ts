@@ -50,7 +50,8 @@ export async function startNatsServer(
       name: "nats-server",
       command: setpriv ?? program,
       argv: setpriv === null ? argv : ["--pdeathsig", "TERM", program, ...argv],
-      environment: { PATH: config.path },
+      // One scheduler of Go is plenty for the messages of one machine; several wake each other for every message.
+      environment: { PATH: config.path, GOMAXPROCS: "1" },
       channel: false,
     },
     clock,

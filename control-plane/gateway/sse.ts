@@ -62,9 +62,17 @@ export class SseStream {
   /** Sends whole events (`data: ...\n\n`, one or several). */
   send(events: string): void {
     if (this.#state === "ended" || events === "") return;
-    if (this.#state === "quiet") this.#open();
+    const first = this.#state === "quiet";
+    if (first) this.#open();
     this.#lastByteMs = this.#clock.monotonic();
-    if (this.#response.write(events)) this.#slowSinceMs = null;
+    const { socket } = this.#response;
+    // The headers leave with the first write. After that `write` would make four pieces of every chunk: this is the
+    // hottest line of a stream, and one string to the socket is the same bytes for half the CPU time.
+    const direct = !first && socket !== null && this.#response.chunkedEncoding;
+    const taken = direct
+      ? socket.write(`${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n`)
+      : this.#response.write(events);
+    if (taken) this.#slowSinceMs = null;
     else this.checkReader();
   }
 

@@ -31,10 +31,14 @@ export interface Metrics {
   readonly contentType: string;
 }
 
+/** How often the delay of the event loop is sampled: each sample wakes an idle process. */
+const LOOP_DELAY_MS = 100;
+
 /** A registry of its own; `processMetrics` adds memory, CPU, garbage collection and event loop. */
 export function createMetrics(options: { readonly processMetrics: boolean }): Metrics {
   const registry = new Registry();
-  if (options.processMetrics) collectDefaultMetrics({ register: registry });
+  if (options.processMetrics)
+    collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: LOOP_DELAY_MS });
   const collectors: (() => void)[] = [];
   const totals = new Map<string, number>();
   const made = new Map<MetricName, Counter | Gauge | Histogram>();
