@@ -79,9 +79,9 @@ export const SETTINGS = {
   MARGAY_KV_HOST: setting(text, "127.0.0.1", "Address a decode worker listens on for KV."),
   MARGAY_KV_PORT: setting(whole(0, 65535), "0", "Port a decode worker listens on for KV; 0 takes any free one."),
   MARGAY_KV_ADVERTISE: setting(
-    z.string().regex(/^[^:]+:\d+$/, "must be HOST:PORT"),
+    z.string().regex(/^(localhost|\d{1,3}(\.\d{1,3}){3}):\d{1,5}$/, "must be an IPv4 address and a port, ADDRESS:PORT"),
     null,
-    "HOST:PORT told to prefill workers where it differs from the address listened on.",
+    "ADDRESS:PORT told to prefill workers where it differs from the address listened on.",
   ),
   MARGAY_HEALTH_HOST: setting(text, "127.0.0.1", "Address of a worker's health and metrics server."),
   MARGAY_HEALTH_PORT: setting(
