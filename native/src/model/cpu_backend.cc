@@ -14,7 +14,9 @@
 namespace margay {
 namespace {
 
-constexpr int64_t kSerialValues = 16 << 10;  // row-wise work below which threads cost more than they bring
+// Work below which threads cost more than they bring: values of row-wise operations, products of attention.
+constexpr int64_t kSerialValues = 16 << 10;
+constexpr int64_t kSerialAttention = 192 << 10;
 
 size_t Area(int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
 int RoundUp(int n, int to) { return (n + to - 1) / to * to; }
@@ -216,7 +218,13 @@ class CpuBackend final : public Backend {
         Rotate(&q_[i * static_cast<size_t>(c_.qk_head())] + c_.nope, row, &queries_[i * static_cast<size_t>(query_width_)] + c_.kv_lora);
       }
     });
-    pool_->Run(static_cast<int>(items_.size()), [&](int item, int thread) { AttendTile(step, 2 * layer + half, items_[static_cast<size_t>(item)], thread); });
+    const auto tile = [&](int item, int thread) { AttendTile(step, 2 * layer + half, items_[static_cast<size_t>(item)], thread); };
+    const auto tiles = static_cast<int>(items_.size());
+    if (attention_products_ <= kSerialAttention) {
+      for (int item = 0; item < tiles; ++item) tile(item, 0);
+    } else {
+      pool_->Run(tiles, tile);
+    }
     jobs_.clear();
     for (int head = 0; head < c_.heads; ++head) {
       MatmulJob job = Job(a.value[static_cast<size_t>(head)], context_.data() + Area(head, c_.kv_lora), step, heads_out_.data() + Area(head, c_.v_head));
@@ -328,8 +336,10 @@ class CpuBackend final : public Backend {
     const int all = static_cast<int>(step.rows.size()) * c_.heads;
     const int most = std::clamp(RoundUp(all / (2 * pool_->threads()), 4), 4, kAttentionQueries);
     items_.clear();
+    attention_products_ = 0;
     int first = 0;
     for (const SequenceRows& sequence : step.sequences) {
+      attention_products_ += int64_t{sequence.count} * c_.heads * (sequence.position + sequence.count) * (c_.kv_row() + c_.kv_lora);
       const int end = first + sequence.count * c_.heads;
       for (; first < end; first += std::min(most, end - first)) items_.push_back({first, std::min(most, end - first), sequence.block_table});
     }
@@ -413,6 +423,7 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> expert_first_;  // [experts + 1] into assigned_
   std::vector<float> scratch_;         // per thread
   std::vector<AttentionItem> items_;
+  int64_t attention_products_ = 0;     // per attention of this step, roughly
   std::vector<MatmulJob> jobs_;
 };
 

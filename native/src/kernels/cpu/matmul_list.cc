@@ -5,7 +5,7 @@
 namespace margay {
 namespace {
 
-constexpr int64_t kSerial = 48 << 10;  // products below which threads cost more than they bring
+constexpr int64_t kSerial = 192 << 10;  // products below which threads cost more than they bring
 constexpr int64_t kTile = 32 << 10;
 constexpr int kWidePanels = 4;
 constexpr int kBandRows = 12;  // smallest worthwhile band of rows
