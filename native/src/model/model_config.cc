@@ -74,14 +74,14 @@ class Reader {
   Status* status_;
 };
 
-void RefuseUnsupported(const Reader& config) {
-  static constexpr const char* kLater[] = {
-      "streaming_sparse_attention", "dual_chunk_attention_config", "emb_neighbor_num", "emb_split_num",
-      "ngram_vocab_size_ratio",     "oe_neighbor_num",             "oe_split_num",     "oe_vocab_size_ratio",
-      "index_topk",                 "index_n_heads",               "index_head_dim",   "indexer_config",
-      "cli_factor",                 "head_score"};
-  for (const char* key : kLater) {
-    if (config.Member({key}) != nullptr) config.Fail(std::string(key) + " is not supported by this version");
+void RefuseUnsupported(const Json& object, const Reader& config) {
+  static constexpr const char* kLater[] = {"streaming_sparse_attention", "dual_chunk_attention_config", "emb_neighbor_num",
+                                           "emb_split_num",              "ngram_vocab_size_ratio",      "indexer_config",
+                                           "cli_factor",                 "head_score"};
+  for (const auto& [key, value] : object.members) {
+    const bool later = std::find(std::begin(kLater), std::end(kLater), key) != std::end(kLater) ||
+                       key.starts_with("oe_") || key.starts_with("index_");
+    if (later && !value.is(Json::Kind::kNull)) config.Fail(key + " is not supported by this version");
   }
   const auto only = [&](const char* key, const char* fallback, std::initializer_list<const char*> allowed) {
     const std::string value = config.Text({key}, fallback);
@@ -91,7 +91,7 @@ void RefuseUnsupported(const Reader& config) {
   };
   only("model_type", "longcat_flash", {"longcat_flash"});
   only("attention_method", "MLA", {"MLA"});
-  only("zero_expert_type", "identity", {"identity", "copy"});
+  only("zero_expert_type", "identity", {"identity"});
   only("hidden_act", "silu", {"silu"});
   if (config.Bool("norm_topk_prob", false)) config.Fail("norm_topk_prob true is not supported");
 }
@@ -207,7 +207,7 @@ Result<ModelConfig> ParseModelConfig(std::string_view config, std::string_view g
   if (!parsed.ok()) return parsed.status();
   Status status;
   const Reader reader(*parsed, &status);
-  RefuseUnsupported(reader);
+  RefuseUnsupported(*parsed, reader);
   const Json* quantisation = reader.Member({"quantization_config"});
   RefuseOtherQuantisation(quantisation, &status);
 
