@@ -1,6 +1,7 @@
 import { stream } from "../support/client.ts";
 import { seeded } from "../support/storm.ts";
 import { type System, startSystem } from "../support/system.ts";
+import { collectGarbage } from "./collect-garbage.ts";
 import type { BenchOptions } from "./nano.ts";
 import { mappings, memoryOf, processTree } from "./processes.ts";
 import { machineLine, print } from "./report.ts";
@@ -8,10 +9,12 @@ import { machineLine, print } from "./report.ts";
 const EARLY = 200;
 const LATE = 2_000;
 const CLIENTS = 16;
-/** Idle seconds before memory is read: garbage of the last requests goes, freed pages return. */
-const SETTLE_MS = 5_000;
-/** What may lie between two readings of the same steady state: the collector's heaps breathe. */
-const NOISE_BYTES = 24 * 1024 * 1024;
+/** Idle time before memory is read: what the last requests left is let go. */
+const SETTLE_MS = 2_000;
+/** What may lie between two readings of the same steady state: compiled code, fragments of the heap, the server's buffers. */
+const NOISE_BYTES = 16 * 1024 * 1024;
+/** Of live heap alone. */
+const HEAP_NOISE_BYTES = 3 * 1024 * 1024;
 const MIB = 1024 * 1024;
 
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -21,7 +24,10 @@ interface Reading {
   readonly name: string;
   readonly pid: number;
   readonly resident: number;
-  readonly anonymous: number;
+  /** Before garbage was collected. */
+  readonly withGarbage: number;
+  /** What lives in the JavaScript heap; null: it has none. */
+  readonly heap: number | null;
 }
 
 /** What a system of one prefill and one decode process holds in memory, early and late. */
@@ -33,45 +39,54 @@ export async function benchMemory(options: BenchOptions): Promise<void> {
     await requests(system, 0, EARLY);
     await pause(SETTLE_MS);
     weights(system, options);
-    const early = readings(system);
-    await requests(system, EARLY, options.quick ? 2 * EARLY : LATE);
+    const early = await readings(system);
+    const many = options.quick ? 2 * EARLY : LATE;
+    await requests(system, EARLY, many);
     await pause(SETTLE_MS);
-    const late = readings(system);
-    const of = (list: readonly Reading[], pid: number) => list.find((reading) => reading.pid === pid);
+    const late = await readings(system);
+    const pairs = early.map((before) => [before, late.find(({ pid }) => pid === before.pid)] as const);
+    const live = ({ heap }: Reading) => (heap === null ? "-" : mib(heap));
     print({
-      title: `Resident memory after ${EARLY} and after ${LATE} requests, MiB`,
+      title: `Memory after ${EARLY} and after ${many} requests, MiB`,
       machine: machineLine({ isa: options.backend, threads: 0 }),
-      workload: `mixed short requests (chat and text, streamed or not) of ${CLIENTS} clients, KV pool 16 MiB`,
+      workload: `mixed short requests (chat and text) of ${CLIENTS} clients, KV pool 16 MiB; garbage collected before each reading`,
       rows: [
-        ["", `after ${EARLY}`, `after ${LATE}`, "growth", "of it heaps"],
-        ...early.map((before) => {
-          const after = of(late, before.pid) ?? before;
-          return [
-            before.name,
-            mib(before.resident),
-            mib(after.resident),
-            mib(after.resident - before.resident),
-            mib(after.anonymous - before.anonymous),
-          ];
-        }),
+        ["", `resident, ${EARLY}`, `resident, ${many}`, `live heap, ${EARLY}`, `live heap, ${many}`, "with garbage"],
+        ...pairs.map(([before, after]) =>
+          after === undefined
+            ? [before.name, mib(before.resident), "gone"]
+            : [
+                before.name,
+                mib(before.resident),
+                mib(after.resident),
+                live(before),
+                live(after),
+                mib(after.withGarbage),
+              ],
+        ),
       ],
-      notMeasured:
-        "memory of the kernel (sockets, page cache). One reading each: the collector decides when heaps shrink.",
+      notMeasured: "memory of the kernel (sockets, page cache). One reading each.",
     });
-    for (const before of early) {
-      const growth = (of(late, before.pid)?.resident ?? Number.POSITIVE_INFINITY) - before.resident;
-      options.promises.check(
-        `${before.name}: as large after ${LATE} requests as after ${EARLY}`,
-        growth <= NOISE_BYTES,
-      );
+    for (const [before, after] of pairs) {
+      const same =
+        after !== undefined &&
+        after.resident - before.resident <= NOISE_BYTES &&
+        (after.heap ?? 0) - (before.heap ?? 0) <= HEAP_NOISE_BYTES;
+      options.promises.check(`${before.name}: as large after ${many} requests as after ${EARLY}`, same);
     }
   } finally {
     await system.stop();
   }
 }
 
-function readings(system: System): readonly Reading[] {
-  return processTree(system.pid).map(({ pid, name }) => ({ name, pid, ...memoryOf(pid) }));
+async function readings(system: System): Promise<readonly Reading[]> {
+  const list: Reading[] = [];
+  for (const { pid, name } of processTree(system.pid)) {
+    const { resident: withGarbage } = memoryOf(pid);
+    const heap = name === "nats-server" || name === "other" ? null : await collectGarbage(pid);
+    list.push({ name, pid, resident: memoryOf(pid).resident, withGarbage, heap });
+  }
+  return list;
 }
 
 /** Both workers map one file of packed weights, and neither has pages of it to itself. */
