@@ -17,10 +17,14 @@ const END = "</longcat_s>";
 
 /** How often two backends may differ, and how far apart their numbers are where they do not. */
 export interface Comparison {
-  /** Largest difference of the log-probabilities of the same token after the same prefix. */
+  /**
+   * Difference of the log-probabilities of the same token after the same prefix that 99 of 100 tokens stay below; in the
+   * others rounding may have turned the choice of an expert, and such a leap excuses no other answer.
+   */
   readonly noise: number;
-  /** What 19 of 20 tokens stay below: in the others rounding may have turned the choice of an expert. */
+  /** The same for 19 of 20. */
   readonly usualNoise: number;
+  readonly largest: number;
   readonly tokens: number;
   readonly partings: readonly (Parting & { readonly prompt: number })[];
 }
@@ -47,9 +51,8 @@ export function compareAnswers(
     if (at < Math.max(rows.length, others.length)) partings.push({ prompt, ...partingOf(rows[at], others[at], at) });
   }
   differences.sort((a, b) => a - b);
-  const noise = differences.at(-1) ?? 0;
-  const usualNoise = differences[Math.floor(differences.length * 0.95)] ?? 0;
-  return { noise, usualNoise, tokens, partings };
+  const quantile = (share: number) => differences[Math.floor((differences.length - 1) * share)] ?? 0;
+  return { noise: quantile(0.99), usualNoise: quantile(0.95), largest: quantile(1), tokens, partings };
 }
 
 /** Of the two likeliest tokens: only they decide a greedy answer. */
