@@ -43,6 +43,8 @@ const LOOK_MS = 50;
 /** Heartbeats of a large fleet come by the thousand: changes within this time are looked at together. */
 const TOGETHER_MS = 2;
 const RETRY_AFTER_MS = 5_000;
+/** Workers that say why they cannot start are tried again and again, but nobody is kept waiting for them for long. */
+const HOPELESS_MS = 10_000;
 
 /**
  * Owns the requests that have no place yet, per model.
@@ -50,7 +52,8 @@ const RETRY_AFTER_MS = 5_000;
  *   entered -> (waiting) -> seated | refused | left
  *
  * Q1 first come, first served within a model: nobody is seated while an earlier request of the model waits
- * Q2 never more than `mostWaiting` new ones per model, none longer than `waitMs` at a time
+ * Q2 never more than `mostWaiting` new ones per model, none longer than `waitMs` at a time, nor than HOPELESS_MS when the
+ *    model's workers say why they cannot start
  * Q3 a seat is counted on its ranks from the moment it is given
  */
 export class WaitingRoom {
@@ -195,12 +198,13 @@ export class WaitingRoom {
 
   /** Those that waited too long: not always the first, for one that came back stands before them. */
   #dismiss(model: ModelName, queue: Guest[]): void {
-    const { clock, waitMs, whyNone } = this.#parts;
-    const entered = clock.monotonic() - waitMs;
+    if (queue.length === 0) return;
+    const why = this.#parts.whyNone(model);
+    const limitMs = why === null ? this.#parts.waitMs : Math.min(this.#parts.waitMs, HOPELESS_MS);
+    const entered = this.#parts.clock.monotonic() - limitMs;
     const late = queue.filter((guest) => guest.enteredMs <= entered);
     if (late.length === 0) return;
-    const why = whyNone(model);
-    const text = `No worker became available within ${waitMs / 1000} seconds.${why === null ? "" : ` ${why}`}`;
+    const text = `No worker became available within ${limitMs / 1000} seconds.${why === null ? "" : ` ${why}`}`;
     for (const guest of late) {
       queue.splice(queue.indexOf(guest), 1);
       guest.reject(new MargayError("no_worker", text, { retryAfterMs: RETRY_AFTER_MS }));

@@ -33,6 +33,18 @@ describe("a fleet at zero", () => {
     expect(ride.error).toMatchObject({ code: "no_worker", status: 503, retryAfterMs: expect.any(Number) });
     expect(await world.heldAfterwards()).toEqual([]);
   });
+
+  test("because its workers cannot start: told why after ten seconds, however long others may wait", async () => {
+    const world = new FlowWorld({ waitMs: 120_000 });
+    const ride = world.send();
+    await world.clock.advance(9_000);
+    world.whyNone = "decode worker: tensor x is missing";
+    await world.clock.advance(900);
+    expect(ride.ends).toBe(0);
+    await world.clock.advance(200);
+    expect(ride.error).toMatchObject({ code: "no_worker", message: expect.stringContaining("tensor x is missing") });
+    expect(await world.heldAfterwards()).toEqual([]);
+  });
 });
 
 describe("the queue", () => {

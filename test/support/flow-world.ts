@@ -27,6 +27,8 @@ export interface Ride {
 
 /** A flow over a memory bus and scripted ranks, under virtual time. */
 export class FlowWorld {
+  /** Why the model has no workers, as the scale target would say. */
+  whyNone: string | null = null;
   readonly clock = new FakeClock();
   readonly network = new MemoryNetwork(this.clock, fakeRandom(7));
   readonly bus = this.network.connect("control-plane");
@@ -53,7 +55,7 @@ export class FlowWorld {
     this.waitingRoom = new WaitingRoom({
       ...{ fleet, clock, metrics, waitMs },
       mostWaiting: options.mostWaiting ?? 100,
-      whyNone: () => null,
+      whyNone: () => this.whyNone,
       onArrival: () => this.arrivals++,
     });
     this.board = new RequestBoard({ bus, clock, metrics, gatewayId });
