@@ -26,8 +26,7 @@ const ASK_AGAIN_MS = 500;
 
 /** A prefill under way, on one rank or, after that failed, on another. */
 interface RunningPrefill {
-  readonly reservation: Reservation;
-  readonly seat: Seat;
+  readonly first: Promise<FirstToken>;
 }
 
 /** How the prompt was computed. `outcome` is null when the decode rank does it. */
@@ -115,42 +114,20 @@ export class Attempt {
 
   /** 3: the prompt's work, to the prefill rank of the seat; null when the decode rank computes it itself. */
   async sendPrefill(seat: Seat, reservation: Reservation): Promise<RunningPrefill | null> {
-    if (seat.prefill === null) return null;
-    this.#passage.tell("prefilling", seat.prefill.workerId, seat.decode.workerId);
-    return { reservation, seat };
-  }
-
-  /**
-   * 4 to 6: waits for the prompt to be computed. When the prefill rank refuses, fails or is lost, another one gets the
-   * same work for the same reservation, while that lives.
-   */
-  async firstToken(running: RunningPrefill | null): Promise<FirstToken> {
-    if (running === null) {
+    if (seat.prefill === null) {
       // The decode rank's first token comes after a whole prompt.
       this.#stallMs += this.#prefillMs(null);
-      return { outcome: null, workerId: null, ended: false };
+      return null;
     }
-    const { fleet, clock, localPrefillTokens } = this.#parts;
-    const { reservation, seat } = running;
-    let rank: Rank | null = seat.prefill;
-    let failure = new MargayError("reservation_expired");
-    while (rank !== null && reservation.deadlineMs > clock.now()) {
-      try {
-        const outcome = await this.#prefillOn(rank, reservation);
-        return this.#tellFirst(outcome, rank);
-      } catch (thrown) {
-        failure = this.#passage.interruption.error ?? asMargayError(thrown);
-        if (failure.retry === "never" || failure.code === "no_worker" || this.#trouble.error !== null) throw failure;
-        this.#passage.avoid.add(rank.rankId);
-        this.#dropPrefillLeg();
-        if (failure.code === "transfer_failed") fleet.pairFailed(rank.rankId, seat.decode.rankId, PAIR_COOL_MS);
-        const query = this.#passage.query(this.#generation, localPrefillTokens);
-        rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
-        if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
-        if (rank !== null) this.#moveSeat(rank, seat.decode);
-      }
-    }
-    throw failure;
+    this.#passage.tell("prefilling", seat.prefill.workerId, seat.decode.workerId);
+    const first = this.#prefill(seat.prefill, seat, reservation);
+    first.catch(() => {});
+    return { first };
+  }
+
+  /** 4 to 6: waits for the prompt to be computed. */
+  async firstToken(running: RunningPrefill | null): Promise<FirstToken> {
+    return running === null ? { outcome: null, workerId: null, ended: false } : await running.first;
   }
 
   /** 7: the decode rank attaches the pages and begins. */
@@ -250,6 +227,33 @@ export class Attempt {
         return tokens.next;
       },
     };
+  }
+
+  /**
+   * The prompt's work, from rank to rank: when one refuses, fails or is lost, another gets the same work for the same
+   * reservation, while that lives.
+   */
+  async #prefill(chosen: Rank, seat: Seat, reservation: Reservation): Promise<FirstToken> {
+    const { fleet, clock, localPrefillTokens } = this.#parts;
+    let rank: Rank | null = chosen;
+    let failure = new MargayError("reservation_expired");
+    while (rank !== null && reservation.deadlineMs > clock.now()) {
+      try {
+        const outcome = await this.#prefillOn(rank, reservation);
+        return this.#tellFirst(outcome, rank);
+      } catch (thrown) {
+        failure = this.#passage.interruption.error ?? asMargayError(thrown);
+        if (failure.retry === "never" || failure.code === "no_worker" || this.#trouble.error !== null) throw failure;
+        this.#passage.avoid.add(rank.rankId);
+        this.#dropPrefillLeg();
+        if (failure.code === "transfer_failed") fleet.pairFailed(rank.rankId, seat.decode.rankId, PAIR_COOL_MS);
+        const query = this.#passage.query(this.#generation, localPrefillTokens);
+        rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
+        if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
+        if (rank !== null) this.#moveSeat(rank, seat.decode);
+      }
+    }
+    throw failure;
   }
 
   async #prefillOn(rank: Rank, reservation: Reservation): Promise<PrefillDone> {
