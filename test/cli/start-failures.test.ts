@@ -66,7 +66,7 @@ describe("settings", () => {
     [{ MARGAY_MAX_N: "many" }, /MARGAY_MAX_N=many: must be a whole number/],
     [{ MARGAY_BACKEND: "gpu" }, /MARGAY_BACKEND=gpu: .*"ref"/],
     [{ MARGAY_PREFILL: "3..1" }, /MARGAY_PREFILL=3..1: must be MIN..MAX/],
-    [{ MARGAY_KV_ADVERTISE: "here" }, /MARGAY_KV_ADVERTISE=here: must be HOST:PORT/],
+    [{ MARGAY_KV_ADVERTISE: "here" }, /MARGAY_KV_ADVERTISE=here: must be an IPv4 address and a port/],
     [{ MARGAY_PORT: "70000" }, /MARGAY_PORT=70000/],
     [{ MARGAY_MODEL: "a=models/nano,a=models/nano" }, /MARGAY_MODEL=.*the name a stands twice/],
   ])("%j", async (settings, sentence) => {
