@@ -146,6 +146,35 @@ std::string Penalties() {
   return found.what();
 }
 
+// What no caller should ask for: the choice is a token all the same.
+std::string Extremes() {
+  Finding found;
+  const auto is_token = [&](const std::string& what, const SampleParams& params) {
+    const int32_t token = Draw(params, 3).token;
+    found.Expect(token >= 0 && token < kVocab, what + " gave the token " + std::to_string(token));
+  };
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  const float most = std::numeric_limits<float>::infinity();
+  SampleParams biased{.temperature = 1, .top_k = 40, .top_p = 0.9F, .seed = 1};
+  for (int32_t id = 0; id < kVocab; id += 3) {
+    biased.bias_ids.push_back(id);
+    biased.bias_values.push_back(none);
+  }
+  is_token("a bias that is no number", biased);
+  found.Expect(Draw(biased, 3).token % 3 != 0, "a logit that is no number was drawn");
+  is_token("an endless bias", {.temperature = 1, .top_p = 0.5F, .min_p = 0.5F, .bias_ids = {7, 9}, .bias_values = {most, most}});
+  found.Same("min_p above 1", Draw({.temperature = 1, .min_p = 2}, 3).token, Ranking()[0]);
+  is_token("top_p 0", {.temperature = 1, .top_p = 0});
+  found.Same("a tiny temperature", Draw({.temperature = 1e-30F}, 3).token, Ranking()[0]);
+  is_token("an endless temperature", {.temperature = most});
+  is_token("repetition_penalty 0", {.temperature = 1, .repetition_penalty = 0});
+  SampleParams all{.temperature = 1};
+  all.banned.resize(kVocab);
+  std::iota(all.banned.begin(), all.banned.end(), 0);
+  is_token("a ban of everything", all);
+  return found.what();
+}
+
 std::string LogProbs() {
   Finding found;
   const std::vector<int32_t> order = Ranking();
@@ -179,6 +208,7 @@ int main() {
   claims.Check("top_p draws from the shortest list of best tokens that reaches the mass", margay::TopP());
   claims.Check("min_p drops what is less likely than a share of the best", margay::MinP());
   claims.Check("penalties, bias and bans change the choice as told", margay::Penalties());
+  claims.Check("parameters without sense still give a token of the vocabulary", margay::Extremes());
   claims.Check("log-probabilities are those of the raw distribution", margay::LogProbs());
   return claims.ExitCode();
 }

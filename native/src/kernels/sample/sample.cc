@@ -137,7 +137,7 @@ int32_t Draw(std::span<const float> logits, const SampleParams& p, int position,
   ids->clear();
   float top = kNever;
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] == kNever) continue;
+    if (!(logits[i] > kNever)) continue;  // a bias may have left no number: it has no place in an order
     ids->push_back(static_cast<int32_t>(i));
     top = std::max(top, logits[i]);
   }
@@ -150,7 +150,8 @@ int32_t Draw(std::span<const float> logits, const SampleParams& p, int position,
   if (p.top_p < 1) KeepTopP(better, p.top_p, top, inverse, ids);
   const auto mass = [&](int32_t id) { return std::exp((logits[static_cast<size_t>(id)] - top) * inverse); };
   if (p.min_p > 0) {
-    std::erase_if(*ids, [&](int32_t id) { return mass(id) < p.min_p; });
+    const float least = std::min(p.min_p, 1.0F);  // the best stays
+    std::erase_if(*ids, [&](int32_t id) { return mass(id) < least; });
   }
   if (ids->size() < logits.size()) std::sort(ids->begin(), ids->end());
   double total = 0;
