@@ -1,7 +1,7 @@
-// weights FOLDER PACKED|- [ref|cpu]: loads a checkpoint and prints one JSON line with what came of it, and the bits of
+// weights FOLDER PACKED|- [ref|cpu [EPS]]: loads a checkpoint and prints one JSON line with what came of it, and the bits of
 // the logits of a few tokens as one hash.
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
 #include <string>
 
 #include "core/sha256.h"
@@ -30,11 +30,12 @@ std::string LogitsHash(Model* model) {
   return Hex(Sha256::Of(logits.data(), logits.size() * sizeof(float)));
 }
 
-int Main(const std::string& folder, const std::string& packed, const std::string& backend) {
+int Main(const std::string& folder, const std::string& packed, const std::string& backend, float eps) {
   ModelOptions options;
   options.folder = folder;
   options.packed_folder = packed == "-" ? "" : packed;
   options.backend = backend == "ref" ? BackendKind::kRef : BackendKind::kCpu;
+  options.latent_norm_eps = eps;
   Result<std::unique_ptr<Model>> model = Model::Load(options);
   if (!model.ok()) {
     std::printf("{\"ok\":false,\"code\":\"%s\",\"message\":%s}\n", CodeName(model.status().code()),
@@ -58,8 +59,8 @@ int Main(const std::string& folder, const std::string& packed, const std::string
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::fprintf(stderr, "usage: weights FOLDER PACKED|- [ref|cpu]\n");
+    std::fprintf(stderr, "usage: weights FOLDER PACKED|- [ref|cpu [EPS]]\n");
     return 2;
   }
-  return margay::tests::Main(argv[1], argv[2], argc > 3 ? argv[3] : "cpu");
+  return margay::tests::Main(argv[1], argv[2], argc > 3 ? argv[3] : "cpu", argc > 4 ? std::strtof(argv[4], nullptr) : -1);
 }

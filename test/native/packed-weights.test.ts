@@ -1,5 +1,5 @@
 import { spawn } from "node:child_process";
-import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -50,6 +50,22 @@ describe("packed weights", () => {
     expect(second).toMatchObject({ ok: true, hit: false });
     expect(second.hash).not.toBe(first.hash);
     expect(load(files.write("plain"), packed)).toEqual({ ...first, hit: true });
+  });
+
+  it("do not answer for a checkpoint that was changed in place, whatever its time says", () => {
+    const checkpoint = files.write("plain");
+    const tensors = join(checkpoint, "model.safetensors");
+    const packed = files.folder();
+    const longAgo = new Date(1_000_000_000_000);
+    utimesSync(tensors, longAgo, longAgo);
+    const first = load(checkpoint, packed);
+    const bytes = readFileSync(tensors);
+    bytes[bytes.length - 2]! ^= 1;
+    writeFileSync(tensors, bytes);
+    utimesSync(tensors, longAgo, longAgo);
+    const second = load(checkpoint, packed);
+    expect(second).toMatchObject({ ok: true, hit: false });
+    expect(second.hash).not.toBe(first.hash);
   });
 
   it.each([

@@ -104,6 +104,39 @@ describe("a broken checkpoint is one sentence that names the cause", () => {
       withHeader((text) => text.replace(/"data_offsets":\[\d+,/, '"data_offsets":[-4,')),
       "data_offsets",
     );
+    expectRefused(
+      withHeader((text) =>
+        text.replace(/"data_offsets":\[\d+,\d+/, '"data_offsets":[9007199254740992,9223372036854775807'),
+      ),
+      "do not fit its shape",
+    );
+    expectRefused(
+      withHeader((text) => text.replace("[160,96]", "[4611686018427387904,4611686018427387904]")),
+      "impossible shape",
+    );
+    expectRefused(
+      withHeader((text) => text.replace(/"shape":\[\d+\]/, '"shape":{}')),
+      "a shape that is no list",
+    );
+    expectRefused(
+      withHeader((text) => `{"deep":${"[".repeat(100_000)},${text.slice(1)}`),
+      "too many levels",
+    );
+    expectRefused(
+      withHeader((text) => `{"__metadata__":[${"0,".repeat(4_000_000)}0],${text.slice(1)}`),
+      "too many values",
+    );
+  });
+
+  it("a header longer than any file", () => {
+    const folder = files.write("plain");
+    const path = join(folder, "model.safetensors");
+    const file = readFileSync(path);
+    for (const length of [2n ** 63n, 2n ** 64n - 1n, 2n ** 64n - 8n]) {
+      file.writeBigUInt64LE(length);
+      writeFileSync(path, file);
+      expectRefused(load(folder), "truncated within its header");
+    }
   });
 
   it("no config, no weights, a config that is no JSON", () => {
@@ -132,13 +165,15 @@ describe("what a config asks for and this version lacks is refused by name", () 
     ["index_topk", 2048],
     ["hidden_act", "gelu"],
     ["rope_parameters", { rope_type: "llama3", rope_theta: 1e4 }],
+    ["rope_parameters", "yarn"],
+    ["rope_parameters", { rope_type: "yarn", rope_theta: 1, factor: 4, truncate: false }],
     ["quantization_config", { quant_method: "gptq" }],
     ["moe_topk", 13],
     ["qk_rope_head_dim", 15],
     ["vocab_size", 1e12],
     ["hidden_size", "96"],
   ])("%s = %j", (key, value) => {
-    const named = key === "rope_parameters" ? "llama3" : key;
+    const named = JSON.stringify(value).includes("llama3") ? "llama3" : key.replace("rope_parameters", "rope_");
     expectRefused(
       load(files.write("plain", (_, config) => Object.assign(config, { [key]: value }))),
       "config.json",
@@ -172,6 +207,16 @@ describe("a sound checkpoint", () => {
     expect(plain).toMatchObject({ ok: true, layout: "mla-bf16-a4-w48-b64", eos: [2], warnings: [] });
     expect(other).toMatchObject({ ok: true, logits: plain.logits });
     expect(other.hash).not.toBe(plain.hash);
+  });
+
+  it("is another model to its peers under another eps of the latent norm", () => {
+    const folder = files.write("plain");
+    const plain = load(folder);
+    const other = load(folder, "-", "cpu", 0.125);
+    expect(other.logits).not.toBe(plain.logits);
+    expect(other.hash).not.toBe(plain.hash);
+    const { rms_norm_eps } = JSON.parse(readFileSync(join(folder, "config.json"), "utf8"));
+    expect(load(folder, "-", "cpu", rms_norm_eps ?? 1e-5)).toEqual(plain);
   });
 
   it("takes yarn in both spellings and names", () => {

@@ -91,6 +91,12 @@ export interface LoadedWeights {
 }
 
 /** Loads a checkpoint in a process of its own. `packed`: the folder of packed weights, "-" for none. */
-export function loadWeights(folder: string, packed = "-", backend: "ref" | "cpu" = "cpu"): LoadedWeights {
-  return nativeReport("weights", [folder, packed, backend])[0] as LoadedWeights;
+export function loadWeights(
+  folder: string,
+  packed = "-",
+  backend: "ref" | "cpu" = "cpu",
+  latentNormEps: number | null = null,
+): LoadedWeights {
+  const eps = latentNormEps === null ? [] : [String(latentNormEps)];
+  return nativeReport("weights", [folder, packed, backend, ...eps])[0] as LoadedWeights;
 }

@@ -48,9 +48,9 @@ Status File::Failure(const char* verb) const { return IoError(path_, verb, errno
 Result<FileIdentity> File::Identity() const {
   struct stat facts {};
   if (fstat(fd_, &facts) != 0) return Failure("examined");
+  const auto nanoseconds = [](const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; };
   return FileIdentity{static_cast<uint64_t>(facts.st_size), static_cast<uint64_t>(facts.st_ino),
-                      static_cast<uint64_t>(facts.st_dev),
-                      static_cast<int64_t>(facts.st_mtim.tv_sec) * 1'000'000'000 + facts.st_mtim.tv_nsec};
+                      static_cast<uint64_t>(facts.st_dev), nanoseconds(facts.st_mtim), nanoseconds(facts.st_ctim)};
 }
 
 Status File::ReadAt(uint64_t offset, void* out, size_t bytes) const {
@@ -121,14 +121,13 @@ Status WriteTextAtomically(const std::string& path, std::string_view text) {
   // Named after the thread: two engines of one process may load the same checkpoint at once.
   const std::string aside = path + "." + std::to_string(gettid()) + ".tmp";
   unlink(aside.c_str());
-  {
-    Result<File> file = File::Create(aside);
-    if (!file.ok()) return file.status();
-    if (Status wrote = file->WriteAll(text); !wrote.ok()) return wrote;
-    if (Status synced = file->Sync(); !synced.ok()) return synced;
-  }
-  if (rename(aside.c_str(), path.c_str()) != 0) return IoError(path, "renamed", errno);
-  return Status::Ok();
+  Result<File> file = File::Create(aside);
+  if (!file.ok()) return file.status();
+  Status done = file->WriteAll(text);
+  if (done.ok()) done = file->Sync();
+  if (done.ok() && rename(aside.c_str(), path.c_str()) != 0) done = IoError(path, "renamed", errno);
+  if (!done.ok()) unlink(aside.c_str());
+  return done;
 }
 
 Status MakeFolder(const std::string& path) {

@@ -16,6 +16,7 @@ struct FileIdentity {
   uint64_t inode = 0;
   uint64_t device = 0;
   int64_t modified_ns = 0;
+  int64_t changed_ns = 0;  // unlike `modified_ns` nobody can set it
 };
 
 class File {

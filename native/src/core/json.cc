@@ -7,6 +7,7 @@ namespace margay {
 namespace {
 
 constexpr int kMaxDepth = 64;
+constexpr int kMaxValues = 4'000'000;  // a value of two bytes of text takes a hundred of memory
 
 class Parser {
  public:
@@ -49,6 +50,7 @@ class Parser {
 
   bool Value(Json* out, int depth) {
     if (depth > kMaxDepth) return Fail("too many levels");
+    if (++values_ > kMaxValues) return Fail("too many values");
     Blank();
     if (at_ >= text_.size()) return Fail("the text ends too early");
     switch (text_[at_]) {
@@ -198,6 +200,7 @@ class Parser {
 
   std::string_view text_;
   size_t at_ = 0;
+  int values_ = 0;
   std::string error_;
 };
 

@@ -1,5 +1,6 @@
 // A small strict JSON reader (RFC 8259) for config.json and safetensors headers: no comments, no trailing commas, no
-// duplicate keys, valid UTF-8 escapes, at most 64 levels.
+// duplicate keys, valid UTF-8 escapes, at most 64 levels
+// and four million values.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <bit>
 #include <string>
 #include <utility>
 
@@ -107,9 +108,22 @@ Result<std::string> ModelHash(const Checkpoint& checkpoint, const std::string& p
   }
   Result<std::string> hash = checkpoint.Hash(pool);
   if (!hash.ok()) return hash;
+  const Result<std::string> afterwards = checkpoint.Identity();
+  if (!afterwards.ok()) return afterwards.status();
+  if (afterwards.value() != identity.value()) {
+    return Status(Code::kCheckpoint, checkpoint.folder() + " was written to while it was read");
+  }
   if (Status made = MakeFolder(packed_folder); !made.ok()) return made;
   if (Status kept = WriteTextAtomically(path, hash.value() + "\n"); !kept.ok()) return kept;
   return hash;
+}
+
+// KV rows depend on the eps of the latent norm too: engines that differ in it must not exchange pages.
+std::string KvHash(const std::string& checkpoint_hash, float default_eps, float latent_eps) {
+  if (latent_eps == default_eps) return checkpoint_hash;
+  Sha256 sha;
+  sha.Update(checkpoint_hash + " latent-norm-eps " + std::to_string(std::bit_cast<uint32_t>(latent_eps)));
+  return Hex(sha.Finish());
 }
 
 }  // namespace
@@ -147,7 +161,7 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   backend->Bind(weights->base());
 
   ModelFacts facts;
-  facts.model_hash = hash.value();
+  facts.model_hash = KvHash(hash.value(), config->rms_eps, latent_eps);
   facts.vocab_size = config->vocab_size;
   facts.context_length = config->context_length;
   facts.attentions = config->attentions();

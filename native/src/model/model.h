@@ -29,7 +29,7 @@ struct ModelOptions {
 std::vector<std::string> CpuIsas();
 
 struct ModelFacts {
-  std::string model_hash;  // hex digest of config and tensors: equal on every host with the same checkpoint
+  std::string model_hash;  // hex digest of config, tensors and latent_norm_eps: equal where KV rows mean the same
   int vocab_size = 0;
   int context_length = 0;
   int attentions = 0;

@@ -114,6 +114,7 @@ RopeConfig ReadRope(const Json& object, const Reader& config, int context_length
   const Json* found = object.Find("rope_parameters");
   if (found == nullptr || found->is(Json::Kind::kNull)) found = object.Find("rope_scaling");
   if (found == nullptr || found->is(Json::Kind::kNull)) return rope;
+  if (!found->is(Json::Kind::kObject)) config.Fail("rope_parameters or rope_scaling must be an object");
   const Reader part(*found, status);
   rope.theta = part.Number({"rope_theta"}, 1, 1e12, rope.theta);
   const std::string type = part.Text({"rope_type", "type"}, "default");
@@ -252,6 +253,9 @@ Result<ModelConfig> ParseModelConfig(std::string_view config, std::string_view g
     AddEos(*generation, "generation_config.json", c.vocab_size, &c.eos_tokens, &status);
   }
   if (!status.ok()) return status;
+  const std::vector<float> frequencies = c.InverseFrequencies();
+  const bool finite = std::all_of(frequencies.begin(), frequencies.end(), [](float f) { return std::isfinite(f); });
+  if (!finite) return Status(Code::kCheckpoint, "config.json: rope_theta and the yarn values give no finite frequencies");
   return c;
 }
 

@@ -36,6 +36,7 @@ Result<Tensor> ParseTensor(const std::string& name, const Json& entry, const std
   const Json* offsets = entry.Find("data_offsets");
   if (dtype == nullptr || shape == nullptr || offsets == nullptr) return broken("lacks dtype, shape or data_offsets");
   if (!dtype->is(Json::Kind::kString)) return broken("has a dtype that is no string");
+  if (!shape->is(Json::Kind::kArray)) return broken("has a shape that is no list");
   Tensor tensor;
   tensor.name = name;
   tensor.dtype_name = dtype->text;
@@ -231,7 +232,8 @@ Result<std::string> Checkpoint::Identity() const {
     if (!identity.ok()) return identity.status();
     const FileIdentity& facts = identity.value();
     sha.Update("\n" + file.path() + " " + std::to_string(facts.size) + " " + std::to_string(facts.inode) + " " +
-               std::to_string(facts.device) + " " + std::to_string(facts.modified_ns));
+               std::to_string(facts.device) + " " + std::to_string(facts.modified_ns) + " " +
+               std::to_string(facts.changed_ns));
   }
   return Hex(sha.Finish());
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <bit>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -82,10 +83,13 @@ class FileLock {
  public:
   explicit FileLock(const std::string& path) : fd_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
     const auto end = std::chrono::steady_clock::now() + kLockPatience;
-    while (fd_ >= 0 && flock(fd_, LOCK_EX | LOCK_NB) != 0 && std::chrono::steady_clock::now() < end) {
+    while (fd_ >= 0 && !held_ && std::chrono::steady_clock::now() < end) {
+      held_ = flock(fd_, LOCK_EX | LOCK_NB) == 0;
+      if (held_ || (errno != EWOULDBLOCK && errno != EINTR)) return;  // a file system without locks: nobody to wait for
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
   }
+  bool held() const { return held_; }
   ~FileLock() {
     if (fd_ >= 0) close(fd_);
   }
@@ -94,9 +98,10 @@ class FileLock {
 
  private:
   int fd_;
+  bool held_ = false;
 };
 
-// What a process that died while packing left behind.
+// What a process that died while packing left behind. The lock is held: nobody packs this key now.
 void RemoveLeftovers(const std::string& folder, const std::string& stem) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
@@ -170,8 +175,9 @@ Result<PackedWeights> PackedWeights::Materialise(const PackPlan& plan, const std
     packed.mapping_ = OpenWhole(path, key, plan.bytes(), pool);
     packed.hit_ = packed.mapping_.data() != nullptr;
     if (!packed.hit_) {
-      RemoveLeftovers(folder, key);
-      const std::string aside = path + "." + std::to_string(getpid()) + ".tmp";
+      if (lock.held()) RemoveLeftovers(folder, key);
+      const std::string aside = path + "." + std::to_string(gettid()) + ".tmp";
+      unlink(aside.c_str());
       Status written = WriteFile(aside, key, plan.bytes(), pool, fill);
       if (written.ok() && rename(aside.c_str(), path.c_str()) != 0) {
         written = Status(Code::kIo, path + " cannot be renamed: " + std::strerror(errno));
