@@ -282,7 +282,7 @@ export class DecodeRequests {
     return [...this.#active.values()].filter((request) => request.phase === "decoding");
   }
 
-  /** Tokens leave for their gateways before sequences are closed and anything else happens. */
+  /** Tokens go to their streams before sequences are closed and anything else happens. */
   #obey(result: StepResult): void {
     const { metrics, stream } = this.#parts;
     const ended: [DecodeRequest, number][] = [];
@@ -308,7 +308,7 @@ export class DecodeRequests {
         this.#lastWord(request, finishReason(finish), finish === FINISH.numeric ? "numeric" : null),
       );
     }
-    stream.flush();
+    stream.stepped();
     for (const [request, finish] of ended) this.#leave(request, "unknown_request", finish !== FINISH.numeric);
     this.#stepMs += (result.computeMs - this.#stepMs) * 0.1;
     metrics.observe("margay_batch_tokens", { role: "decode" }, total);

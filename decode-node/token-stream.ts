@@ -7,11 +7,18 @@ import type { Clock, Timer } from "#service/clock.ts";
 /** How long the tail of an ended request waits for its acknowledgement, and how many tails do. */
 const TAIL_MS = 30_000;
 const MOST_TAILS = 4_096;
+/**
+ * Steps faster than this share a message. No reader can tell 125 messages a second from more, and every process on the
+ * way pays per message; a step of a large model takes longer and has its own.
+ */
+export const GATHER_MS = 8;
 
 interface Outbox {
   readonly head: RequestHead;
   /** Alternatives per token; -1: no log-probabilities. */
   readonly topLogprobs: number;
+  /** `seq` of the stream's first token. */
+  readonly opened: number;
   /** `seq` of the first token kept; earlier ones were acknowledged. */
   base: number;
   readonly tokens: number[];
@@ -28,12 +35,13 @@ export type PublishTokens = (owner: GatewayId, batch: TokenBatch) => void;
 /**
  * Owns the tokens that left the engine and are not acknowledged.
  *
- *   emitted -> published (once, in the batch of its step) -> acknowledged -> forgotten
+ *   emitted -> published (once, with its step or the few before it) -> acknowledged -> forgotten
  *                                    `-> asked for again -> told again
  *
- * 1 all that one step made for one gateway leaves in one message
- * 2 a token is kept until its gateway acknowledged it; a cancelled request's tokens are not
- * 3 an ended request is kept until its last token is acknowledged, TAIL_MS at most
+ * 1 all that one step made for one gateway leaves in one message, at most GATHER_MS after the step
+ * 2 a request's first token and its end leave with their step
+ * 3 a token is kept until its gateway acknowledged it; a cancelled request's tokens are not
+ * 4 an ended request is kept until its last token is acknowledged, TAIL_MS at most
  */
 export class TokenStream {
   readonly #rankId: RankId;
@@ -44,6 +52,10 @@ export class TokenStream {
   /** Requests with something to publish, by gateway. */
   #dirty = new Map<GatewayId, Set<Outbox>>();
   #tails = 0;
+  /** Something waits that may not: a first token or an end. */
+  #urgent = false;
+  #flushedMs = -GATHER_MS;
+  #gathering: Timer | null = null;
 
   constructor(rankId: RankId, epoch: number, clock: Clock, publish: PublishTokens) {
     this.#rankId = rankId;
@@ -61,12 +73,13 @@ export class TokenStream {
   open(head: RequestHead, seq: number, topLogprobs: number): void {
     this.#forget(head.requestId);
     const empty = { tokens: [], logprobs: [], done: null, expiry: null };
-    this.#outboxes.set(head.requestId, { head, topLogprobs, base: seq, published: seq, ...empty });
+    this.#outboxes.set(head.requestId, { head, topLogprobs, opened: seq, base: seq, published: seq, ...empty });
   }
 
   emit(head: RequestHead, token: number, logprobs: StepLogprobs | null): void {
     const outbox = this.#find(head);
     if (outbox === null) return;
+    if (outbox.published === outbox.opened) this.#urgent = true;
     outbox.tokens.push(token);
     if (outbox.topLogprobs >= 0 && logprobs !== null) outbox.logprobs.push(logprobs);
     this.#mark(outbox);
@@ -77,14 +90,30 @@ export class TokenStream {
     const outbox = this.#find(head);
     if (outbox === null) return;
     outbox.done = done;
+    this.#urgent = true;
     outbox.expiry = this.#clock.after(TAIL_MS, () => this.#forget(head.requestId));
     this.#mark(outbox);
     if (++this.#tails > MOST_TAILS) this.#forgetOldestTail();
   }
 
-  /** Publishes what was emitted and ended since the last call. */
+  /** A step is over: publishes now what may not wait, and the rest with it or GATHER_MS after the last publication. */
+  stepped(): void {
+    if (this.#dirty.size === 0 || this.#gathering !== null) {
+      if (this.#urgent) this.flush();
+      return;
+    }
+    const restMs = this.#flushedMs + GATHER_MS - this.#clock.monotonic();
+    if (this.#urgent || restMs <= 0) this.flush();
+    else this.#gathering = this.#clock.after(restMs, () => this.flush());
+  }
+
+  /** Publishes what was emitted and ended since the last time. */
   flush(): void {
+    this.#gathering?.cancel();
+    this.#gathering = null;
+    this.#urgent = false;
     if (this.#dirty.size === 0) return;
+    this.#flushedMs = this.#clock.monotonic();
     const dirty = this.#dirty;
     this.#dirty = new Map();
     for (const [owner, outboxes] of dirty) {
@@ -131,6 +160,7 @@ export class TokenStream {
 
   /** Ends all timers. */
   close(): void {
+    this.#gathering?.cancel();
     for (const requestId of [...this.#outboxes.keys()]) this.#forget(requestId);
   }
 

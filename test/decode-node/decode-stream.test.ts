@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { GATHER_MS } from "../../decode-node/token-stream.ts";
 import { SIM_EOS_TOKEN } from "../../native/binding/sim-token.ts";
 import { FakeGateway } from "../support/fake-gateway.ts";
 import { generationOf, promptOf } from "../support/generation.ts";
@@ -14,7 +15,7 @@ afterEach(async () => {
 });
 
 test("all that one step makes for one gateway travels in one message", async () => {
-  const [p, d] = [await world.prefill(), await world.decode({ model: { stepMs: 5 } })];
+  const [p, d] = [await world.prefill(), await world.decode({ model: { stepMs: GATHER_MS + 2 } })];
   const other = new FakeGateway(world.network.connect(), world.clock, "gw2");
   const heads = [0, 1, 2, 3, 4].map(() => world.gateway.head());
   for (const [i, head] of heads.entries()) {
@@ -25,7 +26,7 @@ test("all that one step makes for one gateway travels in one message", async () 
   await world.serveLocally(d, foreign, generationOf(promptOf(30, 9), { maxNewTokens: 200 }));
   await world.until(() => other.batches.length > 2);
   const [before, beforeOther, steps] = [world.gateway.batches.length, other.batches.length, d.engine.stats().steps];
-  await world.clock.advance(200);
+  await world.clock.advance(400);
   const made = d.engine.stats().steps - steps;
   expect(made).toBeGreaterThan(20);
   expect(world.gateway.batches.length - before).toBe(made);

@@ -2,7 +2,7 @@ import { beforeEach, expect, test } from "vitest";
 import type { DecodeDone, TokenBatch } from "#protocol/decode.ts";
 import { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
 import type { RequestHead } from "#protocol/request.ts";
-import { TokenStream } from "../../decode-node/token-stream.ts";
+import { GATHER_MS, TokenStream } from "../../decode-node/token-stream.ts";
 import { FakeClock } from "../support/fake-clock.ts";
 
 const finished: DecodeDone = { finish: "stop", error: null, cachedTokens: 0, computedTokens: 0, decodeMs: 1 };
@@ -46,6 +46,42 @@ test("nothing leaves before flush, and nothing leaves twice", () => {
     [[6, [11], finished]],
   ]);
   expect(sent[0]!.batch).toMatchObject({ rankId: "d-r0", epoch: 3 });
+});
+
+test("steps that follow each other fast share a message; first tokens and ends do not wait", async () => {
+  const [a, b] = [head("a"), head("b")];
+  const step = async (ms: number, ...made: (() => void)[]) => {
+    for (const make of made) make();
+    stream.stepped();
+    await clock.advance(ms);
+  };
+  const told = () => sent.splice(0).map(({ batch }) => batch.chunks.map((c) => [c.requestId, c.seq, [...c.tokens]]));
+  stream.open(a, 0, -1);
+  await step(1, () => stream.emit(a, 10, null));
+  expect(told()).toEqual([[["a", 0, [10]]]]);
+  await step(1, () => stream.emit(a, 11, null));
+  await step(1, () => stream.emit(a, 12, null));
+  expect(told()).toEqual([]);
+  await clock.advance(GATHER_MS - 3);
+  expect(told()).toEqual([[["a", 1, [11, 12]]]]);
+  await step(1, () => stream.emit(a, 13, null));
+  stream.open(b, 5, -1);
+  await step(
+    1,
+    () => stream.emit(a, 14, null),
+    () => stream.emit(b, 20, null),
+  );
+  expect(told()).toEqual([
+    [
+      ["a", 3, [13, 14]],
+      ["b", 5, [20]],
+    ],
+  ]);
+  await step(0, () => stream.end(b, finished));
+  expect(told()).toEqual([[["b", 6, []]]]);
+  await clock.advance(2 * GATHER_MS);
+  await step(0, () => stream.emit(a, 15, null));
+  expect(told()).toEqual([[["a", 5, [15]]]]);
 });
 
 test("an end by error is kept although every token is acknowledged, for its message may be lost", async () => {
