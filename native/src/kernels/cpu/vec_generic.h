@@ -12,6 +12,7 @@ namespace {
 struct Vec {
   using Reg = float __attribute__((vector_size(16)));
   using Words = uint32_t __attribute__((vector_size(16)));
+  using Halves = uint16_t __attribute__((vector_size(8)));
   using Ints = int32_t __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
   static constexpr int kRows = 2;           // rows of a matmul block
@@ -49,7 +50,11 @@ struct Vec {
     return x > y ? x : y;
   }
 
-  static Reg LoadBf16(const uint16_t* p) { return LoadBf16Some(p, kWidth); }
+  static Reg LoadBf16(const uint16_t* p) {
+    Halves bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    return __builtin_bit_cast(Reg, __builtin_convertvector(bits, Words) << 16);
+  }
   static Reg LoadBf16Some(const uint16_t* p, int n) {
     Words words{};
     for (int i = 0; i < n; ++i) words[i] = static_cast<uint32_t>(p[i]) << 16;
