@@ -1,3 +1,4 @@
+import { maxHeaderSize } from "node:http";
 import type { AddressInfo } from "node:net";
 import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
 import { MargayError } from "#protocol/errors.ts";
@@ -78,7 +79,7 @@ export class Gateway {
       keepAliveTimeout: KEEP_ALIVE_MS,
       genReqId: () => `req_${random.hex(12)}`,
       routerOptions: { ignoreTrailingSlash: true, maxParamLength: 512 },
-      clientErrorHandler: (_error, socket) => refuseConnection(socket),
+      clientErrorHandler: (error, socket) => refuseConnection(error, socket),
       frameworkErrors: (error, request, reply) => this.#answerError(error, request, reply as FastifyReply),
     });
     this.#addHooks();
@@ -209,6 +210,10 @@ export class Gateway {
     if (error.code === "internal") logger.error(fields, "a request failed");
     else if (error.status >= 500) logger.warn(fields, "a request failed");
     else logger.debug(fields, "a request was refused");
+    // Fastify closes the connection of a body it did not take, and a client still sending would then lose the answer to a
+    // reset. The rest of the body is read and dropped instead, for as long as a request may take to arrive.
+    reply.removeHeader("connection");
+    reply.header("x-request-id", request.id);
     reply.code(error.status).headers(errorHeaders(error)).send(errorBody(error));
   }
 }
@@ -234,16 +239,17 @@ function answerUnrouted(request: FastifyRequest, reply: FastifyReply): void {
   throw new MargayError("method_not_allowed", `This method is not allowed here; allowed are ${allowed}.`);
 }
 
-/** A connection whose bytes are no HTTP, or came too slowly. */
-function refuseConnection(socket: {
-  readonly writable: boolean;
-  end(text: string): unknown;
-  destroy(): unknown;
-}): void {
+/** A connection whose bytes are no HTTP, are too many before the body, or came too slowly. */
+function refuseConnection(
+  fault: { readonly code?: string },
+  socket: { readonly writable: boolean; end(text: string): unknown; destroy(): unknown },
+): void {
   if (!socket.writable) return void socket.destroy();
-  const body = JSON.stringify(
-    errorBody(new MargayError("invalid_request", "The HTTP request is malformed or came too slowly.")),
-  );
+  const sentence =
+    fault.code === "HPE_HEADER_OVERFLOW"
+      ? `The address and headers of a request must be at most ${maxHeaderSize} bytes.`
+      : "The HTTP request is malformed or came too slowly.";
+  const body = JSON.stringify(errorBody(new MargayError("invalid_request", sentence)));
   socket.end(
     `HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
   );

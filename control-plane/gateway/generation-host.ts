@@ -20,6 +20,9 @@ export interface GenerationHost extends ExchangeHost {
   readonly maxN: number;
 }
 
+/** Most choices of one request over all its prompts. A request that could fill the queue alone would always be refused. */
+const MAX_CHOICES = 256;
+
 /** Lists whose length is looked at before their entries: one of a million faults is answered as fast as any other. */
 const LIST_LIMITS = { messages: MAX_MESSAGES, tools: MAX_TOOLS, stop: MAX_STOPS, stop_token_ids: MAX_STOP_TOKENS };
 
@@ -62,6 +65,9 @@ export function planChoices(
 ): readonly Generation[] {
   const n = fields.n ?? 1;
   if (n > host.maxN) throw refuse("n", `must be at most ${host.maxN}`);
+  if (n * prompts.length > MAX_CHOICES) {
+    throw refuse("n", `must be at most ${Math.floor(MAX_CHOICES / prompts.length)} for ${prompts.length} prompts`);
+  }
   const seed = fields.seed === null || fields.seed === undefined ? host.random.seed() : baseSeed(fields.seed);
   return prompts.flatMap((prompt) => {
     const plan = planGeneration(model, fields, prompt, topLogprobs, seed);

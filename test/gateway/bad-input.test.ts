@@ -1,7 +1,9 @@
+import { once } from "node:events";
+import { connect } from "node:net";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ErrorResponse } from "../../control-plane/gateway/response-schema.ts";
 import { answering } from "../support/fake-flow.ts";
-import { type Harness, startHarness } from "../support/gateway-harness.ts";
+import { eventually, type Harness, startHarness } from "../support/gateway-harness.ts";
 
 let harness: Harness;
 beforeAll(async () => {
@@ -138,6 +140,7 @@ const CHAT: readonly Row[] = [
 ];
 
 const COMPLETION: readonly Row[] = [
+  ["n too large for its prompts", { n: 4, prompt: Array(65).fill("a") }, "n", /at most 3 for 65 prompts/],
   ["no prompt", { prompt: undefined }, "prompt", /must be a string/],
   ["an empty prompt", { prompt: "" }, "prompt", /must not be empty/],
   ["an empty list", { prompt: [] }, "prompt", /1 to 128/],
@@ -232,6 +235,32 @@ describe("every fault of the client is told in OpenAI's form, with the field and
   test("a body above the limit is 413", async () => {
     const error = await refused(await harness.chat({ user: "x".repeat(1_048_577) }), 413);
     expect(error.message).toBe("The body must be at most 1 MiB.");
+  });
+
+  test("a client reads the answer to a body far above the limit, and its connection stays", async () => {
+    const { hostname, port } = new URL(harness.url);
+    const socket = connect({ host: hostname, port: Number(port) });
+    let received = "";
+    const statuses = () => [...received.matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => status);
+    socket.setEncoding("utf8").on("data", (piece: string) => {
+      received += piece;
+    });
+    const failed = once(socket, "error").then(([error]) => Promise.reject(error as Error));
+    const length = 40 * 1_048_576;
+    const head = `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${length}\r\n\r\n`;
+    socket.write(head);
+    socket.write("x".repeat(length));
+    socket.write("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n");
+    await Promise.race([failed, eventually(() => statuses().length === 2)]);
+    expect(statuses()).toEqual(["413", "200"]);
+    socket.destroy();
+  });
+
+  test("headers above the limit are called so", async () => {
+    const response = await fetch(`${harness.url}/livez`, { headers: { "x-long": "x".repeat(20_000) } });
+    expect(response.status).toBe(400);
+    const { error } = ErrorResponse.parse(await response.json());
+    expect(error.message).toBe("The address and headers of a request must be at most 16384 bytes.");
   });
 
   test("deep nesting is refused, not a crash", async () => {

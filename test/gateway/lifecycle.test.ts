@@ -41,6 +41,7 @@ describe("paths and methods", () => {
     await using harness = await startHarness(idle);
     const response = await fetch(`${harness.url}/v1/models/%ff`);
     expect(response.status).toBe(400);
+    expect(response.headers.get("x-request-id")).toMatch(/^req_/);
     ErrorResponse.parse(await response.json());
   });
 });
