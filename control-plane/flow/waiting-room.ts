@@ -59,7 +59,6 @@ const HOPELESS_MS = 10_000;
 export class WaitingRoom {
   readonly #parts: WaitingRoomParts;
   readonly #queues = new Map<ModelName, Guest[]>();
-  readonly #missing = new Map<ModelName, Role>();
   readonly #stopListening: () => void;
   #timer: Timer | null = null;
   #soon: Timer | null = null;
@@ -81,9 +80,12 @@ export class WaitingRoom {
     return first === undefined ? 0 : this.#parts.clock.monotonic() - first.enteredMs;
   }
 
-  /** The role the first waiting request waits for; null when nobody waits. */
+  /** The role the first waiting request waits for at this moment; null when it waits for none, or nobody waits. */
   missing(model: ModelName): Role | null {
-    return this.waiting(model) === 0 ? null : (this.#missing.get(model) ?? null);
+    const guest = this.#queues.get(model)?.[0];
+    if (guest === undefined) return null;
+    const placement = this.#place(guest);
+    return placement.kind === "wait" ? placement.missing : null;
   }
 
   /**
@@ -174,12 +176,10 @@ export class WaitingRoom {
 
   /** Seats or refuses the first of a queue; false when it has to wait. */
   #seatFirst(queue: Guest[]): boolean {
-    const { fleet, clock } = this.#parts;
     const guest = queue[0]!;
-    const placement = place(fleet.snapshot, fleet.prefixes, guest.query, clock.monotonic());
+    const placement = this.#place(guest);
     switch (placement.kind) {
       case "wait":
-        this.#missing.set(guest.query.model, placement.missing);
         return false;
       case "impossible":
         guest.reject(
@@ -194,6 +194,11 @@ export class WaitingRoom {
     }
     queue.shift();
     return true;
+  }
+
+  #place({ query }: Guest): Placement {
+    const { fleet, clock } = this.#parts;
+    return place(fleet.snapshot, fleet.prefixes, query, clock.monotonic());
   }
 
   /** Those that waited too long: not always the first, for one that came back stands before them. */
