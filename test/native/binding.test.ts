@@ -237,7 +237,8 @@ test("a checkpoint that is not there rejects with a sentence that names it", asy
   const rejected = NativeRank.open("decode", { modelFolder: "/nowhere/nano" });
   await expect(rejected).rejects.toThrow("/nowhere/nano");
   await expect(rejected).rejects.toMatchObject({ code: expect.stringMatching(/^(checkpoint|io)$/) });
-  await expect(NativeRank.open("decode", { slots: 0 })).rejects.toMatchObject({ code: "bad_argument" });
+  for (const slots of [0, -1, 2 ** 31 - 1])
+    await expect(NativeRank.open("decode", { slots })).rejects.toMatchObject({ code: "bad_argument" });
   await expect(NativeRank.open("decode", { kvBlocks: 0, kvBytes: 10 })).rejects.toThrow("kvBytes");
   await expect(openEngine({} as never, {} as never)).rejects.toThrow("modelFolder");
 });

@@ -10,6 +10,7 @@ namespace {
 
 // Deadlines and lengths come from outside: sums of two of them must not overflow.
 constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max();
+constexpr int kMostSlots = 1 << 16;
 
 std::string Number(int64_t value) { return std::to_string(value); }
 
@@ -38,7 +39,9 @@ double EpochMs() {
 }
 
 Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options, std::function<void()> notify) {
-  if (options.slots < 1) return Status(Code::kBadArgument, "slots must be at least 1");
+  if (options.slots < 1 || options.slots > kMostSlots) {
+    return Status(Code::kBadArgument, "slots must be from 1 to " + Number(kMostSlots));
+  }
   if (options.model.max_rows < 1) return Status(Code::kBadArgument, "maxStepTokens must be at least 1");
   Result<std::unique_ptr<Model>> model = Model::Load(options.model);
   if (!model.ok()) return model.status();
@@ -349,6 +352,7 @@ Result<int64_t> Engine::Submit(std::span<const int32_t> values) {
       plan.entries.push_back(entry);
       Sequence* sequence = sequences_.Find(entry.ref);
       sequence->was_planned = true;
+      if (sequence->finish != Finish::kNone) continue;  // will be skipped
       sequence->planned_rows += entry.rows;
       const int known = static_cast<int>(sequence->tokens.size()) + sequence->planned_tokens;
       if (Sequence::Produces(sequence->length + sequence->planned_rows, known)) ++sequence->planned_tokens;
