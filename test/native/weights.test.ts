@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -136,6 +137,15 @@ describe("a broken checkpoint is one sentence that names the cause", () => {
       file.writeBigUInt64LE(length);
       writeFileSync(path, file);
       expectRefused(load(folder), "truncated within its header");
+    }
+  });
+
+  it("a pipe where a file should be", () => {
+    for (const name of ["config.json", "model.safetensors"]) {
+      const folder = files.write("plain");
+      rmSync(join(folder, name));
+      execFileSync("mkfifo", [join(folder, name)]);
+      expectRefused(load(folder), name);
     }
   });
 

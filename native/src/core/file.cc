@@ -20,7 +20,8 @@ Status IoError(const std::string& path, const char* verb, int error) {
 }  // namespace
 
 Result<File> File::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // A pipe without a writer must not hold anybody up; it reads as empty.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return IoError(path, "opened", errno);
   return File(fd, path);
 }

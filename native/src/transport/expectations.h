@@ -3,10 +3,10 @@
 //   expected -> copying <-> expected -> complete -> forgotten
 //                                   \-> failed   -> forgotten
 //
-// E1 a page is written only between Claim and Finish, into a block held for its sequence (Flight::kIn)
+// E1 a page is written only between Take and Finish, into a block held for its sequence (Flight::kIn)
 // E2 after Forget nothing is claimed for the sequence, and a claim in progress has been finished
 // E3 each sequence is reported once, unless it is forgotten before
-// Claim, Finish and Expire belong to the receiver's thread; Expect and Forget may come from any.
+// Take, Finish and Expire belong to the receiver's thread; Expect and Forget may come from any.
 #pragma once
 
 #include <condition_variable>
