@@ -38,6 +38,9 @@ async function main(argv: readonly string[]): Promise<number> {
     process.stdout.write(USAGE);
     return values.help ? 0 : 2;
   }
+  if (rest.length > 0 && (command === "up" || command === "status"))
+    throw new UsageError(`${command} takes no argument`);
+  if (values.think && values["no-think"]) throw new UsageError("--think and --no-think exclude each other");
   switch (command) {
     case "up":
       return up();
@@ -68,6 +71,9 @@ function numeric(option: string, value: string | undefined): number | null {
   return parsed;
 }
 
+// Whoever read the output has left (`| head`, a closed terminal): a command that only prints is done, `up` goes on serving.
+process.stdout.on("error", () => process.exit(0));
+process.stderr.on("error", () => {});
 try {
   process.exitCode = await main(process.argv.slice(2));
 } catch (error) {

@@ -1,5 +1,9 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { StatusReport } from "#protocol/operator.ts";
 import { type Answer, stream } from "../support/client.ts";
@@ -42,6 +46,19 @@ describe("status", () => {
     expect(report.models).toEqual([{ name: "nano", waiting: 0, running: 0, wantedPrefill: 1, wantedDecode: 1 }]);
     expect(report.ranks.map((rank) => rank.role).sort()).toEqual(["decode", "prefill"]);
   });
+});
+
+test("a command whose output nobody reads any more ends without a word", async () => {
+  const child = spawn(process.execPath, ["control-plane/cli/margay.ts", "status", "--watch"], {
+    cwd: fileURLToPath(new URL("../..", import.meta.url)),
+    env: { PATH: process.env.PATH, MARGAY_STATE_DIR: system.stateFolder },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const complaint = text(child.stderr);
+  await once(child.stdout, "data");
+  child.stdout.destroy();
+  expect(await once(child, "exit")).toEqual([0, null]);
+  expect(await complaint).toBe("");
 });
 
 describe("send", () => {

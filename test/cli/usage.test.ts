@@ -22,6 +22,9 @@ describe("mistakes in how a command is called end with 2 and one sentence", () =
     [["send"], /send needs a question/],
     [["send", "--max-tokens", "many", "Hi"], /--max-tokens must be a number/],
     [["send", "--temperature", "", "Hi"], /--temperature must be a number/],
+    [["send", "--think", "--no-think", "Hi"], /--think and --no-think exclude each other/],
+    [["up", "8000"], /up takes no argument/],
+    [["status", "decode-1"], /status takes no argument/],
     [["drain"], /drain needs the name of one worker/],
     [["drain", "a", "b"], /drain needs the name of one worker/],
   ])("%j", async (argv, sentence) => {
