@@ -112,3 +112,26 @@ test("a control plane that is killed is started again, and answers with workers 
   expect(await system.stop()).toBe(0);
   expect(await alive(after)).toEqual([]);
 });
+
+test("when its terminal is gone, `up` still starts a killed control plane again, and ends in order", async () => {
+  const { system, up } = await start();
+  const before = await family(up);
+  const [victim] = [...before].find(([, command]) => /control-plane\/main/.test(command))!;
+  system.closeOutput();
+  process.kill(victim, "SIGKILL");
+  await waitFor(
+    "a new control plane",
+    async () => {
+      const { url } = JSON.parse(await readFile(join(system.stateFolder, "run.json"), "utf8")) as { url: string };
+      return (await fetch(`${url}/livez`).catch(() => null))?.ok ?? null;
+    },
+    30_000,
+  );
+  const after = await family(up);
+  expect(await system.stop()).toBe(0);
+  await waitFor(
+    "all to end",
+    async () => ((await alive(new Map([...before, ...after]))).length === 0 ? true : null),
+    30_000,
+  );
+});

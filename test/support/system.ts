@@ -30,6 +30,8 @@ export interface System {
   ready(role: "prefill" | "decode", count: number, timeoutMs?: number): Promise<readonly RankInfo[]>;
   /** Samples of one metric of a process (`GET URL/metrics`), labels as Prometheus writes them. */
   metric(processUrl: string, name: string): Promise<ReadonlyMap<string, number>>;
+  /** Nobody reads what it writes any more. */
+  closeOutput(): void;
   /** Ends it as Ctrl-C would. Returns the exit code. */
   stop(): Promise<number>;
 }
@@ -86,6 +88,10 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
     pid: child.pid!,
     log: () => log,
     ranks: status,
+    closeOutput() {
+      child.stdout.destroy();
+      child.stderr.destroy();
+    },
     ready(role, count, timeoutMs = 60_000) {
       return waitFor(
         `${count} ready ${role} ranks`,
