@@ -11,6 +11,8 @@ export const STALL_MS = 30_000;
 
 const PREFILL_FLOOR_MS = 20_000;
 const PREFILL_SLACK = 4;
+/** The rate is mostly measured on short prompts; from about this length on attention, which grows with the square, rules. */
+const ATTENTION_TOKENS = 1_024;
 /** Tokens per second of a rank that has not measured itself. */
 const UNKNOWN_RATE = 100;
 
@@ -21,5 +23,6 @@ const UNKNOWN_RATE = 100;
 export function prefillMs(tokens: number, load: Load | null): number {
   const rate = load?.prefillTokensPerSecond || UNKNOWN_RATE;
   const pending = load?.pendingPrefillTokens ?? 0;
-  return PREFILL_FLOOR_MS + PREFILL_SLACK * ((1000 * (tokens + pending)) / rate);
+  const estimateMs = (1000 * (tokens + pending)) / rate;
+  return PREFILL_FLOOR_MS + PREFILL_SLACK * estimateMs * (1 + tokens / ATTENTION_TOKENS);
 }
