@@ -19,6 +19,9 @@ constexpr size_t kMaxSequences = 4096;
 constexpr int kReconnects = 2;       // per sequence
 constexpr int64_t kIdleMs = 60'000;  // then a connection without sequences is closed
 constexpr size_t kMaxIdleLinks = 64;
+// Each wake-up of this thread and of the peer's takes a core from the model: fewer bytes than this wait for the next
+// attention, at the latest for the last one of the step.
+constexpr size_t kWorthWaking = 256 * 1024;
 constexpr int64_t kStuckMs = 2'000;  // a link without an answer for so long is given up when a deadline passes on it
 
 class Sender final : public KvSender {
@@ -70,6 +73,7 @@ class Sender final : public KvSender {
   std::vector<std::shared_ptr<Outgoing>> begun_;     // not yet on a link
   std::vector<std::shared_ptr<Outgoing>> news_;      // written or aborted since the thread last looked
   bool rung_ = false;
+  size_t quiet_bytes_ = 0;  // written since the bell rang for pages
   TransferCounters counters_;
 
   std::vector<std::unique_ptr<Link>> links_;  // of the thread
@@ -105,8 +109,12 @@ void Sender::Written(SequenceRef sequence, int attention, int length) {
   if (static_cast<size_t>(attention) >= outgoing.written.size()) return;
   int& written = outgoing.written[static_cast<size_t>(attention)];
   if (length <= written) return;
+  quiet_bytes_ += static_cast<size_t>(length - written) * pool_->memory().layout.row_bytes();
   written = length;
   if (!std::exchange(outgoing.listed, true)) news_.push_back(found->second);
+  const bool last = static_cast<size_t>(attention) + 1 == outgoing.written.size();
+  if (!last && quiet_bytes_ < kWorthWaking) return;
+  quiet_bytes_ = 0;
   if (!std::exchange(rung_, true)) bell_.Ring();
 }
 

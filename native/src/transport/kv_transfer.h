@@ -96,7 +96,8 @@ class KvSender {
   virtual Status Begin(SequenceRef sequence, SequenceKvId kv, int tokens, const SendTarget& target) = 0;
   // Rows [0, length) of `attention` are written: every page that became full, and the partial last page once length
   // reaches `tokens`, is announced. Never blocks the engine thread. Pages of a prefix hit are announced too, without
-  // waiting for a call. Unknown sequences are passed over.
+  // waiting for a call. Little is announced together: at the latest when the last attention is written. Unknown
+  // sequences are passed over.
   virtual void Written(SequenceRef sequence, int attention, int length) = 0;
   // Ends the transfer with cause "aborted"; its blocks are released within a moment, by the transport thread.
   virtual void Abort(SequenceRef sequence) = 0;
