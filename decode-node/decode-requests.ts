@@ -20,7 +20,7 @@ import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
-import type { Metrics } from "#service/metrics.ts";
+import type { HistogramSeries, Metrics } from "#service/metrics.ts";
 import { planDecode } from "./decode-batcher.ts";
 import { KvReceiver } from "./kv-receiver.ts";
 import { judgeReservation, refusal } from "./reservation-desk.ts";
@@ -83,6 +83,8 @@ export class DecodeRequests {
   readonly #parts: DecodeRequestsParts;
   readonly #receiver: KvReceiver;
   readonly #memory: AttemptMemory<Ending>;
+  readonly #batchTokens: HistogramSeries;
+  readonly #stepSeconds: HistogramSeries;
   readonly #loop: StepLoop;
   /** Not leaving. */
   readonly #active = new Map<RequestId, DecodeRequest>();
@@ -95,6 +97,8 @@ export class DecodeRequests {
   constructor(parts: DecodeRequestsParts) {
     const { engine } = parts;
     this.#parts = parts;
+    this.#batchTokens = parts.metrics.histogram("margay_batch_tokens", { role: "decode" });
+    this.#stepSeconds = parts.metrics.histogram("margay_step_seconds", { role: "decode" });
     this.#receiver = new KvReceiver(parts.clock);
     this.#memory = new AttemptMemory(parts.clock);
     this.#loop = createStepLoop({
@@ -284,7 +288,7 @@ export class DecodeRequests {
 
   /** Tokens go to their streams before sequences are closed and anything else happens. */
   #obey(result: StepResult): void {
-    const { metrics, stream } = this.#parts;
+    const { stream } = this.#parts;
     const ended: [DecodeRequest, number][] = [];
     let total = 0;
     for (const { slot, generation, rows, token, finish, length } of stepEntries(result)) {
@@ -311,8 +315,8 @@ export class DecodeRequests {
     stream.stepped();
     for (const [request, finish] of ended) this.#leave(request, "unknown_request", finish !== FINISH.numeric);
     this.#stepMs += (result.computeMs - this.#stepMs) * 0.1;
-    metrics.observe("margay_batch_tokens", { role: "decode" }, total);
-    metrics.observe("margay_step_seconds", { role: "decode" }, result.computeMs / 1000);
+    this.#batchTokens.observe(total);
+    this.#stepSeconds.observe(result.computeMs / 1000);
   }
 
   #finish(request: DecodeRequest, finish: FinishReason | null, error: ErrorCode | null): void {

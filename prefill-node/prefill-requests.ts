@@ -18,7 +18,7 @@ import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
 import type { Clock, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
-import type { Metrics } from "#service/metrics.ts";
+import type { HistogramSeries, Metrics } from "#service/metrics.ts";
 import { KvSender } from "./kv-sender.ts";
 import { planPrefill } from "./prefill-batcher.ts";
 import { judgeWork } from "./prefill-intake.ts";
@@ -73,6 +73,8 @@ export class PrefillRequests {
   readonly #sender: KvSender;
   readonly #rate: PrefillRate;
   readonly #memory: AttemptMemory<PrefillOutcome | "cancelled">;
+  readonly #batchTokens: HistogramSeries;
+  readonly #stepSeconds: HistogramSeries;
   readonly #loop: ReturnType<typeof createStepLoop>;
   /** Not leaving, in order of arrival. */
   readonly #active = new Map<RequestId, PrefillRequest>();
@@ -84,6 +86,8 @@ export class PrefillRequests {
   constructor(parts: PrefillRequestsParts) {
     const { engine } = parts;
     this.#parts = parts;
+    this.#batchTokens = parts.metrics.histogram("margay_batch_tokens", { role: "prefill" });
+    this.#stepSeconds = parts.metrics.histogram("margay_step_seconds", { role: "prefill" });
     this.#sender = new KvSender(engine);
     this.#rate = new PrefillRate(engine.info.maxStepTokens);
     this.#memory = new AttemptMemory(parts.clock);
@@ -230,7 +234,7 @@ export class PrefillRequests {
   }
 
   #obey(result: StepResult): void {
-    const { metrics, clock } = this.#parts;
+    const { clock } = this.#parts;
     let total = 0;
     for (const { slot, generation, rows, token, finish, length } of stepEntries(result)) {
       total += rows;
@@ -243,8 +247,8 @@ export class PrefillRequests {
       else if (token >= 0) this.#finish(request, token, finish, result);
     }
     this.#rate.observe(total, result.computeMs);
-    metrics.observe("margay_batch_tokens", { role: "prefill" }, total);
-    metrics.observe("margay_step_seconds", { role: "prefill" }, result.computeMs / 1000);
+    this.#batchTokens.observe(total);
+    this.#stepSeconds.observe(result.computeMs / 1000);
   }
 
   /** The prompt is computed: its first token goes to the owner before anything else happens. */
