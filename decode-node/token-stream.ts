@@ -8,10 +8,10 @@ import type { Clock, Timer } from "#service/clock.ts";
 const TAIL_MS = 30_000;
 const MOST_TAILS = 4_096;
 /**
- * Steps faster than this share a message. No reader can tell 80 messages a second from more, and every process on the
+ * Steps faster than this share a message. No screen shows more than 60 messages a second, and every process on the
  * way pays per message; a step of a large model takes longer and has its own.
  */
-export const GATHER_MS = 12;
+export const GATHER_MS = 16;
 
 interface Outbox {
   readonly head: RequestHead;

@@ -50,7 +50,7 @@ test("a request that goes on elsewhere after its rank is lost gets the tokens it
 });
 
 test("a rank may compute the prompt itself, beside running streams that lose no step to it", async () => {
-  const [p, d] = [await world.prefill(), await world.decode({ maxStepTokens: 16, model: { stepMs: 10 } })];
+  const [p, d] = [await world.prefill(), await world.decode({ maxStepTokens: 16, model: { stepMs: 20 } })];
   const running = world.gateway.head();
   await world.serve(p, d, running, generationOf(promptOf(60), { maxNewTokens: 100 }));
   const head = world.gateway.head();
