@@ -54,7 +54,7 @@ export const DecodeDone = z.strictObject({
 });
 export type DecodeDone = z.infer<typeof DecodeDone>;
 
-/** Tokens of one request out of one step. `seq` is the place of the first one among the request's generated tokens. */
+/** Tokens of one request out of a step or a few fast ones. `seq` is the place of the first one among the request's generated tokens. */
 export const TokenChunk = z.strictObject({
   requestId: RequestHead.shape.requestId,
   attempt: z.int().min(0),
@@ -65,7 +65,7 @@ export const TokenChunk = z.strictObject({
 });
 export type TokenChunk = z.infer<typeof TokenChunk>;
 
-/** Decode rank -> gateway: all that one step made for requests of this gateway. */
+/** Decode rank -> gateway: all that a step, or a few fast ones, made for requests of this gateway. */
 export const TokenBatch = z.strictObject({
   kind: z.literal("token-batch"),
   rankId: RankId,
