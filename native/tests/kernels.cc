@@ -9,9 +9,10 @@
 #include <vector>
 
 #include "core/thread_pool.h"
-#include "kernels/cpu/isa.h"
-#include "kernels/cpu/matmul_list.h"
-#include "kernels/reference/reference.h"
+#include "kernels/code_path.h"
+#include "kernels/linear/linear_ref.h"
+#include "kernels/linear/matmul_list.h"
+#include "kernels/pointwise/pointwise_ref.h"
 #include "core/number_formats.h"
 
 namespace margay::tests {
@@ -108,10 +109,10 @@ constexpr struct {
   int out, in;
 } kMatrices[] = {{1, 1}, {16, 2}, {17, 3}, {31, 48}, {48, 129}, {128, 128}, {130, 257}, {200, 96}, {272, 131}};
 
-void CheckMatmul(const std::string& path, const CpuKernels* kernels, ThreadPool* pool) {
+void CheckMatmul(const CodePath& path, ThreadPool* pool) {
   constexpr const char* kNames[] = {"matmul_bf16", "matmul_f32", "matmul_fp8"};
   Random random;
-  MatmulList list(kernels, pool, 4);
+  MatmulList list(path.linear, path.pointwise, pool, 4);
   for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kF32, WeightFormat::kFp8}) {
     Tally tally;
     Tally rows_alone;
@@ -145,16 +146,16 @@ void CheckMatmul(const std::string& path, const CpuKernels* kernels, ThreadPool*
         ++rows_alone.shapes;
       }
     }
-    tally.Print(path, kNames[static_cast<size_t>(format)]);
-    rows_alone.Print(path, (std::string(kNames[static_cast<size_t>(format)]) + "_row_alone").c_str());
+    tally.Print(path.name, kNames[static_cast<size_t>(format)]);
+    rows_alone.Print(path.name, (std::string(kNames[static_cast<size_t>(format)]) + "_row_alone").c_str());
   }
 }
 
 // Several jobs at once, rows picked by index, gate and up fused: as the experts run.
-void CheckGrouped(const std::string& path, const CpuKernels* kernels, ThreadPool* pool) {
+void CheckGrouped(const CodePath& path, ThreadPool* pool) {
   Random random;
   Tally tally;
-  MatmulList list(kernels, pool, 8);
+  MatmulList list(path.linear, path.pointwise, pool, 8);
   for (const auto& [out, in] : kMatrices) {
     const std::vector<float> x = random.Floats(70 * in);
     std::vector<Packed> gates;
@@ -188,10 +189,10 @@ void CheckGrouped(const std::string& path, const CpuKernels* kernels, ThreadPool
     }
     ++tally.shapes;
   }
-  tally.Print(path, "grouped_gate_up");
+  tally.Print(path.name, "grouped_gate_up");
 }
 
-void CheckAttention(const std::string& path, const CpuKernels* kernels) {
+void CheckAttention(const CodePath& path) {
   Random random;
   Tally tally;
   Tally alone_tally;
@@ -217,7 +218,7 @@ void CheckAttention(const std::string& path, const CpuKernels* kernels) {
         std::vector<float> scratch(kAttentionScratch);
         AttentionTile tile{q.data(), width + 5, queries, visible.data(), reinterpret_cast<const uint8_t*>(pages.data()),
                            int64_t{kTileTokens} * width * 2, table, latent, rope, out.data(), latent, scratch.data()};
-        kernels->attention(&tile);
+        path.attention->attend(&tile);
         std::vector<float> alone(static_cast<size_t>(latent));
         for (int i = 0; i < queries; ++i) {
           const int seen = visible[static_cast<size_t>(i)];
@@ -236,7 +237,7 @@ void CheckAttention(const std::string& path, const CpuKernels* kernels) {
           one.visible += i;
           one.queries = 1;
           one.out = alone.data();
-          kernels->attention(&one);
+          path.attention->attend(&one);
           for (int d = 0; d < latent; ++d) {
             double want = 0;
             for (int s = 0; s < seen; ++s) want += weights[static_cast<size_t>(s)] / sum * key(s, d);
@@ -249,11 +250,11 @@ void CheckAttention(const std::string& path, const CpuKernels* kernels) {
       }
     }
   }
-  tally.Print(path, "attention");
-  alone_tally.Print(path, "attention_query_alone");
+  tally.Print(path.name, "attention");
+  alone_tally.Print(path.name, "attention_query_alone");
 }
 
-void CheckRowwise(const std::string& path, const CpuKernels* kernels) {
+void CheckRowwise(const CodePath& path) {
   Random random;
   Tally norm;
   Tally silu;
@@ -270,41 +271,41 @@ void CheckRowwise(const std::string& path, const CpuKernels* kernels) {
       tally->Add(got.back(), 5, 1e-3);
       ++tally->shapes;
     };
-    kernels->rms_norm(a.data(), b.data(), n, 1e-5F, got.data());
+    path.pointwise->rms_norm(a.data(), b.data(), n, 1e-5F, got.data());
     reference::RmsNorm(a.data(), b.data(), n, 1e-5F, 1, want.data());
     compare(&norm, 2);
     for (float& value : a) value *= 40;
     a[0] = -200;
-    kernels->silu_mul(a.data(), b.data(), n, got.data());
+    path.pointwise->silu_mul(a.data(), b.data(), n, got.data());
     reference::SiluMul(a.data(), b.data(), n, want.data());
     compare(&silu, 80);
     std::copy(a.begin(), a.end(), got.begin());
     want = a;
-    kernels->softmax(got.data(), n);
+    path.pointwise->softmax(got.data(), n);
     reference::Softmax(want.data(), n);
     compare(&softmax, 1);
     std::copy(a.begin(), a.end(), got.begin());
-    kernels->add(got.data(), b.data(), n);
+    path.pointwise->add(got.data(), b.data(), n);
     for (size_t i = 0; i < want.size(); ++i) want[i] = a[i] + b[i];
     compare(&sums, 1);
-    kernels->add_scaled(got.data(), -3, b.data(), n);
+    path.pointwise->add_scaled(got.data(), -3, b.data(), n);
     for (size_t i = 0; i < want.size(); ++i) want[i] -= 3 * b[i];
     compare(&sums, 100);
     std::vector<uint16_t> bits(static_cast<size_t>(n));
     if (n > 8) a[3] = 1.00390625F, a[4] = 1.01171875F, a[5] = -1e-40F, a[6] = 3.4e38F;  // ties to even, denormal, rounds to infinity
-    kernels->to_bf16(a.data(), n, bits.data());
-    kernels->from_bf16(bits.data(), n, got.data());
+    path.pointwise->to_bf16(a.data(), n, bits.data());
+    path.pointwise->from_bf16(bits.data(), n, got.data());
     for (size_t i = 0; i < want.size(); ++i) {
       bf16.Add(bits[i], FloatToBf16(a[i]), 1);
       bf16.Add(FloatToBf16(got[i]), bits[i], 1);
     }
     ++bf16.shapes;
   }
-  norm.Print(path, "rms_norm");
-  silu.Print(path, "silu_mul");
-  softmax.Print(path, "softmax");
-  sums.Print(path, "add");
-  bf16.Print(path, "bf16");
+  norm.Print(path.name, "rms_norm");
+  silu.Print(path.name, "silu_mul");
+  softmax.Print(path.name, "softmax");
+  sums.Print(path.name, "add");
+  bf16.Print(path.name, "bf16");
 }
 
 // Every item of every loop exactly once, with more threads than cores, loops of every size back to back.
@@ -326,11 +327,11 @@ void CheckThreads() {
 
 int Main() {
   ThreadPool pool(2);
-  for (const auto& [path, kernels] : UsableKernels()) {
-    CheckMatmul(path, kernels, &pool);
-    CheckGrouped(path, kernels, &pool);
-    CheckAttention(path, kernels);
-    CheckRowwise(path, kernels);
+  for (const CodePath& path : UsableCodePaths()) {
+    CheckMatmul(path, &pool);
+    CheckGrouped(path, &pool);
+    CheckAttention(path);
+    CheckRowwise(path);
   }
   CheckThreads();
   return 0;

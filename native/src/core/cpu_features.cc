@@ -35,9 +35,14 @@ CpuFeatures DetectCpuFeatures() {
   if (!xsave || !avx || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return features;
   constexpr uint64_t kYmm = 0x6;
   constexpr uint64_t kZmm = 0xe6;
+  constexpr uint64_t kTiles = 0x60000;
   const uint64_t saved = SavedState();
   features.avx2 = Bit(b, 5) && (saved & kYmm) == kYmm;
   features.avx512 = features.avx2 && Bit(b, 16) && Bit(b, 17) && Bit(b, 30) && Bit(b, 31) && (saved & kZmm) == kZmm;
+  features.avx512_vbmi = features.avx512 && Bit(c, 1);
+  features.avx512_vnni = features.avx512 && Bit(c, 11);
+  features.amx = features.avx512 && Bit(d, 22) && Bit(d, 24) && Bit(d, 25) && (saved & kTiles) == kTiles;
+  features.avx512_bf16 = features.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && Bit(a, 5);
   return features;
 }
 #else

@@ -23,6 +23,7 @@ struct ModelOptions {
   float latent_norm_eps = -1;  // < 0: the checkpoint's rms_norm_eps
   int max_rows = 512;          // most rows of one Forward
   std::string isa;             // cpu code path, one of CpuIsas(); empty: the best one
+  bool deterministic = false;  // a request's logits are bit-equal whatever the batch, the cut into steps and the threads
 };
 
 // Code paths of the cpu backend that this machine can run, the best one last.

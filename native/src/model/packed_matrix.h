@@ -1,7 +1,7 @@
-// Matrices in the panel layout of kernels/cpu/cpu_kernels.h.
+// Matrices in the panel layout of kernels/linear/linear.h.
 #pragma once
 
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/linear/linear.h"
 #include "model/model_tensors.h"
 #include "weights/checkpoint.h"
 #include "weights/packed_weights.h"

@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/reference/reference.h"
+#include "kernels/linear/linear_ref.h"
+#include "kernels/pointwise/pointwise_ref.h"
 #include "model/backend.h"
 #include "model/rotary.h"
 

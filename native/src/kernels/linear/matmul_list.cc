@@ -1,4 +1,4 @@
-#include "kernels/cpu/matmul_list.h"
+#include "kernels/linear/matmul_list.h"
 
 #include <algorithm>
 
@@ -41,8 +41,8 @@ MatmulTile TileOf(const MatmulJob& job, const MatmulWeights& w, int first_row, i
 
 }  // namespace
 
-MatmulList::MatmulList(const CpuKernels* kernels, ThreadPool* pool, int most_jobs)
-    : kernels_(kernels), pool_(pool), scratch_(static_cast<size_t>(pool->threads()) * 2 * kFusedBlock) {
+MatmulList::MatmulList(const LinearKernels* linear, const PointwiseKernels* pointwise, ThreadPool* pool, int most_jobs)
+    : linear_(linear), pointwise_(pointwise), pool_(pool), scratch_(static_cast<size_t>(pool->threads()) * 2 * kFusedBlock) {
   cuts_.reserve(static_cast<size_t>(most_jobs) + 1);
 }
 
@@ -88,7 +88,7 @@ void MatmulList::RunTile(const MatmulJob& job, const Cut& cut, int tile, int thr
     MatmulTile t = TileOf(job, job.w, first, end - first, panel, panels);
     t.y = y + first * job.y_stride;
     t.y_stride = job.y_stride;
-    kernels_->matmul(&t);
+    linear_->matmul(&t);
     if (job.w.bias != nullptr) AddBias(job.w.bias + panel * kPanel, t.outputs, t.rows, t.y, t.y_stride);
     return;
   }
@@ -98,13 +98,13 @@ void MatmulList::RunTile(const MatmulJob& job, const Cut& cut, int tile, int thr
     MatmulTile t = TileOf(job, job.w, row, std::min(kFusedRows, end - row), panel, panels);
     t.y = gate;
     t.y_stride = panels * kPanel;
-    kernels_->matmul(&t);
+    linear_->matmul(&t);
     t = TileOf(job, *job.up, row, t.rows, panel, panels);
     t.y = up;
     t.y_stride = panels * kPanel;
-    kernels_->matmul(&t);
+    linear_->matmul(&t);
     for (int r = 0; r < t.rows; ++r) {
-      kernels_->silu_mul(gate + r * t.y_stride, up + r * t.y_stride, t.outputs, y + (row + r) * job.y_stride);
+      pointwise_->silu_mul(gate + r * t.y_stride, up + r * t.y_stride, t.outputs, y + (row + r) * job.y_stride);
     }
   }
 }

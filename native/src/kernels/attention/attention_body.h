@@ -1,7 +1,8 @@
-// Latent attention over pages; included after a vec_*.h and pointwise_body.h.
+// Latent attention over pages; included after a vec_*.h.
 #pragma once
 
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/attention/attention.h"
+#include "kernels/vec/vec_math.h"
 
 namespace margay {
 namespace {

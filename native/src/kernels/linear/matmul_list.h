@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "core/thread_pool.h"
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/linear/linear.h"
+#include "kernels/pointwise/pointwise.h"
 
 namespace margay {
 
@@ -35,7 +36,7 @@ struct MatmulJob {
 class MatmulList {
  public:
   // most_jobs: of one Run.
-  MatmulList(const CpuKernels* kernels, ThreadPool* pool, int most_jobs);
+  MatmulList(const LinearKernels* linear, const PointwiseKernels* pointwise, ThreadPool* pool, int most_jobs);
   void Run(std::span<const MatmulJob> jobs);
 
  private:
@@ -47,7 +48,8 @@ class MatmulList {
   };
   void RunTile(const MatmulJob& job, const Cut& cut, int tile, int thread);
 
-  const CpuKernels* kernels_;
+  const LinearKernels* linear_;
+  const PointwiseKernels* pointwise_;
   ThreadPool* pool_;
   std::vector<Cut> cuts_;
   std::vector<float> scratch_;  // per thread: two blocks of fused gate and up

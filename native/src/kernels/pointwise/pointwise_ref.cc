@@ -1,40 +1,12 @@
-#include "kernels/reference/reference.h"
+#include "kernels/pointwise/pointwise_ref.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace margay::reference {
-namespace {
-
-constexpr int kOutputs = 64;  // per item of work
-constexpr int kRows = 16;
-
-}  // namespace
-
 void RmsNorm(const float* x, const float* weight, int n, float eps, float scale, float* y) {
   const float inverse = 1.0F / std::sqrt(Dot(x, x, n) / static_cast<float>(n) + eps);
   for (int i = 0; i < n; ++i) y[i] = weight[i] * (x[i] * inverse) * scale;
-}
-
-void Linear(const LinearParams& p, ThreadPool* pool) {
-  const int columns = (p.out + kOutputs - 1) / kOutputs;
-  const int bands = (p.rows + kRows - 1) / kRows;
-  pool->Run(columns * bands, [&](int item, int) {
-    const int first = item % columns * kOutputs;
-    const int count = std::min(kOutputs, p.out - first);
-    const int row_end = std::min(p.rows, (item / columns + 1) * kRows);
-    for (int row = item / columns * kRows; row < row_end; ++row) {
-      const float* x = p.x + static_cast<ptrdiff_t>(row) * p.x_stride;
-      float sum[kOutputs] = {};
-      if (p.bias != nullptr) std::memcpy(sum, p.bias + first, static_cast<size_t>(count) * sizeof(float));
-      for (int k = 0; k < p.in; ++k) {
-        const float* w = p.w + static_cast<ptrdiff_t>(k) * p.out + first;
-        for (int o = 0; o < count; ++o) sum[o] += x[k] * w[o];
-      }
-      std::memcpy(p.y + static_cast<ptrdiff_t>(row) * p.y_stride + first, sum, static_cast<size_t>(count) * sizeof(float));
-    }
-  });
 }
 
 void Rotate(float* x, int pairs, const float* cosine, const float* sine) {

@@ -1,7 +1,7 @@
 // Matrix products over packed panels; included after a vec_*.h.
 #pragma once
 
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/linear/linear.h"
 
 namespace margay {
 namespace {

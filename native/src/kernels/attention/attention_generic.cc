@@ -1,0 +1,13 @@
+// Latent attention in portable C++: every processor can run it.
+#include "kernels/vec/vec_generic.h"
+// The vector type comes first.
+#include "kernels/attention/attention_body.h"
+
+namespace margay {
+
+const AttentionKernels* GenericAttention() {
+  static constexpr AttentionKernels kTable = {Attention};
+  return &kTable;
+}
+
+}  // namespace margay

@@ -1,0 +1,15 @@
+// Row-wise operations for AVX2, FMA and F16C.
+#if defined(__AVX2__)
+#include "kernels/vec/vec_avx2.h"
+// The vector type comes first.
+#include "kernels/pointwise/pointwise_body.h"
+
+namespace margay {
+
+const PointwiseKernels* Avx2Pointwise() {
+  static constexpr PointwiseKernels kTable = {RmsNorm, AddTo, AddScaled, SiluMul, Softmax, ToBf16, FromBf16};
+  return &kTable;
+}
+
+}  // namespace margay
+#endif

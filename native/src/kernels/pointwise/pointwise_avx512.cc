@@ -1,0 +1,15 @@
+// Row-wise operations for AVX-512 F, BW, VL and DQ.
+#if defined(__AVX512F__)
+#include "kernels/vec/vec_avx512.h"
+// The vector type comes first.
+#include "kernels/pointwise/pointwise_body.h"
+
+namespace margay {
+
+const PointwiseKernels* Avx512Pointwise() {
+  static constexpr PointwiseKernels kTable = {RmsNorm, AddTo, AddScaled, SiluMul, Softmax, ToBf16, FromBf16};
+  return &kTable;
+}
+
+}  // namespace margay
+#endif

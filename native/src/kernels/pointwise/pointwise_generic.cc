@@ -1,0 +1,13 @@
+// Row-wise operations in portable C++: every processor can run them.
+#include "kernels/vec/vec_generic.h"
+// The vector type comes first.
+#include "kernels/pointwise/pointwise_body.h"
+
+namespace margay {
+
+const PointwiseKernels* GenericPointwise() {
+  static constexpr PointwiseKernels kTable = {RmsNorm, AddTo, AddScaled, SiluMul, Softmax, ToBf16, FromBf16};
+  return &kTable;
+}
+
+}  // namespace margay

@@ -1,0 +1,100 @@
+#include "model/cpu/cpu_backend.h"
+
+#include <cstring>
+
+namespace margay {
+
+CpuBackend::CpuBackend(const ModelConfig& config, float latent_eps, int max_rows, const CodePath& path, ThreadPool* pool)
+    : c_(config),
+      latent_eps_(latent_eps),
+      path_(path),
+      pool_(pool),
+      rotary_(config),
+      query_width_((config.kv_row() + kPanel - 1) / kPanel * kPanel),
+      weights_(config),
+      matmul_(path.linear, path.pointwise, pool, std::max({2, config.heads, config.experts})) {
+  const auto wide = [&](int width) { return std::vector<float>(Area(max_rows, width)); };
+  x_ = wide(c_.hidden);
+  n_ = wide(c_.hidden);
+  m_ = wide(c_.hidden);
+  y_ = wide(c_.hidden);
+  q_a_ = wide(c_.q_lora);
+  q_ = wide(c_.heads * c_.qk_head());
+  kv_ = wide(c_.kv_row());
+  queries_ = wide(c_.heads * query_width_);
+  context_ = wide(c_.heads * c_.kv_lora);
+  heads_out_ = wide(c_.heads * c_.v_head);
+  wide_ = wide(std::max(c_.ffn, c_.topk * c_.expert_ffn));
+  expert_out_ = wide(c_.topk * c_.hidden);
+  probabilities_ = wide(c_.slots());
+  cosine_ = wide(rotary_.pairs());
+  sine_ = cosine_;
+  visible_.resize(Area(max_rows, c_.heads));
+  chosen_.resize(Area(max_rows, c_.topk));
+  place_.resize(chosen_.size());
+  assigned_.resize(chosen_.size());
+  expert_first_.resize(static_cast<size_t>(c_.experts) + 1);
+  scratch_.resize(Area(pool->threads(), kAttentionScratch));
+  items_.reserve(Area(max_rows, c_.heads));
+  jobs_.reserve(static_cast<size_t>(std::max({2, c_.heads, c_.experts})));
+}
+
+void CpuBackend::Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) {
+  weights_.Plan(checkpoint, tensors, plan);
+}
+
+void CpuBackend::Bind(const std::byte* base) { weights_.Bind(base); }
+
+void CpuBackend::Embed(const Step& step) {
+  ForRows(step, c_.hidden, [&](int row) {
+    const StepRow& at = step.rows[static_cast<size_t>(row)];
+    const size_t first = Area(at.token, c_.hidden);
+    float* x = &x_[Area(row, c_.hidden)];
+    if (weights_.embedding_is_f32()) {
+      std::memcpy(x, reinterpret_cast<const float*>(weights_.embedding()) + first, Area(c_.hidden, sizeof(float)));
+    } else {
+      path_.pointwise->from_bf16(reinterpret_cast<const uint16_t*>(weights_.embedding()) + first, c_.hidden, x);
+    }
+    rotary_.At(at.position, &cosine_[Area(row, rotary_.pairs())], &sine_[Area(row, rotary_.pairs())]);
+    std::fill_n(&visible_[Area(row, c_.heads)], c_.heads, at.position + 1);
+  });
+  CutAttention(step);
+}
+
+void CpuBackend::JoinShortcut(const Step& step, int) {
+  ForRows(step, c_.hidden, [&](int row) { Accumulate(m_, row); });
+}
+
+void CpuBackend::Logits(const Step& step, float* logits) {
+  for (size_t i = 0; i < step.wanted.size(); ++i) {
+    path_.pointwise->rms_norm(&x_[Area(step.wanted[i], c_.hidden)], weights_.norm(), c_.hidden, c_.rms_eps, &n_[i * static_cast<size_t>(c_.hidden)]);
+  }
+  MatmulJob job = Job(weights_.head(), n_.data(), step, logits);
+  job.rows = static_cast<int>(step.wanted.size());
+  RunOne(job);
+}
+
+void CpuBackend::Norm(const std::vector<float>& x, const float* weight, int row, std::vector<float>& y) {
+  path_.pointwise->rms_norm(&x[Area(row, c_.hidden)], weight, c_.hidden, c_.rms_eps, &y[Area(row, c_.hidden)]);
+}
+
+void CpuBackend::Accumulate(const std::vector<float>& y, int row) {
+  path_.pointwise->add(&x_[Area(row, c_.hidden)], &y[Area(row, c_.hidden)], c_.hidden);
+}
+
+std::vector<std::string> CpuIsas() {
+  std::vector<std::string> names;
+  for (const CodePath& path : UsableCodePaths()) names.push_back(path.name);
+  return names;
+}
+
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, float latent_eps, int max_rows,
+                                                const std::string& isa, ThreadPool* pool) {
+  const std::vector<CodePath> usable = UsableCodePaths();
+  const auto chosen = isa.empty() ? usable.end() - 1
+                                  : std::find_if(usable.begin(), usable.end(), [&](const CodePath& p) { return p.name == isa; });
+  if (chosen == usable.end()) return Status(Code::kBadArgument, "this machine has no code path " + isa);
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(config, latent_eps, max_rows, *chosen, pool));
+}
+
+}  // namespace margay

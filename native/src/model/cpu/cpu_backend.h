@@ -1,0 +1,108 @@
+// The model on vector units: packed weights, fp32 activations, bf16 KV, absorbed attention.
+//
+// The parts of a step have a file each: cpu_attention.cc, cpu_experts.cc, cpu_mlp.cc; the rest is in cpu_backend.cc.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/code_path.h"
+#include "kernels/linear/matmul_list.h"
+#include "model/backend.h"
+#include "model/cpu/cpu_weights.h"
+#include "model/rotary.h"
+
+namespace margay {
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const ModelConfig& config, float latent_eps, int max_rows, const CodePath& path, ThreadPool* pool);
+
+  void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) override;
+  void Bind(const std::byte* base) override;
+  std::string PackedLayout() const override { return "cpu-panel16-1"; }
+  std::string Isa() const override { return path_.name; }
+  KvType kv_type() const override { return KvType::kBf16; }
+
+  void Embed(const Step& step) override;
+  void WriteKv(const Step& step, int layer, int half) override;
+  void Attend(const Step& step, int layer, int half) override;
+  void Experts(const Step& step, int layer, Routing* routing) override;
+  void DenseMlp(const Step& step, int layer, int half) override;
+  void JoinShortcut(const Step& step, int layer) override;
+  void Logits(const Step& step, float* logits) override;
+
+ private:
+  // Queries of one sequence for one tile: `first` counts rows * heads over the whole step.
+  struct AttentionItem {
+    int first;
+    int count;
+    const int32_t* block_table;
+  };
+
+  // Values of row-wise operations below which threads cost more than they bring.
+  static constexpr int64_t kSerialValues = 16 << 10;
+
+  static size_t Area(int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
+
+  static MatmulJob Job(const MatmulWeights& w, const float* x, const Step& step, float* y) {
+    return {w, nullptr, x, w.in, nullptr, static_cast<int>(step.rows.size()), y, w.out};
+  }
+
+  void RunOne(const MatmulJob& job) { matmul_.Run({&job, 1}); }
+
+  template <typename Body>
+  void ForRows(const Step& step, int values_per_row, Body&& body) {
+    const auto rows = static_cast<int>(step.rows.size());
+    if (int64_t{rows} * values_per_row <= kSerialValues) {
+      for (int row = 0; row < rows; ++row) body(row);
+      return;
+    }
+    const int bands = std::min(rows, 4 * pool_->threads());
+    pool_->Run(bands, [&](int band, int) {
+      const auto border = [&](int b) { return static_cast<int>(int64_t{b} * rows / bands); };
+      for (int row = border(band); row < border(band + 1); ++row) body(row);
+    });
+  }
+
+  void Norm(const std::vector<float>& x, const float* weight, int row, std::vector<float>& y);
+  // Adds `y` to the residual stream x.
+  void Accumulate(const std::vector<float>& y, int row);
+
+  // Attention.
+  void Rotate(const float* from, int row, float* to) const;
+  // Cuts the queries of a step (rows * heads, per sequence) into tiles, the largest that still feed all threads.
+  void CutAttention(const Step& step);
+  void AttendTile(const Step& step, int attention, const AttentionItem& item, int thread);
+
+  // Experts.
+  // Sorts the choices by expert: assigned_ lists rows, place_ says where each choice's output will be (-1: identity).
+  void Assign(size_t rows);
+  // m = sum of the chosen experts' weighted outputs, and the identity experts' weight times n, in order of choice.
+  void Combine(int row);
+
+  const ModelConfig c_;
+  const float latent_eps_;
+  const CodePath path_;
+  ThreadPool* const pool_;
+  const Rotary rotary_;
+  const int query_width_;  // kv_row, filled up
+  CpuWeights weights_;
+  MatmulList matmul_;
+
+  // Activations, [rows, width].
+  std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, expert_out_, probabilities_, cosine_, sine_;
+  std::vector<int32_t> visible_;       // [rows, heads]
+  std::vector<int32_t> chosen_;        // [rows, topk]
+  std::vector<int32_t> place_;         // [rows, topk]
+  std::vector<int32_t> assigned_;      // rows, by expert
+  std::vector<int32_t> expert_first_;  // [experts + 1] into assigned_
+  std::vector<float> scratch_;         // per thread
+  std::vector<AttentionItem> items_;
+  int64_t attention_products_ = 0;     // per attention of this step, roughly
+  std::vector<MatmulJob> jobs_;
+};
+
+}  // namespace margay

@@ -1,0 +1,15 @@
+// The dense MLP of the cpu backend.
+#include "model/cpu/cpu_backend.h"
+
+namespace margay {
+
+void CpuBackend::DenseMlp(const Step& step, int layer, int half) {
+  const CpuMlp& mlp = weights_.layer(layer).mlp[half];
+  MatmulJob job = Job(mlp.gate, n_.data(), step, wide_.data());
+  job.up = &mlp.up;
+  RunOne(job);
+  RunOne(Job(mlp.down, wide_.data(), step, y_.data()));
+  ForRows(step, c_.hidden, [&](int row) { Accumulate(y_, row); });
+}
+
+}  // namespace margay

@@ -1,0 +1,82 @@
+// The weights of the cpu backend: bf16 (or fp8, fp32) matrices in panels, vectors in fp32.
+//
+// Folded at load (spec 3.2): q_a_layernorm carries s_q, the softmax scale and log2(e); kv_a_layernorm carries s_kv.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "kernels/linear/matmul_list.h"
+#include "model/model_config.h"
+#include "model/model_tensors.h"
+#include "model/packed_matrix.h"
+#include "weights/checkpoint.h"
+#include "weights/packed_weights.h"
+
+namespace margay {
+
+struct CpuMlp {
+  MatmulWeights gate, up, down;
+};
+
+struct CpuAttention {
+  const float *input_norm, *q_a_norm, *kv_a_norm, *post_norm;
+  MatmulWeights q_a, q_b, kv_a, o;
+  std::vector<MatmulWeights> key;    // per head: query part [nope] -> latent
+  std::vector<MatmulWeights> value;  // per head: latent -> [v_head]
+};
+
+struct CpuLayer {
+  CpuAttention attention[2];
+  CpuMlp mlp[2];
+  MatmulWeights router;
+  const float* correction_bias;
+  std::vector<CpuMlp> experts;
+};
+
+// Planned -> bound: the accessors are valid from Bind on.
+class CpuWeights {
+ public:
+  explicit CpuWeights(const ModelConfig& config) : c_(config) {}
+
+  // Pointers into `checkpoint` and `tensors` are used until the plan is carried out.
+  void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan);
+  void Bind(const std::byte* base);
+
+  // Floats or bf16, [vocab, hidden].
+  const std::byte* embedding() const { return embedding_; }
+  bool embedding_is_f32() const { return embedding_is_f32_; }
+  const float* norm() const { return norm_; }
+  const MatmulWeights& head() const { return head_; }
+  const CpuLayer& layer(int layer) const { return layers_[static_cast<size_t>(layer)]; }
+
+ private:
+  struct AttentionOffsets {
+    size_t input_norm, q_a_norm, kv_a_norm, post_norm;
+    PackedMatrix q_a, q_b, kv_a, o;
+    std::vector<PackedMatrix> key, value;
+  };
+  struct MlpOffsets {
+    PackedMatrix gate, up, down;
+  };
+  struct LayerOffsets {
+    AttentionOffsets attention[2];
+    MlpOffsets mlp[2];
+    PackedMatrix router;
+    size_t correction_bias;
+    std::vector<MlpOffsets> experts;
+  };
+
+  const ModelConfig c_;
+  bool embedding_is_f32_ = false;
+  size_t embedding_offset_ = 0;
+  size_t norm_offset_ = 0;
+  PackedMatrix head_offset_;
+  std::vector<LayerOffsets> offsets_;
+  const std::byte* embedding_ = nullptr;
+  const float* norm_ = nullptr;
+  MatmulWeights head_;
+  std::vector<CpuLayer> layers_;
+};
+
+}  // namespace margay
