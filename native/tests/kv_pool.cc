@@ -41,6 +41,30 @@ int RunThrough(KvPool& pool, const Tokens& tokens, bool keep = true) {
   return opened.value().cached_tokens;
 }
 
+std::string BlocksOnDemand() {
+  Finding finding;
+  const auto pool = NewPool(4);
+  RunThrough(*pool, Count(1000, 128));  // two blocks stay cached
+  const Tokens tokens = Count(0, 300);
+  const auto opened = pool->Open(std::span(tokens).first(60), 60, KvUse::kCompute);
+  const SequenceKvId id = opened.value().id;
+  const std::span<const int32_t> before = pool->BlockTable(id);
+  finding.Expect(pool->Grow(id, 64).ok(), "a block with room was not enough");
+  finding.Same("blocks within the first", pool->BlockTable(id).size(), size_t{1});
+  finding.Expect(pool->Grow(id, 200).ok(), "refused although cached blocks could go");
+  finding.Same("blocks after growth", pool->BlockTable(id).size(), size_t{4});
+  finding.Expect(before.data() == pool->BlockTable(id).data(), "the table moved");
+  finding.Expect(pool->Grow(id, 257).code() == Code::kNoBlocks, "grew beyond the pool");
+  finding.Expect(pool->Grow(id, 10).ok(), "a smaller capacity was refused");
+  finding.Same("blocks after refusal", pool->BlockTable(id).size(), size_t{4});
+  finding.Expect(pool->Grow(99, 64).code() == Code::kStaleHandle, "an unknown sequence grew");
+  pool->Advance(id, tokens, 250);
+  finding.Same("broken", pool->CheckInvariants(), "");
+  pool->Close(id, true);
+  finding.Same("cached blocks", CountOf(*pool, BlockState::kCached), 3);
+  return finding.what();
+}
+
 std::string PrefixIsShared() {
   Finding finding;
   const auto pool = NewPool(8);
@@ -255,6 +279,7 @@ int PrintHashes(const char* model, int count) {
 
 int RunClaims() {
   Claims claims;
+  claims.Check("a sequence grows by blocks, its table stays where it is", BlocksOnDemand());
   claims.Check("a full block is shared while its sequence still works", PrefixIsShared());
   claims.Check("one token at least is left to compute", OneTokenIsLeft());
   claims.Check("a block equal to a cached one stays private", EqualContentStaysPrivate());

@@ -62,6 +62,7 @@ class RandomUse {
     std::vector<std::vector<float>> rows;  // of readable leases, as they were at take-off
   };
 
+  static int BlocksFor(int tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
   int Pick(int below) { return static_cast<int>(random_() % static_cast<uint64_t>(below)); }
   float* Row(int32_t block, int row) {
     return reinterpret_cast<float*>(pool_->memory().page(1, block) + static_cast<size_t>(row) * kLayout.row_bytes());
@@ -135,10 +136,23 @@ class RandomUse {
     const auto at = AnyLive();
     if (at == live_.end() || at->second.receiving) return;
     auto& [id, live] = *at;
+    if (Pick(4) == 0) GrowOne(id, live);
     const int to = std::min(live.capacity, live.length + 1 + Pick(100));
     WriteAll(id, live, live.length, to);
     pool_->Advance(id, live.tokens, to);
     live.length = to;
+    Tell();
+  }
+
+  void GrowOne(SequenceKvId id, Live& live) {
+    const int more = 1 + Pick(100), blocks = BlocksFor(live.capacity + more) - BlocksFor(live.capacity);
+    const bool room = blocks <= blocks_ - static_cast<int>(InUse().size());
+    const auto before = pool_->BlockTable(id);
+    finding_.Expect(pool_->Grow(id, live.capacity + more).ok() == room, "growth and room do not agree");
+    finding_.Expect(pool_->BlockTable(id).data() == before.data(), "a table moved");
+    if (!room) return;
+    const int family = live.tokens.front() / 1000;
+    for (int i = 0; i < more; ++i) live.tokens.push_back(family * 1000 + live.capacity++ + 500);
     Tell();
   }
 

@@ -18,6 +18,7 @@ describe("the pool", () => {
     "kv_pool",
     [],
     [
+      "a sequence grows by blocks, its table stays where it is",
       "a full block is shared while its sequence still works",
       "one token at least is left to compute",
       "a block equal to a cached one stays private",

@@ -55,6 +55,7 @@ class Pool final : public KvPool {
   int memory_fd() const override { return image_->fd(); }
 
   Result<OpenedKv> Open(std::span<const int32_t> tokens, int capacity, KvUse use) override;
+  Status Grow(SequenceKvId id, int capacity) override;
   std::span<const int32_t> BlockTable(SequenceKvId id) override;
   void Advance(SequenceKvId id, std::span<const int32_t> tokens, int length) override;
   Status Attach(SequenceKvId id) override;
@@ -97,6 +98,7 @@ class Pool final : public KvPool {
   void Set(int32_t block, BlockState to);
   void Free(int32_t block);
   void Lease(int32_t block, int depth);
+  int32_t TakeFree();
   void Settle(int32_t block);
   void Unpublish(Block& block);
   void Seal(Sequence& sequence, int logical);
@@ -180,6 +182,7 @@ Result<OpenedKv> Pool::Open(std::span<const int32_t> tokens, int capacity, KvUse
   Sequence sequence;
   sequence.use = use;
   sequence.prompt_tokens = static_cast<int>(tokens.size());
+  sequence.table.reserve(blocks_.size());  // so that it never moves
   LearnHashes(sequence, tokens, sequence.prompt_tokens / kBlockTokens);
 
   std::lock_guard lock(mutex_);
@@ -203,20 +206,42 @@ Result<OpenedKv> Pool::Open(std::span<const int32_t> tokens, int capacity, KvUse
     ++At(block).refs;
   }
   for (int i = sequence.cached_blocks; i < total; ++i) {
-    if (free_.empty()) {
-      const int32_t oldest = std::get<2>(*evictable_.begin());
-      evictable_.erase(evictable_.begin());
-      Free(oldest);
-    }
-    const int32_t block = free_.back();
-    free_.pop_back();
-    Lease(block, i);
-    sequence.table.push_back(block);
+    sequence.table.push_back(TakeFree());
+    Lease(sequence.table.back(), i);
   }
   sequence.length = sequence.cached_blocks * kBlockTokens;
   const OpenedKv opened{next_id_++, sequence.length};
   sequences_.emplace(opened.id, std::move(sequence));
   return opened;
+}
+
+// Off the free list; the longest unused cached block goes there first when it is empty. There must be one of either.
+int32_t Pool::TakeFree() {
+  if (free_.empty()) {
+    const int32_t oldest = std::get<2>(*evictable_.begin());
+    evictable_.erase(evictable_.begin());
+    Free(oldest);
+  }
+  const int32_t block = free_.back();
+  free_.pop_back();
+  return block;
+}
+
+Status Pool::Grow(SequenceKvId id, int capacity) {
+  std::lock_guard lock(mutex_);
+  Sequence* sequence = Find(id);
+  if (sequence == nullptr) return {Code::kStaleHandle, "no such KV sequence"};
+  const int have = static_cast<int>(sequence->table.size());
+  const int total = BlocksFor(static_cast<size_t>(std::max(capacity, 0)));
+  const int available = static_cast<int>(free_.size() + evictable_.size());
+  if (total - have > available) {
+    return {Code::kNoBlocks, std::to_string(total - have) + " blocks needed, " + std::to_string(available) + " available"};
+  }
+  for (int i = have; i < total; ++i) {
+    sequence->table.push_back(TakeFree());
+    Lease(sequence->table.back(), i);
+  }
+  return Status::Ok();
 }
 
 std::span<const int32_t> Pool::BlockTable(SequenceKvId id) {

@@ -66,7 +66,11 @@ class KvPool {
   // unpinned blocks are evicted least recently used first). kNoBlocks when there are not enough.
   virtual Result<OpenedKv> Open(std::span<const int32_t> tokens, int capacity, KvUse use) = 0;
 
-  // Physical block of each logical block; stable until Close. Empty for an unknown id.
+  // More blocks, for `capacity` tokens in all: nothing when there are as many already. kNoBlocks: nothing has changed.
+  // The table gets longer where it lies: spans of it that were given out keep showing what they showed.
+  virtual Status Grow(SequenceKvId id, int capacity) = 0;
+
+  // Physical block of each logical block; lies still until Close. Empty for an unknown id.
   virtual std::span<const int32_t> BlockTable(SequenceKvId id) = 0;
 
   // Rows [0, length) of all attentions are written and hold `tokens` (all of them, length >= tokens computed so far).
