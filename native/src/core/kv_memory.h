@@ -13,7 +13,7 @@ inline constexpr int kBlockTokens = 64;
 enum class KvType : uint8_t { kF32, kBf16 };
 
 struct KvLayout {
-  int attentions = 0;   // 2 per logical layer
+  int attentions = 0;   // 2 per logical layer, and the draft layer's
   int row_values = 0;   // kv_lora_rank + qk_rope_head_dim: [latent after norm and scale, k_rope after RoPE]
   KvType type = KvType::kF32;
 

@@ -41,6 +41,9 @@ struct Step {
   }
 };
 
+// The last norm before the head, by the pass that made the hidden states.
+enum class FinalNorm : uint8_t { kTarget, kDraft };
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -56,6 +59,9 @@ class Backend {
 
   // x = embedding of the tokens.
   virtual void Embed(const Step& step) = 0;
+  // x = join of [RMS(embedding of the tokens), RMS(RMS(h; final norm))]: the input of the draft layer (spec 7.1), which
+  // is layer number `layers` and has one half. h of row i is x of row sources[i] as the last pass left it.
+  virtual void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) = 0;
   // Queries and KV rows of RMS(x; input_layernorm). The KV rows are in the pool afterwards.
   virtual void WriteKv(const Step& step, int layer, int half) = 0;
   // x += attention; n = RMS(x; post_attention_layernorm).
@@ -67,7 +73,7 @@ class Backend {
   // x += m.
   virtual void JoinShortcut(const Step& step, int layer) = 0;
   // Logits of the wanted rows.
-  virtual void Logits(const Step& step, float* logits) = 0;
+  virtual void Logits(const Step& step, FinalNorm norm, float* logits) = 0;
 };
 
 std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool);

@@ -32,12 +32,15 @@ class LongcatModel final : public Model {
         max_rows_(static_cast<size_t>(max_rows)) {
     step_.rows.reserve(max_rows_);
     step_.wanted.reserve(max_rows_);
+    draft_rows_.reserve(max_rows_);
+    sources_.reserve(max_rows_);
   }
 
   const ModelFacts& facts() const override { return facts_; }
 
   Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
                  float* logits) override {
+    last_rows_ = 0;
     if (Status begun = Begin(sequences, kv); !begun.ok()) return begun;
     backend_->Embed(step_);
     for (int layer = 0; layer < c_.layers; ++layer) {
@@ -50,7 +53,33 @@ class LongcatModel final : public Model {
       }
       backend_->JoinShortcut(step_, layer);
     }
-    if (!step_.wanted.empty()) backend_->Logits(step_, logits);
+    if (!step_.wanted.empty()) backend_->Logits(step_, FinalNorm::kTarget, logits);
+    last_rows_ = static_cast<int>(step_.rows.size());
+    last_norm_ = FinalNorm::kTarget;
+    return Status::Ok();
+  }
+
+  Status Draft(std::span<const DraftRows> sequences, const KvMemory& kv, const AttentionDone& done,
+               float* logits) override {
+    if (!facts_.drafts) return Model::Draft(sequences, kv, done, logits);
+    draft_rows_.clear();
+    sources_.clear();
+    for (const DraftRows& sequence : sequences) {
+      if (sequence.source < 0 || sequence.rows.count > last_rows_ - sequence.source) {
+        return BadArgument("a draft from a row that the last pass did not have");
+      }
+      draft_rows_.push_back(sequence.rows);
+      for (int i = 0; i < sequence.rows.count; ++i) sources_.push_back(sequence.source + i);
+    }
+    if (Status begun = Begin(draft_rows_, kv); !begun.ok()) return begun;
+    backend_->EmbedDraft(step_, sources_, last_norm_);
+    backend_->WriteKv(step_, c_.layers, 0);
+    if (done) done(c_.attentions());
+    backend_->Attend(step_, c_.layers, 0);
+    backend_->DenseMlp(step_, c_.layers, 0);
+    if (!step_.wanted.empty()) backend_->Logits(step_, FinalNorm::kDraft, logits);
+    last_rows_ = static_cast<int>(step_.rows.size());
+    last_norm_ = FinalNorm::kDraft;
     return Status::Ok();
   }
 
@@ -92,6 +121,10 @@ class LongcatModel final : public Model {
   const std::unique_ptr<Backend> backend_;
   const size_t max_rows_;
   Step step_;
+  std::vector<SequenceRows> draft_rows_;
+  std::vector<int> sources_;
+  int last_rows_ = 0;  // whose hidden states the backend holds
+  FinalNorm last_norm_ = FinalNorm::kTarget;
   Routing routing_;
 };
 
@@ -138,6 +171,8 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   if (!config.ok()) return config.status();
   Result<ModelTensors> tensors = FindModelTensors(*checkpoint, *config);
   if (!tensors.ok()) return tensors.status();
+  if (!options.draft) tensors->draft.reset();
+  const bool drafts = tensors->draft.has_value();
 
   auto pool = std::make_unique<ThreadPool>(options.threads);
   const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
@@ -155,7 +190,7 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   PackPlan plan;
   backend->Plan(*checkpoint, *tensors, &plan);
   Sha256 key;
-  key.Update(hash.value() + " " + backend->PackedLayout());
+  key.Update(hash.value() + " " + backend->PackedLayout() + (drafts ? " draft" : ""));
   Result<PackedWeights> weights = PackedWeights::Materialise(plan, options.packed_folder, Hex(key.Finish()), pool.get());
   if (!weights.ok()) return weights.status();
   backend->Bind(weights->base());
@@ -164,8 +199,9 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   facts.model_hash = KvHash(hash.value(), config->rms_eps, latent_eps);
   facts.vocab_size = config->vocab_size;
   facts.context_length = config->context_length;
-  facts.attentions = config->attentions();
-  facts.kv = {config->attentions(), config->kv_row(), backend->kv_type()};
+  facts.attentions = config->attentions() + (drafts ? 1 : 0);
+  facts.drafts = drafts;
+  facts.kv = {facts.attentions, config->kv_row(), backend->kv_type()};
   facts.eos_tokens = config->eos_tokens;
   facts.isa = backend->Isa();
   facts.threads = pool->threads();

@@ -24,6 +24,7 @@ struct ModelOptions {
   int max_rows = 512;          // most rows of one Forward
   std::string isa;             // cpu code path, one of CpuIsas(); empty: the best one
   bool deterministic = false;  // a request's logits are bit-equal whatever the batch, the cut into steps and the threads
+  bool draft = false;          // with the checkpoint's draft layer, where it has one
 };
 
 // Code paths of the cpu backend that this machine can run, the best one last.
@@ -33,7 +34,8 @@ struct ModelFacts {
   std::string model_hash;  // hex digest of config, tensors and latent_norm_eps: equal where KV rows mean the same
   int vocab_size = 0;
   int context_length = 0;
-  int attentions = 0;
+  int attentions = 0;  // the draft layer's included, which is the last
+  bool drafts = false;
   KvLayout kv;
   std::vector<int32_t> eos_tokens;  // config.json and generation_config.json eos_token_id (number or list)
   std::string isa;                  // code path chosen, "ref" for the ref backend
@@ -52,6 +54,14 @@ struct SequenceRows {
   int logits_rows = 0;                   // logits wanted for the last this-many rows: 0, 1, or more in tests
 };
 
+// Rows of the draft layer. Row i stands at the position of a row that was computed, and its token is the one that
+// follows there; the logits are of the token after that.
+struct DraftRows {
+  SequenceRows rows;
+  int source = 0;  // row of the last Forward or Draft, counted over all sequences, whose hidden state the first one takes;
+                   // the others take those that follow
+};
+
 // Called on the engine thread when the KV rows of one attention are written for all sequences of the step, before the
 // next attention starts: pages may be announced from here.
 using AttentionDone = std::function<void(int attention)>;
@@ -65,6 +75,11 @@ class Model {
   // written before it is read; the sum of counts is at most max_rows. One thread at a time.
   virtual Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
                          float* logits) = 0;
+  // Runs the draft layer over the hidden states of the last Forward or Draft. Its KV rows are attention attentions - 1:
+  // those at positions before rows.position are there already. Logits as in Forward. Fails unless facts().drafts.
+  virtual Status Draft(std::span<const DraftRows>, const KvMemory&, const AttentionDone&, float*) {
+    return Status(Code::kBadState, "the model has no draft layer");
+  }
   // Tests only: overrides the router's choice (spec 4.1) by a recorded one, or records it.
   // ids: [layers][rows][topk] in order of processing; nullptr switches off.
   virtual void ForceRouting(const std::vector<int32_t>* forced, std::vector<int32_t>* recorded) = 0;

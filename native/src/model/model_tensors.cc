@@ -28,7 +28,7 @@ class Finder {
     } else {
       model.head = {Dense("lm_head.weight", {c_.vocab_size, c_.hidden}), nullptr, nullptr, c_.vocab_size, c_.hidden};
     }
-    Draft();
+    model.draft = Draft(model.embedding);
     if (!status_.ok()) return status_;
     WarnOfUnknown(&model.warnings);
     return model;
@@ -111,22 +111,26 @@ class Finder {
     return layer;
   }
 
-  void Draft() {
+  std::optional<DraftTensors> Draft(const Tensor* embedding) {
     const auto first = checkpoint_.tensors().lower_bound("model.mtp.");
     const bool present = first != checkpoint_.tensors().end() && first->first.starts_with("model.mtp.");
-    if (!present || c_.mtp_is_scmoe) return;
+    if (!present || c_.mtp_is_scmoe) return std::nullopt;
+    DraftTensors draft;
+    draft.embedding = embedding;
     if (checkpoint_.Find("model.mtp.embed_tokens.weight") != nullptr) {
-      Dense("model.mtp.embed_tokens.weight", {c_.vocab_size, c_.hidden});
+      draft.embedding = Dense("model.mtp.embed_tokens.weight", {c_.vocab_size, c_.hidden});
     }
-    for (int layer = 0; layer < std::max(1, c_.mtp_layers) && status_.ok(); ++layer) {
+    // Layers after the first are checked, and not used: longer drafts come from feeding the first one again.
+    for (int layer = std::max(1, c_.mtp_layers) - 1; layer >= 0 && status_.ok(); --layer) {
       const std::string stem = "model.mtp.layers." + std::to_string(layer) + ".";
-      Dense(stem + "enorm.m.weight", {c_.hidden});
-      Dense(stem + "hnorm.m.weight", {c_.hidden});
-      Linear(stem + "eh_proj", c_.hidden, 2 * c_.hidden);
-      Attention(stem + "self_attn.", stem + "input_layernorm", stem + "post_attention_layernorm");
-      Mlp(stem + "transformer_layer.mlp.", c_.ffn);
+      draft.embedding_norm = Dense(stem + "enorm.m.weight", {c_.hidden});
+      draft.hidden_norm = Dense(stem + "hnorm.m.weight", {c_.hidden});
+      draft.join = Linear(stem + "eh_proj", c_.hidden, 2 * c_.hidden);
+      draft.attention = Attention(stem + "self_attn.", stem + "input_layernorm", stem + "post_attention_layernorm");
+      draft.mlp = Mlp(stem + "transformer_layer.mlp.", c_.ffn);
     }
-    Dense("model.mtp.norm.weight", {c_.hidden});
+    draft.norm = Dense("model.mtp.norm.weight", {c_.hidden});
+    return draft;
   }
 
   void WarnOfUnknown(std::vector<std::string>* warnings) const {

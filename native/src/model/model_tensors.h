@@ -2,6 +2,7 @@
 // (spec, section 5).
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,11 +45,23 @@ struct LayerTensors {
   std::vector<MlpTensors> experts;
 };
 
+// The layer that drafts (spec, section 7): dense, with the target's head.
+struct DraftTensors {
+  const Tensor* embedding = nullptr;  // the target's, where it has none of its own
+  const Tensor* embedding_norm = nullptr;
+  const Tensor* hidden_norm = nullptr;
+  LinearTensors join;  // [hidden, 2 * hidden]: the embedding's half first
+  AttentionTensors attention;
+  MlpTensors mlp;
+  const Tensor* norm = nullptr;
+};
+
 struct ModelTensors {
   const Tensor* embedding = nullptr;
   std::vector<LayerTensors> layers;
   const Tensor* norm = nullptr;
   LinearTensors head;
+  std::optional<DraftTensors> draft;  // the first layer of model.mtp, unless it is an ScMoE one
   std::vector<std::string> warnings;
 };
 

@@ -42,6 +42,12 @@ struct Layer {
   std::vector<Mlp> experts;
 };
 
+// The draft layer's attention and mlp are those of the first half of layer number `layers`.
+struct Draft {
+  size_t embedding, embedding_norm, hidden_norm, norm;
+  Linear join;
+};
+
 class RefBackend final : public Backend {
  public:
   RefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool)
@@ -81,6 +87,7 @@ class RefBackend final : public Backend {
       layer.correction_bias = AddRows(from.correction_bias, 1);
       for (const MlpTensors& expert : from.experts) layer.experts.push_back(AddMlp(expert));
     }
+    if (tensors.draft.has_value()) PlanDraft(tensors);
   }
 
   void Bind(const std::byte* base) override { base_ = base; }
@@ -88,13 +95,19 @@ class RefBackend final : public Backend {
   std::string Isa() const override { return "ref"; }
   KvType kv_type() const override { return KvType::kF32; }
 
-  void Embed(const Step& step) override {
+  void Embed(const Step& step) override { EmbedInto(x_, embedding_, step); }
+
+  void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) override {
+    EmbedInto(n_, draft_.embedding, step);
     for (size_t row = 0; row < step.rows.size(); ++row) {
-      const float* from = At(embedding_) + static_cast<size_t>(step.rows[row].token) * static_cast<size_t>(c_.hidden);
-      std::memcpy(&x_[row * Hidden()], from, Hidden() * sizeof(float));
-      const size_t pairs = static_cast<size_t>(rotary_.pairs());
-      rotary_.At(step.rows[row].position, &cosine_[row * pairs], &sine_[row * pairs]);
+      float* embedded = &joined_[2 * row * Hidden()];
+      float* hidden = embedded + Hidden();
+      const float* x = &x_[static_cast<size_t>(sources[row]) * Hidden()];
+      reference::RmsNorm(&n_[row * Hidden()], At(draft_.embedding_norm), c_.hidden, c_.rms_eps, 1, embedded);
+      reference::RmsNorm(x, Norm(made_by), c_.hidden, c_.rms_eps, 1, hidden);
+      reference::RmsNorm(hidden, At(draft_.hidden_norm), c_.hidden, c_.rms_eps, 1, hidden);
     }
+    Apply(draft_.join, joined_.data(), Rows(step), x_.data());
   }
 
   void WriteKv(const Step& step, int layer, int half) override {
@@ -177,9 +190,9 @@ class RefBackend final : public Backend {
 
   void JoinShortcut(const Step& step, int) override { Accumulate(m_, Rows(step), x_); }
 
-  void Logits(const Step& step, float* logits) override {
+  void Logits(const Step& step, FinalNorm norm, float* logits) override {
     for (const int row : step.wanted) {
-      reference::RmsNorm(&x_[Area(row, c_.hidden)], At(norm_), c_.hidden, c_.rms_eps, 1, n_.data());
+      reference::RmsNorm(&x_[Area(row, c_.hidden)], Norm(norm), c_.hidden, c_.rms_eps, 1, n_.data());
       Apply(head_, n_.data(), 1, logits);
       logits += c_.vocab_size;
     }
@@ -189,6 +202,17 @@ class RefBackend final : public Backend {
   size_t Hidden() const { return static_cast<size_t>(c_.hidden); }
   static int Rows(const Step& step) { return static_cast<int>(step.rows.size()); }
   const float* At(size_t offset) const { return reinterpret_cast<const float*>(base_ + offset); }
+
+  const float* Norm(FinalNorm which) const { return At(which == FinalNorm::kTarget ? norm_ : draft_.norm); }
+
+  void EmbedInto(std::vector<float>& out, size_t table, const Step& step) {
+    for (size_t row = 0; row < step.rows.size(); ++row) {
+      const float* from = At(table) + static_cast<size_t>(step.rows[row].token) * static_cast<size_t>(c_.hidden);
+      std::memcpy(&out[row * Hidden()], from, Hidden() * sizeof(float));
+      const size_t pairs = static_cast<size_t>(rotary_.pairs());
+      rotary_.At(step.rows[row].position, &cosine_[row * pairs], &sine_[row * pairs]);
+    }
+  }
 
   // One query head of one row over all rows up to its own; the context replaces the query in latent_q_.
   void AttendHead(const Step& step, int attention, int row, int head, int thread) {
@@ -289,6 +313,19 @@ class RefBackend final : public Backend {
     return a;
   }
 
+  void PlanDraft(const ModelTensors& tensors) {
+    const DraftTensors& from = *tensors.draft;
+    draft_.embedding = from.embedding == tensors.embedding ? embedding_ : AddRows(from.embedding, c_.vocab_size);
+    draft_.embedding_norm = AddRows(from.embedding_norm, 1);
+    draft_.hidden_norm = AddRows(from.hidden_norm, 1);
+    draft_.norm = AddRows(from.norm, 1);
+    draft_.join = AddLinear(from.join);
+    Layer& layer = layers_.emplace_back();
+    layer.attention[0] = AddAttention(from.attention);
+    layer.mlp[0] = AddMlp(from.mlp);
+    joined_.resize(2 * x_.size());
+  }
+
   Mlp AddMlp(const MlpTensors& from) { return {AddLinear(from.gate), AddLinear(from.up), AddLinear(from.down)}; }
 
   const ModelConfig c_;
@@ -302,8 +339,10 @@ class RefBackend final : public Backend {
   size_t norm_ = 0;
   Linear head_;
   std::vector<Layer> layers_;
+  Draft draft_{};
   // Activations, [rows, width].
   std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, latent_q_, heads_out_, gate_, up_, probabilities_, cosine_, sine_, scores_;
+  std::vector<float> joined_;  // of a draft: [rows, 2 * hidden]
   std::vector<int32_t> chosen_;
 };
 

@@ -41,19 +41,22 @@ CpuBackend::CpuBackend(const ModelConfig& config, float latent_eps, int max_rows
 
 void CpuBackend::Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) {
   weights_.Plan(checkpoint, tensors, plan);
+  if (weights_.has_draft()) joined_.resize(2 * x_.size());
 }
 
 void CpuBackend::Bind(const std::byte* base) { weights_.Bind(base); }
 
-void CpuBackend::Embed(const Step& step) {
+void CpuBackend::Embed(const Step& step) { EmbedInto(x_, weights_.embedding(), step); }
+
+void CpuBackend::EmbedInto(std::vector<float>& y, const CpuTable& table, const Step& step) {
   ForRows(step, c_.hidden, [&](int row) {
     const StepRow& at = step.rows[static_cast<size_t>(row)];
     const size_t first = Area(at.token, c_.hidden);
-    float* x = &x_[Area(row, c_.hidden)];
-    if (weights_.embedding_is_f32()) {
-      std::memcpy(x, reinterpret_cast<const float*>(weights_.embedding()) + first, Area(c_.hidden, sizeof(float)));
+    float* to = &y[Area(row, c_.hidden)];
+    if (table.is_f32) {
+      std::memcpy(to, reinterpret_cast<const float*>(table.rows) + first, Area(c_.hidden, sizeof(float)));
     } else {
-      path_.pointwise->from_bf16(reinterpret_cast<const uint16_t*>(weights_.embedding()) + first, c_.hidden, x);
+      path_.pointwise->from_bf16(reinterpret_cast<const uint16_t*>(table.rows) + first, c_.hidden, to);
     }
     rotary_.At(at.position, &cosine_[Area(row, rotary_.pairs())], &sine_[Area(row, rotary_.pairs())]);
     std::fill_n(&visible_[Area(row, c_.heads)], c_.heads, at.position + 1);
@@ -65,9 +68,13 @@ void CpuBackend::JoinShortcut(const Step& step, int) {
   ForRows(step, c_.hidden, [&](int row) { Accumulate(m_, row); });
 }
 
-void CpuBackend::Logits(const Step& step, float* logits) {
+const float* CpuBackend::NormBeforeHead(FinalNorm which) const {
+  return which == FinalNorm::kTarget ? weights_.norm() : weights_.draft().norm;
+}
+
+void CpuBackend::Logits(const Step& step, FinalNorm norm, float* logits) {
   for (size_t i = 0; i < step.wanted.size(); ++i) {
-    path_.pointwise->rms_norm(&x_[Area(step.wanted[i], c_.hidden)], weights_.norm(), c_.hidden, c_.rms_eps, &n_[i * static_cast<size_t>(c_.hidden)]);
+    path_.pointwise->rms_norm(&x_[Area(step.wanted[i], c_.hidden)], NormBeforeHead(norm), c_.hidden, c_.rms_eps, &n_[i * static_cast<size_t>(c_.hidden)]);
   }
   MatmulJob job = Job(weights_.head(), n_.data(), step, logits);
   job.rows = static_cast<int>(step.wanted.size());

@@ -1,6 +1,6 @@
 // The model on vector units: packed weights, fp32 activations, bf16 KV, absorbed attention.
 //
-// The parts of a step have a file each: cpu_attention.cc, cpu_experts.cc, cpu_mlp.cc; the rest is in cpu_backend.cc.
+// The parts of a step have a file each: cpu_attention.cc, cpu_experts.cc, cpu_mlp.cc, cpu_draft.cc; the rest is in cpu_backend.cc.
 #pragma once
 
 #include <algorithm>
@@ -27,12 +27,13 @@ class CpuBackend final : public Backend {
   KvType kv_type() const override { return KvType::kBf16; }
 
   void Embed(const Step& step) override;
+  void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) override;
   void WriteKv(const Step& step, int layer, int half) override;
   void Attend(const Step& step, int layer, int half) override;
   void Experts(const Step& step, int layer, Routing* routing) override;
   void DenseMlp(const Step& step, int layer, int half) override;
   void JoinShortcut(const Step& step, int layer) override;
-  void Logits(const Step& step, float* logits) override;
+  void Logits(const Step& step, FinalNorm norm, float* logits) override;
 
  private:
   // Queries of one sequence for one tile: `first` counts rows * heads over the whole step.
@@ -67,6 +68,9 @@ class CpuBackend final : public Backend {
     });
   }
 
+  // y = the tokens' embeddings; then all that depends on the rows' positions.
+  void EmbedInto(std::vector<float>& y, const CpuTable& table, const Step& step);
+  const float* NormBeforeHead(FinalNorm which) const;
   void Norm(const std::vector<float>& x, const float* weight, int row, std::vector<float>& y);
   // Adds `y` to the residual stream x.
   void Accumulate(const std::vector<float>& y, int row);
@@ -94,6 +98,7 @@ class CpuBackend final : public Backend {
 
   // Activations, [rows, width].
   std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, expert_out_, probabilities_, cosine_, sine_;
+  std::vector<float> joined_;          // of a draft: [rows, 2 * hidden]
   std::vector<int32_t> visible_;       // [rows, heads]
   std::vector<int32_t> chosen_;        // [rows, topk]
   std::vector<int32_t> place_;         // [rows, topk]

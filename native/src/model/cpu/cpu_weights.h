@@ -34,6 +34,19 @@ struct CpuLayer {
   std::vector<CpuMlp> experts;
 };
 
+// A table of embeddings, [vocab, hidden].
+struct CpuTable {
+  const std::byte* rows = nullptr;
+  bool is_f32 = false;  // else bf16
+};
+
+// The draft layer; its attention and mlp are those of the first half of layer number `layers`.
+struct CpuDraft {
+  CpuTable embedding;
+  const float *embedding_norm, *hidden_norm, *norm;
+  MatmulWeights join;
+};
+
 // Planned -> bound: the accessors are valid from Bind on.
 class CpuWeights {
  public:
@@ -43,12 +56,12 @@ class CpuWeights {
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan);
   void Bind(const std::byte* base);
 
-  // Floats or bf16, [vocab, hidden].
-  const std::byte* embedding() const { return embedding_; }
-  bool embedding_is_f32() const { return embedding_is_f32_; }
+  const CpuTable& embedding() const { return embedding_; }
   const float* norm() const { return norm_; }
   const MatmulWeights& head() const { return head_; }
   const CpuLayer& layer(int layer) const { return layers_[static_cast<size_t>(layer)]; }
+  bool has_draft() const { return has_draft_; }
+  const CpuDraft& draft() const { return draft_; }
 
  private:
   struct AttentionOffsets {
@@ -66,17 +79,27 @@ class CpuWeights {
     size_t correction_bias;
     std::vector<MlpOffsets> experts;
   };
+  struct DraftOffsets {
+    size_t embedding, embedding_norm, hidden_norm, norm;
+    PackedMatrix join;
+  };
+
+  AttentionOffsets PlanAttention(const Checkpoint& checkpoint, const AttentionTensors& tensors, PackPlan* plan) const;
+  static MlpOffsets PlanMlp(const Checkpoint& checkpoint, const MlpTensors& tensors, PackPlan* plan);
+  void PlanDraft(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan);
 
   const ModelConfig c_;
-  bool embedding_is_f32_ = false;
+  bool has_draft_ = false;
   size_t embedding_offset_ = 0;
   size_t norm_offset_ = 0;
   PackedMatrix head_offset_;
-  std::vector<LayerOffsets> offsets_;
-  const std::byte* embedding_ = nullptr;
+  std::vector<LayerOffsets> offsets_;  // the draft layer's last
+  DraftOffsets draft_offsets_{};
+  CpuTable embedding_;
   const float* norm_ = nullptr;
   MatmulWeights head_;
   std::vector<CpuLayer> layers_;
+  CpuDraft draft_{};
 };
 
 }  // namespace margay
