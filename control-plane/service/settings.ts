@@ -66,6 +66,11 @@ export const SETTINGS = {
     null,
     "Epsilon of the two latent norms; unset: the checkpoint's rms_norm_eps. 1e-6 matches transformers.",
   ),
+  MARGAY_DETERMINISTIC: setting(
+    z.enum(["0", "1"]).transform((value) => value === "1"),
+    "0",
+    "1: a request's text does not depend on the batch around it, the chunking, the threads or the workers it passes.",
+  ),
   MARGAY_PACKED_WEIGHTS: setting(
     z.enum(["on", "off"]),
     "on",

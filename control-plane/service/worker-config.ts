@@ -20,6 +20,7 @@ export interface WorkerConfig extends ServiceConfig {
     readonly threads: number;
     readonly packedFolder: string | null;
     readonly latentNormEps: number | null;
+    readonly deterministic: boolean;
     readonly slots: number;
     readonly kvBlocks: number;
     readonly kvBytes: number;
@@ -43,6 +44,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_SLOTS",
     "MARGAY_STEP_TOKENS",
     "MARGAY_LATENT_NORM_EPS",
+    "MARGAY_DETERMINISTIC",
     "MARGAY_PACKED_WEIGHTS",
     "MARGAY_KV_TRANSPORT",
     "MARGAY_KV_HOST",
@@ -80,6 +82,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       threads: settings.MARGAY_THREADS,
       packedFolder: packed ? join(resolve(settings.MARGAY_STATE_DIR), "packed") : null,
       latentNormEps: settings.MARGAY_LATENT_NORM_EPS,
+      deterministic: settings.MARGAY_DETERMINISTIC,
       slots: settings.MARGAY_SLOTS,
       kvBlocks: 0,
       kvBytes: settings.MARGAY_KV_MIB * 1024 * 1024,

@@ -1,5 +1,5 @@
 // goldens FOLDER GOLDEN: runs every prompt of a recorded file through `ref` and every cpu code path of this machine, cut
-// in several ways, and prints one JSON line per backend and cut:
+// in several ways, and prints one JSON line per backend, mode (the cpu paths run in both) and cut:
 //
 //   max_diff         largest difference of a logit from the recorded one, over positions before any routing difference
 //   argmax_wrong     positions whose arg-max differs although the recorded margin exceeds 3e-2 (same positions)
@@ -201,10 +201,14 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
   std::vector<Outcome> rounded;
   std::vector<int> all;
   for (const Prompt& prompt : prompts) all.push_back(static_cast<int>(prompt.tokens.size()));
-  std::vector<std::string> paths = {"ref"};
-  for (const std::string& isa : CpuIsas()) paths.push_back(isa);
-  for (const std::string& path : paths) {
+  std::vector<std::pair<std::string, bool>> paths = {{"ref", true}};
+  for (const std::string& isa : CpuIsas()) {
+    paths.emplace_back(isa, false);
+    paths.emplace_back(isa, true);
+  }
+  for (const auto& [path, deterministic] : paths) {
     ModelOptions options;
+    options.deterministic = deterministic;
     options.folder = folder;
     options.backend = path == "ref" ? BackendKind::kRef : BackendKind::kCpu;
     options.isa = path == "ref" ? "" : path;
@@ -242,10 +246,12 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
       const float from_rounded =
           path == "ref" ? 0 : LargestDifference(rounded[c], RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing));
       if (c == 0) whole = outcome;
-      std::printf("{\"path\":\"%s\",\"chunk\":%d,\"positions\":%d,\"compared\":%d,\"max_diff\":%g,\"argmax_wrong\":%d,"
+      std::printf("{\"path\":\"%s\",\"deterministic\":%s,\"chunk\":%d,\"positions\":%d,\"compared\":%d,"
+                  "\"max_diff\":%g,\"argmax_wrong\":%d,"
                   "\"flips\":[%s],\"forced_max_diff\":%g,\"forced_argmax_wrong\":%d,\"same_as_whole\":%s,\"kv_noise\":%g,"
                   "\"from_rounded\":%g}\n",
-                  path.c_str(), chunks[c], positions, free.positions, static_cast<double>(free.max_diff), free.argmax_wrong,
+                  path.c_str(), deterministic ? "true" : "false", chunks[c], positions, free.positions,
+                  static_cast<double>(free.max_diff), free.argmax_wrong,
                   flips.c_str(), static_cast<double>(forced.max_diff), forced.argmax_wrong,
                   SameBits(whole, outcome) ? "true" : "false",
                   static_cast<double>(Compare(prompts, rounded[c], all).max_diff), static_cast<double>(from_rounded));

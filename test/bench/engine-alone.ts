@@ -51,6 +51,7 @@ export class EngineAlone implements AsyncDisposable {
         ...settings,
         modelFolder: NANO,
         latentNormEps: 1e-6,
+        deterministic: false,
         slots: 64,
         kvBlocks: 0,
         kvBytes: 256 * 1024 * 1024,

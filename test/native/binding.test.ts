@@ -30,6 +30,7 @@ function run(body: string): { readonly code: number | null; readonly out: string
     threads: 1,
     packedFolder: null,
     latentNormEps: null,
+    deterministic: false,
     slots: 2,
     kvBlocks: 16,
     kvBytes: 0,

@@ -6,6 +6,7 @@ import { buildNativePrograms, nativeReport } from "../support/native-program.ts"
 /** One line of native/tests/goldens.cc, which says what the fields mean. */
 interface Line {
   readonly path: string;
+  readonly deterministic: boolean;
   readonly chunk: number;
   readonly positions: number;
   readonly compared: number;
@@ -48,9 +49,12 @@ describe.each(cases)("logits of $name", ({ name, folder, tolerance }) => {
     }
   });
 
-  it("every path gives the same bits whole, in chunks of 64 and 7, and token by token", () => {
-    expect(new Set(lines.map((line) => line.chunk))).toEqual(new Set([0, 64, 7, 1]));
-    for (const line of lines) expect(line, `${line.path}, chunk ${line.chunk}`).toMatchObject({ same_as_whole: true });
+  it("every path, deterministic, gives the same bits whole, in chunks of 64 and 7, and token by token", () => {
+    const promised = lines.filter((line) => line.deterministic);
+    expect(new Set(promised.map((line) => line.path))).toEqual(new Set(lines.map((line) => line.path)));
+    expect(new Set(promised.map((line) => line.chunk))).toEqual(new Set([0, 64, 7, 1]));
+    for (const line of promised)
+      expect(line, `${line.path}, chunk ${line.chunk}`).toMatchObject({ same_as_whole: true });
   });
 
   it(`cpu is within ${tolerance} on every code path, wherever it chose the same experts`, () => {

@@ -34,6 +34,7 @@ async function openRank(
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      deterministic: false,
       slots: 4,
       kvBlocks: 16,
       kvBytes: 0,

@@ -47,6 +47,7 @@ export class NativeRank {
         threads: 1,
         packedFolder: packedFolder(),
         latentNormEps: 1e-6,
+        deterministic: false,
         slots: 20,
         kvBlocks: 96,
         kvBytes: 0,

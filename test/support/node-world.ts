@@ -223,6 +223,7 @@ function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      deterministic: false,
       slots: options.slots ?? 8,
       kvBlocks: options.kvBlocks ?? 64,
       kvBytes: 0,

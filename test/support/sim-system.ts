@@ -216,6 +216,7 @@ function configOf(workerId: WorkerId): WorkerConfig {
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      deterministic: false,
       slots: 8,
       kvBlocks: 128,
       kvBytes: 0,

@@ -41,6 +41,7 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   if (!fields.IsNull("latentNormEps")) {
     options.model.latent_norm_eps = static_cast<float>(fields.Number("latentNormEps"));
   }
+  options.model.deterministic = fields.Flag("deterministic");
   options.slots = fields.Int("slots");
   options.kv_blocks = fields.Int("kvBlocks");
   options.kv_bytes = static_cast<uint64_t>(std::max<int64_t>(fields.Integer("kvBytes"), 0));

@@ -54,6 +54,11 @@ class Fields {
     if (!Check(value, name, "a string", [](Napi::Value v) { return v.IsString(); })) return {};
     return value.As<Napi::String>().Utf8Value();
   }
+  bool Flag(const char* name) const {
+    const Napi::Value value = Get(name);
+    if (!Check(value, name, "true or false", [](Napi::Value v) { return v.IsBoolean(); })) return false;
+    return value.As<Napi::Boolean>().Value();
+  }
   bool IsNull(const char* name) const { return error_->empty() && Get(name).IsNull(); }
 
   std::vector<int32_t> Ints(const char* name) const {

@@ -76,9 +76,14 @@ class Backend {
   virtual void Logits(const Step& step, FinalNorm norm, float* logits) = 0;
 };
 
-std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool);
-// isa: one of CpuIsas(), or empty for the best.
-Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, float latent_eps, int max_rows,
-                                                const std::string& isa, ThreadPool* pool);
+struct BackendOptions {
+  float latent_eps = 0;
+  int max_rows = 0;
+  std::string isa;             // cpu: one of CpuIsas(), or empty for the best
+  bool deterministic = false;  // as in ModelOptions: no form of an operation is chosen by row count, threads or timing
+};
+
+std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, const BackendOptions& options, ThreadPool* pool);
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, const BackendOptions& options, ThreadPool* pool);
 
 }  // namespace margay

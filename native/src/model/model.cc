@@ -151,11 +151,15 @@ Result<std::string> ModelHash(const Checkpoint& checkpoint, const std::string& p
   return hash;
 }
 
-// KV rows depend on the eps of the latent norm too: engines that differ in it must not exchange pages.
-std::string KvHash(const std::string& checkpoint_hash, float default_eps, float latent_eps) {
-  if (latent_eps == default_eps) return checkpoint_hash;
+// KV rows depend on the eps of the latent norm too, and rows that are promised to be equal to the bit on the arithmetic:
+// engines that differ in them must not exchange pages. numerics: of a deterministic engine, else empty.
+std::string KvHash(const std::string& checkpoint_hash, float default_eps, float latent_eps, const std::string& numerics) {
+  std::string differs;
+  if (latent_eps != default_eps) differs += " latent-norm-eps " + std::to_string(std::bit_cast<uint32_t>(latent_eps));
+  if (!numerics.empty()) differs += " deterministic " + numerics;
+  if (differs.empty()) return checkpoint_hash;
   Sha256 sha;
-  sha.Update(checkpoint_hash + " latent-norm-eps " + std::to_string(std::bit_cast<uint32_t>(latent_eps)));
+  sha.Update(checkpoint_hash + differs);
   return Hex(sha.Finish());
 }
 
@@ -176,11 +180,12 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
 
   auto pool = std::make_unique<ThreadPool>(options.threads);
   const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
+  const BackendOptions wanted{latent_eps, options.max_rows, options.isa, options.deterministic};
   std::unique_ptr<Backend> backend;
   if (options.backend == BackendKind::kRef) {
-    backend = MakeRefBackend(*config, latent_eps, options.max_rows, pool.get());
+    backend = MakeRefBackend(*config, wanted, pool.get());
   } else {
-    Result<std::unique_ptr<Backend>> made = MakeCpuBackend(*config, latent_eps, options.max_rows, options.isa, pool.get());
+    Result<std::unique_ptr<Backend>> made = MakeCpuBackend(*config, wanted, pool.get());
     if (!made.ok()) return made.status();
     backend = std::move(*made);
   }
@@ -196,7 +201,8 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   backend->Bind(weights->base());
 
   ModelFacts facts;
-  facts.model_hash = KvHash(hash.value(), config->rms_eps, latent_eps);
+  facts.model_hash = KvHash(hash.value(), config->rms_eps, latent_eps,
+                            options.deterministic ? backend->Isa() + " " + backend->PackedLayout() : "");
   facts.vocab_size = config->vocab_size;
   facts.context_length = config->context_length;
   facts.attentions = config->attentions() + (drafts ? 1 : 0);

@@ -31,7 +31,7 @@ struct ModelOptions {
 std::vector<std::string> CpuIsas();
 
 struct ModelFacts {
-  std::string model_hash;  // hex digest of config, tensors and latent_norm_eps: equal where KV rows mean the same
+  std::string model_hash;  // hex digest of config, tensors, latent_norm_eps and, if deterministic, code path: equal where rows fit
   int vocab_size = 0;
   int context_length = 0;
   int attentions = 0;  // the draft layer's included, which is the last

@@ -50,9 +50,9 @@ struct Draft {
 
 class RefBackend final : public Backend {
  public:
-  RefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool)
-      : c_(config), latent_eps_(latent_eps), pool_(pool), rotary_(config) {
-    const auto wide = [&](int width) { return std::vector<float>(Area(max_rows, width)); };
+  RefBackend(const ModelConfig& config, const BackendOptions& options, ThreadPool* pool)
+      : c_(config), latent_eps_(options.latent_eps), pool_(pool), rotary_(config) {
+    const auto wide = [&](int width) { return std::vector<float>(Area(options.max_rows, width)); };
     x_ = wide(c_.hidden);
     n_ = wide(c_.hidden);
     m_ = wide(c_.hidden);
@@ -67,7 +67,7 @@ class RefBackend final : public Backend {
     probabilities_ = wide(c_.slots());
     cosine_ = wide(rotary_.pairs());
     sine_ = cosine_;
-    chosen_.resize(Area(max_rows, c_.topk));
+    chosen_.resize(Area(options.max_rows, c_.topk));
     scores_.resize(Area(pool->threads(), c_.context_length));
   }
 
@@ -348,8 +348,8 @@ class RefBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, float latent_eps, int max_rows, ThreadPool* pool) {
-  return std::make_unique<RefBackend>(config, latent_eps, max_rows, pool);
+std::unique_ptr<Backend> MakeRefBackend(const ModelConfig& config, const BackendOptions& options, ThreadPool* pool) {
+  return std::make_unique<RefBackend>(config, options, pool);
 }
 
 }  // namespace margay

@@ -4,16 +4,17 @@
 
 namespace margay {
 
-CpuBackend::CpuBackend(const ModelConfig& config, float latent_eps, int max_rows, const CodePath& path, ThreadPool* pool)
+CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options, const CodePath& path, ThreadPool* pool)
     : c_(config),
-      latent_eps_(latent_eps),
+      latent_eps_(options.latent_eps),
+      deterministic_(options.deterministic),
       path_(path),
       pool_(pool),
       rotary_(config),
       query_width_((config.kv_row() + kPanel - 1) / kPanel * kPanel),
       weights_(config),
       matmul_(path.linear, path.pointwise, pool, std::max({2, config.heads, config.experts})) {
-  const auto wide = [&](int width) { return std::vector<float>(Area(max_rows, width)); };
+  const auto wide = [&](int width) { return std::vector<float>(Area(options.max_rows, width)); };
   x_ = wide(c_.hidden);
   n_ = wide(c_.hidden);
   m_ = wide(c_.hidden);
@@ -29,13 +30,13 @@ CpuBackend::CpuBackend(const ModelConfig& config, float latent_eps, int max_rows
   probabilities_ = wide(c_.slots());
   cosine_ = wide(rotary_.pairs());
   sine_ = cosine_;
-  visible_.resize(Area(max_rows, c_.heads));
-  chosen_.resize(Area(max_rows, c_.topk));
+  visible_.resize(Area(options.max_rows, c_.heads));
+  chosen_.resize(Area(options.max_rows, c_.topk));
   place_.resize(chosen_.size());
   assigned_.resize(chosen_.size());
   expert_first_.resize(static_cast<size_t>(c_.experts) + 1);
   scratch_.resize(Area(pool->threads(), kAttentionScratch));
-  items_.reserve(Area(max_rows, c_.heads));
+  items_.reserve(Area(options.max_rows, c_.heads));
   jobs_.reserve(static_cast<size_t>(std::max({2, c_.heads, c_.experts})));
 }
 
@@ -95,13 +96,13 @@ std::vector<std::string> CpuIsas() {
   return names;
 }
 
-Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, float latent_eps, int max_rows,
-                                                const std::string& isa, ThreadPool* pool) {
+Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, const BackendOptions& options, ThreadPool* pool) {
+  const std::string& isa = options.isa;
   const std::vector<CodePath> usable = UsableCodePaths();
   const auto chosen = isa.empty() ? usable.end() - 1
                                   : std::find_if(usable.begin(), usable.end(), [&](const CodePath& p) { return p.name == isa; });
   if (chosen == usable.end()) return Status(Code::kBadArgument, "this machine has no code path " + isa);
-  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(config, latent_eps, max_rows, *chosen, pool));
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(config, options, *chosen, pool));
 }
 
 }  // namespace margay

@@ -18,7 +18,7 @@ namespace margay {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const ModelConfig& config, float latent_eps, int max_rows, const CodePath& path, ThreadPool* pool);
+  CpuBackend(const ModelConfig& config, const BackendOptions& options, const CodePath& path, ThreadPool* pool);
 
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) override;
   void Bind(const std::byte* base) override;
@@ -89,6 +89,7 @@ class CpuBackend final : public Backend {
 
   const ModelConfig c_;
   const float latent_eps_;
+  const bool deterministic_;  // every operation has one form, whatever the rows of the step
   const CodePath path_;
   ThreadPool* const pool_;
   const Rotary rotary_;
