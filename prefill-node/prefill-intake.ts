@@ -1,4 +1,4 @@
-import { BLOCK_TOKENS } from "#protocol/kv.ts";
+import { BLOCK_TOKENS, type Reservation } from "#protocol/kv.ts";
 import type { PrefillWork } from "#protocol/prefill.ts";
 import type { Refused } from "#protocol/worker.ts";
 
@@ -41,15 +41,20 @@ export function judgeWork(work: PrefillWork, state: IntakeState): Refused | null
   if (tokens.some((token) => token < 0 || token >= state.vocabSize)) {
     return refusal("invalid_request", `token ids must be within 0..${state.vocabSize - 1}`);
   }
-  if (reservation.cachedTokens % BLOCK_TOKENS !== 0 || reservation.cachedTokens >= tokens.length) {
-    return refusal("invalid_request", "reservation.cachedTokens must be whole blocks and leave a token to compute");
-  }
+  const wrong = reservation === null ? null : judgeReservation(reservation, tokens.length);
+  if (wrong !== null) return wrong;
   if (work.deadlineMs <= state.nowMs) return refusal("timeout", "the deadline has passed");
   if (state.requests >= state.maxRequests) return refusal("busy", "every slot is taken", waitMs(state));
   const wait = waitMs(state);
   if (wait > START_WITHIN_MS)
     return refusal("busy", `${state.pendingPrefillTokens} tokens are waiting`, wait - START_WITHIN_MS);
   return null;
+}
+
+/** Why a prompt of `given` tokens cannot be sent there, or null. */
+export function judgeReservation({ cachedTokens }: Reservation, given: number): Refused | null {
+  if (cachedTokens % BLOCK_TOKENS === 0 && cachedTokens < given) return null;
+  return refusal("invalid_request", "reservation.cachedTokens must be whole blocks and leave a token to compute");
 }
 
 /** Milliseconds until everything admitted is computed. While unmeasured, two steps are taken to fit. */

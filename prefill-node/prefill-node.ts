@@ -1,5 +1,14 @@
 import type { Engine, EngineEvent, EngineListener, EngineOptions, StepResult } from "#native";
-import { Cancel, CancelReply, PrefillDone, PrefillFailed, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
+import {
+  Cancel,
+  CancelReply,
+  PrefillDone,
+  PrefillFailed,
+  PrefillReply,
+  PrefillTarget,
+  PrefillWork,
+  TargetReply,
+} from "#protocol/prefill.ts";
 import { subjects } from "#protocol/subjects.ts";
 import { WorkerNode, type WorkerNodeParts } from "#service/worker-node.ts";
 import { PrefillRequests } from "./prefill-requests.ts";
@@ -33,6 +42,7 @@ export function createPrefillNode(parts: PrefillNodeParts): PrefillNode {
           watch(work.head.owner);
           return requests.accept(work);
         }),
+        bus.respond(subjects.target(rankId), PrefillTarget, TargetReply, (target) => requests.direct(target)),
         bus.respond(subjects.cancel(rankId), Cancel, CancelReply, async ({ head }) => ({
           kind: "cancelled" as const,
           known: await requests.cancel(head),

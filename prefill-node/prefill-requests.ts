@@ -10,8 +10,15 @@ import {
 } from "#native";
 import type { ErrorCode } from "#protocol/errors.ts";
 import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
-import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
-import type { PrefillDone, PrefillFailed, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
+import { BLOCK_TOKENS, type Reservation, type SequenceHandle } from "#protocol/kv.ts";
+import type {
+  PrefillDone,
+  PrefillFailed,
+  PrefillReply,
+  PrefillTarget,
+  PrefillWork,
+  TargetReply,
+} from "#protocol/prefill.ts";
 import type { Logprobs, RequestHead } from "#protocol/request.ts";
 import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
@@ -21,7 +28,7 @@ import type { Logger } from "#service/logger.ts";
 import type { HistogramSeries, Metrics } from "#service/metrics.ts";
 import { KvSender } from "./kv-sender.ts";
 import { planPrefill } from "./prefill-batcher.ts";
-import { judgeWork } from "./prefill-intake.ts";
+import { judgeReservation, judgeWork } from "./prefill-intake.ts";
 import { PrefillRate } from "./prefill-rate.ts";
 
 export type PrefillOutcome = PrefillDone | PrefillFailed;
@@ -45,8 +52,11 @@ interface PrefillRequest {
   readonly given: number;
   readonly cachedTokens: number;
   readonly admittedMs: number;
+  readonly deadlineMs: number;
   readonly deadline: Timer;
-  phase: "computing" | "sending" | "leaving";
+  phase: "computing" | "computed" | "sending" | "leaving";
+  /** Its pages have a destination. */
+  directed: boolean;
   /** Prompt rows that no settled step has computed. */
   left: number;
   /** Monotonic time at which the first step began. */
@@ -61,12 +71,14 @@ const CANCEL_WAIT_MS = 1_000;
 /**
  * Owns the requests of a prefill rank.
  *
- *   admitted -> computing -> (first token told) -> sending -> gone
+ *   admitted -> computing -> (first token told) -> computed -> sending -> gone
  *                  `-> failed, cancelled, superseded -> leaving -> gone
  *
  * 1 the owner hears of every end but those it asked for (cancel, newer attempt), at once, whatever came before
  * 2 a request is counted until its slot is free: no step names it and no page of it is on its way
- * 3 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
+ * 3 pages leave once a destination is known, at the start or later; a prompt that is computed waits for it in `computed`,
+ *   until its deadline
+ * 4 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
  */
 export class PrefillRequests {
   readonly #parts: PrefillRequestsParts;
@@ -141,6 +153,29 @@ export class PrefillRequests {
     return refusal === null ? this.#admit(work) : this.#refuse(refusal);
   }
 
+  /** The pages of a prompt that is here have a destination. */
+  direct({ head, reservation, epoch }: PrefillTarget): TargetReply {
+    const request = this.#active.get(head.requestId);
+    if (epoch !== this.#parts.epoch) {
+      return this.#refuse({ kind: "refused", code: "stale_epoch", detail: "another epoch", retryAfterMs: null });
+    }
+    if (request?.head.attempt !== head.attempt) {
+      return this.#refuse({ kind: "refused", code: "cancelled", detail: "this attempt is over", retryAfterMs: null });
+    }
+    if (request.directed) {
+      this.#countDuplicate("prefill-target");
+      return { kind: "done" };
+    }
+    const wrong = judgeReservation(reservation, request.given);
+    if (wrong !== null) return this.#refuse(wrong);
+    try {
+      this.#send(request, reservation);
+    } catch (error) {
+      return this.#refuse(this.#refusalOf(error, "pages could not be sent"));
+    }
+    return { kind: "done" };
+  }
+
   /** Ends an attempt and all before it. Resolves, when nothing of them is held, with whether there was anything. */
   async cancel(head: RequestHead): Promise<boolean> {
     this.#memory.note(head, "cancelled");
@@ -169,7 +204,7 @@ export class PrefillRequests {
     this.#draining = true;
     await this.#emptied(deadlineMs - clock.now());
     for (const request of [...this.#active.values()]) {
-      if (request.phase === "computing") this.#fail(request, "draining", "the rank was asked to stop");
+      if (holdsSequence(request)) this.#fail(request, "draining", "the rank was asked to stop");
     }
     await this.#emptied(CANCEL_WAIT_MS);
     for (const request of [...this.#active.values()]) this.#fail(request, "draining", "pages were not taken in time");
@@ -203,7 +238,6 @@ export class PrefillRequests {
     try {
       const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: "prompt" });
       handle = opened.handle;
-      this.#sender.begin(handle, reservation, Math.min(deadlineMs, reservation.deadlineMs));
       const given = generation.tokens.length;
       const request: PrefillRequest = {
         head,
@@ -211,22 +245,37 @@ export class PrefillRequests {
         given,
         cachedTokens: opened.cachedTokens,
         admittedMs: clock.monotonic(),
+        deadlineMs,
         deadline: clock.after(deadlineMs - clock.now(), () => this.#fail(request, "timeout", "not done in time")),
         phase: "computing",
+        directed: false,
         left: given - opened.cachedTokens,
         startedMs: null,
         sent: false,
       };
+      if (reservation !== null) this.#send(request, reservation);
       this.#active.set(head.requestId, request);
       this.#slots.set(handle.slot, request);
       this.#loop.wake();
       return { kind: "prefill-accepted", cachedTokens: opened.cachedTokens };
     } catch (error) {
       if (handle !== null) engine.closeSequence(handle, true);
-      const code = refusalCode(error);
-      if (code === "internal") this.#parts.logger.error({ error }, "a prompt could not be admitted");
-      return this.#refuse({ kind: "refused", code, detail: "", retryAfterMs: code === "busy" ? 250 : null });
+      return this.#refuse(this.#refusalOf(error, "a prompt could not be admitted"));
     }
+  }
+
+  /** Throws what the engine throws. */
+  #send(request: PrefillRequest, reservation: Reservation): void {
+    this.#sender.begin(request.handle, reservation, Math.min(request.deadlineMs, reservation.deadlineMs));
+    request.directed = true;
+    if (request.phase === "computed") this.#handOver(request);
+  }
+
+  /** Computed and directed: what is left is the transport's. */
+  #handOver(request: PrefillRequest): void {
+    request.phase = "sending";
+    request.deadline.cancel();
+    this.#parts.engine.closeSequence(request.handle, true);
   }
 
   #computing(): PrefillRequest[] {
@@ -268,12 +317,10 @@ export class PrefillRequests {
       queueMs: Math.max(0, startedMs - request.admittedMs),
       computeMs: clock.monotonic() - startedMs,
     });
-    request.deadline.cancel();
-    if (request.sent) this.#leave(request, true);
-    else {
-      request.phase = "sending";
-      this.#parts.engine.closeSequence(handle, true);
-    }
+    // A first token that is also the last needs no pages anywhere.
+    if (request.sent || (finishReason(finish) !== null && !request.directed)) this.#leave(request, true);
+    else if (request.directed) this.#handOver(request);
+    else request.phase = "computed";
   }
 
   #fail(request: PrefillRequest, code: ErrorCode, detail: string): void {
@@ -291,7 +338,7 @@ export class PrefillRequests {
 
   #leave(request: PrefillRequest, keep: boolean): void {
     if (request.phase === "leaving") return;
-    if (request.phase === "computing") this.#parts.engine.closeSequence(request.handle, keep);
+    if (holdsSequence(request)) this.#parts.engine.closeSequence(request.handle, keep);
     request.phase = "leaving";
     request.deadline.cancel();
     if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
@@ -319,9 +366,20 @@ export class PrefillRequests {
     return refusal;
   }
 
-  #countDuplicate(): void {
-    this.#parts.metrics.count("margay_duplicate_messages_total", { kind: "prefill-work" });
+  #refusalOf(error: unknown, what: string): Refused {
+    const code = refusalCode(error);
+    if (code === "internal") this.#parts.logger.error({ error }, what);
+    return { kind: "refused", code, detail: "", retryAfterMs: code === "busy" ? 250 : null };
   }
+
+  #countDuplicate(kind: "prefill-work" | "prefill-target" = "prefill-work"): void {
+    this.#parts.metrics.count("margay_duplicate_messages_total", { kind });
+  }
+}
+
+/** Its sequence is not closed yet. */
+function holdsSequence({ phase }: PrefillRequest): boolean {
+  return phase === "computing" || phase === "computed";
 }
 
 function logprobsOf(result: StepResult, slot: number): Logprobs | null {

@@ -1,8 +1,7 @@
 import { type DecodeDone, ReserveKv, ReserveReply, StartDecode, StartReply } from "#protocol/decode.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
-import type { WorkerId } from "#protocol/ids.ts";
 import type { Reservation } from "#protocol/kv.ts";
-import { type PrefillDone, PrefillReply, PrefillWork } from "#protocol/prefill.ts";
+import { type PrefillDone, PrefillReply, PrefillTarget, PrefillWork, TargetReply } from "#protocol/prefill.ts";
 import type { Generation } from "#protocol/request.ts";
 import { subjects } from "#protocol/subjects.ts";
 import type { Refused } from "#protocol/worker.ts";
@@ -12,6 +11,7 @@ import { ASK_FAULT_COOL_MS, askRank } from "./ask-rank.ts";
 import { ANSWER_MS, prefillMs, SILENCE_MS, STALL_MS, TRANSFER_MS } from "./deadlines.ts";
 import { Interruption, within } from "./interruption.ts";
 import type { Passage } from "./passage.ts";
+import { type FirstToken, pagesLost, prefillListener } from "./prefill-outcome.ts";
 import { refusalError } from "./refusal-error.ts";
 import { type Leg, releaseLeg } from "./release.ts";
 import type { PrefillOutcome } from "./request-board.ts";
@@ -24,27 +24,15 @@ const BUSY_COOL_MS = 100;
 /** The bus is back for us before it is for a rank. */
 const ASK_AGAIN_MS = 500;
 
-/** A prefill under way, on one rank or, after that failed, on another. */
-interface RunningPrefill {
-  readonly first: Promise<FirstToken>;
-}
-
-/** How the prompt was computed. `outcome` is null when the decode rank does it. */
-export interface FirstToken {
-  readonly outcome: PrefillDone | null;
-  readonly workerId: WorkerId | null;
-  /** The first token was also the last. */
-  readonly ended: boolean;
-}
-
 /**
  * One placement of a request: its seat, its two legs, and the messages between.
  *
- *   placed -> reserved -> prefilling -> first token -> started -> streaming -> released
+ *   placed -> prefilling and reserving -> first token -> started -> streaming -> released
  *
  * A1 a leg is recorded before its message is sent, so that `release` cancels whatever may have begun
  * A2 only the ranks of this attempt are listened to; the loss of one interrupts what waits for it
- * A3 a question that an outage of the bus cut off is asked again: ranks answer a repeated question as they did the first
+ * A3 the prompt is computed while the decode rank is asked; the prefill rank keeps its pages until it hears where to
+ * A4 a question that an outage of the bus cut off is asked again: ranks answer a repeated question as they did the first
  */
 export class Attempt {
   readonly #parts: FlowParts;
@@ -61,6 +49,11 @@ export class Attempt {
   #onPrefill = this.#countLate;
   #repeatPrefill: () => void = () => {};
   #leavePrefill: () => void = () => {};
+  /** The decode rank's answer. */
+  readonly #reserved = Promise.withResolvers<Reservation>();
+  /** What a prefill rank told. */
+  #first: PrefillDone | null = null;
+  #reservedUntilMs = 0;
   #decodeStartMs = 0;
   #stallMs = STALL_MS;
 
@@ -68,6 +61,7 @@ export class Attempt {
     this.#parts = parts;
     this.#passage = passage;
     this.#generation = passage.generation;
+    this.#reserved.promise.catch(() => {});
   }
 
   /** 1: a place on ranks that have room, now or when there is one. */
@@ -87,9 +81,33 @@ export class Attempt {
     return seat;
   }
 
-  /** 2: pages on the decode rank, before anything is computed, so that no KV lands without a home. */
-  async reserveDecode(seat: Seat): Promise<Reservation> {
-    const { bus, clock, gatewayId, fleet, board } = this.#parts;
+  /**
+   * 2: the prompt's work, to the prefill rank of the seat, or nothing where the decode rank computes it itself.
+   * 4 to 6 are `first`: the prompt is computed, its pages are on their way.
+   */
+  async sendPrefill(seat: Seat): Promise<{ readonly first: Promise<FirstToken> }> {
+    this.#reservedUntilMs = this.#parts.clock.now() + this.#prefillMs(seat.prefill);
+    if (seat.prefill === null) {
+      // The decode rank's first token comes after a whole prompt.
+      this.#stallMs += this.#prefillMs(null);
+      return { first: Promise.resolve({ outcome: null, workerId: null, ended: false }) };
+    }
+    this.#passage.tell("prefilling", seat.prefill.workerId, seat.decode.workerId);
+    const first = this.#prefill(seat.prefill, seat);
+    first.catch(() => {});
+    return { first };
+  }
+
+  /** 3: pages on the decode rank. A refusal ends the attempt, whatever it waits for. */
+  reserveDecode(seat: Seat): void {
+    this.#reserve(seat).then(this.#reserved.resolve, (error) => {
+      this.#fail(asMargayError(error));
+      this.#reserved.reject(error);
+    });
+  }
+
+  async #reserve(seat: Seat): Promise<Reservation> {
+    const { bus, gatewayId, fleet, board } = this.#parts;
     const { rankId, epoch } = seat.decode;
     const head = this.#passage.head(gatewayId);
     this.#decodeLeg = { rankId, epoch };
@@ -101,7 +119,7 @@ export class Attempt {
       head,
       generation: this.#generation,
       epoch,
-      deadlineMs: clock.now() + this.#prefillMs(seat.prefill),
+      deadlineMs: this.#reservedUntilMs,
     } as const;
     const reply = await this.#ask(
       () => bus.request(subjects.reserve(rankId), ReserveKv, message, ReserveReply, ANSWER_MS),
@@ -112,33 +130,15 @@ export class Attempt {
     throw this.#refusedBy(rankId, reply);
   }
 
-  /** 3: the prompt's work, to the prefill rank of the seat; null when the decode rank computes it itself. */
-  async sendPrefill(seat: Seat, reservation: Reservation): Promise<RunningPrefill | null> {
-    if (seat.prefill === null) {
-      // The decode rank's first token comes after a whole prompt.
-      this.#stallMs += this.#prefillMs(null);
-      return null;
-    }
-    this.#passage.tell("prefilling", seat.prefill.workerId, seat.decode.workerId);
-    const first = this.#prefill(seat.prefill, seat, reservation);
-    first.catch(() => {});
-    return { first };
-  }
-
-  /** 4 to 6: waits for the prompt to be computed. */
-  async firstToken(running: RunningPrefill | null): Promise<FirstToken> {
-    return running === null ? { outcome: null, workerId: null, ended: false } : await running.first;
-  }
-
   /** 7: the decode rank attaches the pages and begins. */
-  async startDecode(reservation: Reservation, first: FirstToken): Promise<boolean> {
+  async startDecode(first: FirstToken): Promise<boolean> {
     if (first.ended || this.#passage.enough) return false;
     const { bus, clock, gatewayId, fleet } = this.#parts;
-    const { rankId, epoch, handle } = reservation;
+    const { rankId, epoch, handle } = await this.#reserved.promise;
     const sender = this.#prefillLeg;
     if (sender !== null) {
       this.#watch(sender, () => {
-        if (this.#prefillLeg === sender) this.#fail(new MargayError("transfer_failed", "the prefill rank was lost"));
+        if (this.#prefillLeg === sender) this.#fail(pagesLost("the prefill rank was lost"));
       });
     }
     const message = {
@@ -233,13 +233,14 @@ export class Attempt {
    * The prompt's work, from rank to rank: when one refuses, fails or is lost, another gets the same work for the same
    * reservation, while that lives.
    */
-  async #prefill(chosen: Rank, seat: Seat, reservation: Reservation): Promise<FirstToken> {
+  async #prefill(chosen: Rank, seat: Seat): Promise<FirstToken> {
     const { fleet, clock, localPrefillTokens } = this.#parts;
     let rank: Rank | null = chosen;
     let failure = new MargayError("reservation_expired");
-    while (rank !== null && reservation.deadlineMs > clock.now()) {
+    // Only the first rank is asked before the decode rank has answered.
+    for (let known: Reservation | null = null; rank !== null && this.#reservedUntilMs > clock.now(); ) {
       try {
-        const outcome = await this.#prefillOn(rank, reservation);
+        const outcome = await this.#prefillOn(rank, seat, known);
         return this.#tellFirst(outcome, rank);
       } catch (thrown) {
         failure = this.#passage.interruption.error ?? asMargayError(thrown);
@@ -250,13 +251,15 @@ export class Attempt {
         const query = this.#passage.query(this.#generation, localPrefillTokens);
         rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
         if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
+        known = await this.#passage.interruption.race(this.#trouble.race(this.#reserved.promise));
         if (rank !== null) this.#moveSeat(rank, seat.decode);
       }
     }
     throw failure;
   }
 
-  async #prefillOn(rank: Rank, reservation: Reservation): Promise<PrefillDone> {
+  /** `known`: the decode rank's answer where it is there; else it is sent after the work. */
+  async #prefillOn(rank: Rank, seat: Seat, known: Reservation | null): Promise<PrefillDone> {
     const { bus, clock, fleet, gatewayId } = this.#parts;
     const { rankId, epoch } = rank;
     if (!fleet.isAlive(rankId, epoch)) throw new MargayError("worker_lost");
@@ -266,18 +269,25 @@ export class Attempt {
       if (lost === rankId && lostEpoch === epoch)
         outcome.reject(new MargayError("worker_lost", "the prefill rank was lost"));
     });
-    const { deadlineMs } = reservation;
+    const deadlineMs = this.#reservedUntilMs;
     const head = this.#passage.head(gatewayId);
     const generation = this.#generation;
-    const message = { kind: "prefill-work", head, generation, reservation, epoch, deadlineMs } as const;
+    const message = { kind: "prefill-work", head, generation, reservation: known, epoch, deadlineMs } as const;
     const ask = async (): Promise<void> => {
       const reply = await bus.request(subjects.prefill(rankId), PrefillWork, message, PrefillReply, ANSWER_MS);
       if (reply.kind === "refused") throw this.#refusedBy(rankId, reply);
     };
     this.#prefillLeg = { rankId, epoch };
-    this.#onPrefill = this.#prefillListener(rank, reservation, outcome);
+    this.#onPrefill = prefillListener(rank, outcome, {
+      onDuplicate: this.#countLate,
+      onPagesLost: ({ code, detail }) => {
+        if (code === "transfer_failed") this.#blamePair(rankId, seat.decode.rankId);
+        this.#fail(pagesLost(detail));
+      },
+    });
     try {
       await this.#ask(ask, rankId);
+      if (known === null) void this.#direct(this.#prefillLeg).catch(outcome.reject);
       // After an outage: the outcome may have been lost with the bus, and a rank that is asked again tells it again.
       this.#repeatPrefill = () =>
         void ask().catch((thrown) => {
@@ -294,24 +304,26 @@ export class Attempt {
     }
   }
 
-  #prefillListener(
-    { rankId, epoch }: Rank,
-    reservation: Reservation,
-    outcome: PromiseWithResolvers<PrefillDone>,
-  ): (message: PrefillOutcome) => void {
-    let done = false;
-    return (message) => {
-      if (message.rankId !== rankId || message.epoch !== epoch || (done && message.kind === "prefill-done")) {
-        this.#parts.metrics.count("margay_duplicate_messages_total", { kind: message.kind });
-      } else if (message.kind === "prefill-done") {
-        done = true;
-        outcome.resolve(message);
-      } else if (done) {
-        // The first token was told and then pages could not be sent: the decode rank will never have them all.
-        if (message.code === "transfer_failed") this.#blamePair(rankId, reservation.rankId);
-        this.#fail(new MargayError("transfer_failed", message.detail));
-      } else outcome.reject(refusalError(message));
-    };
+  /** Tells the prefill rank where the pages go, when the decode rank has answered and if they are still wanted. */
+  async #direct(leg: Leg): Promise<void> {
+    const { bus, gatewayId } = this.#parts;
+    const { rankId, epoch } = leg;
+    const target = await this.#reserved.promise.catch(() => null);
+    const unwanted = (): boolean => this.#prefillLeg !== leg || (this.#first?.finish ?? null) !== null;
+    if (target === null || unwanted()) return;
+    const head = this.#passage.head(gatewayId);
+    const message = { kind: "prefill-target", head, reservation: target, epoch } as const;
+    try {
+      const reply = await this.#ask(
+        () => bus.request(subjects.target(rankId), PrefillTarget, message, TargetReply, ANSWER_MS),
+        rankId,
+      );
+      if (reply.kind === "refused") throw this.#refusedBy(rankId, reply);
+    } catch (thrown) {
+      if (unwanted()) return;
+      if (this.#first !== null) this.#fail(pagesLost("the prefill rank heard of no destination"));
+      throw thrown;
+    }
   }
 
   #tellFirst(outcome: PrefillDone, rank: Rank): FirstToken {
@@ -320,6 +332,7 @@ export class Attempt {
     passage.timings.prefillMs += outcome.computeMs;
     passage.cachedTokens ??= outcome.cachedTokens;
     this.#leavePrefill();
+    this.#first = outcome;
     const seq = this.#generation.tokens.length - this.#generation.promptLength;
     const tokens = Int32Array.of(outcome.firstToken);
     passage.tokens.take({ seq, tokens, logprobs: outcome.logprobs, done: null }, this.#parts.clock.monotonic());

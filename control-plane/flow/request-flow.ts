@@ -158,11 +158,10 @@ export class Flow implements RequestFlow {
     const attempt = new Attempt(this.#parts, passage);
     try {
       /* 1 */ const seat = await attempt.place();
-      /* 2 */ const reservation = await attempt.reserveDecode(seat);
-      /* 3 */ const prefill = await attempt.sendPrefill(seat, reservation);
-      /* 4, 5: the prompt is computed and its pages move from rank to rank; 6 */ const first =
-        await attempt.firstToken(prefill);
-      /* 7 */ const started = await attempt.startDecode(reservation, first);
+      /* 2: before 3, for it is what the client waits for */ const prefill = await attempt.sendPrefill(seat);
+      /* 3 */ attempt.reserveDecode(seat);
+      /* 4, 5: the pages' destination is told and they move from rank to rank; 6 */ const first = await prefill.first;
+      /* 7 */ const started = await attempt.startDecode(first);
       /* 8 */ const done = await attempt.streamTokens(started);
       /* 9 */ return settle(passage, seat, first, done);
     } finally {

@@ -1,7 +1,7 @@
 import type { DecodeDone } from "#protocol/decode.ts";
 import type { PrefillDone } from "#protocol/prefill.ts";
-import type { FirstToken } from "./attempt.ts";
 import type { Passage } from "./passage.ts";
+import type { FirstToken } from "./prefill-outcome.ts";
 import type { Settled } from "./request-flow.ts";
 import type { Seat } from "./waiting-room.ts";
 

@@ -29,6 +29,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
     publish: [
       subjects.reserve(anyRank),
       subjects.prefill(anyRank),
+      subjects.target(anyRank),
       subjects.start(anyRank),
       subjects.cancel(anyRank),
       subjects.resume(anyRank),
@@ -56,7 +57,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
   },
   prefill: {
     publish: [...rankPublishes, subjects.prefillOutcome(anyGateway)],
-    subscribe: [...rankSubscribes, subjects.prefill(anyRank)],
+    subscribe: [...rankSubscribes, subjects.prefill(anyRank), subjects.target(anyRank)],
     answers: true,
   },
   decode: {

@@ -10,13 +10,23 @@ export const PrefillWork = z.strictObject({
   kind: z.literal("prefill-work"),
   head: RequestHead,
   generation: Generation,
-  reservation: Reservation,
+  /** Where the pages go; null: a `PrefillTarget` will tell, and computing begins without it. */
+  reservation: Reservation.nullable(),
   /** Epoch of the prefill rank the sender believes it talks to. */
   epoch: z.int().min(1),
   /** When the work is worthless, epoch milliseconds. */
   deadlineMs: z.number(),
 });
 export type PrefillWork = z.infer<typeof PrefillWork>;
+
+/** Control plane -> prefill rank: where the pages of a prompt go that is being computed already. */
+export const PrefillTarget = z.strictObject({
+  kind: z.literal("prefill-target"),
+  head: RequestHead,
+  reservation: Reservation,
+  epoch: z.int().min(1),
+});
+export type PrefillTarget = z.infer<typeof PrefillTarget>;
 
 export const PrefillAccepted = z.strictObject({
   kind: z.literal("prefill-accepted"),
@@ -67,6 +77,8 @@ export type Cancelled = z.infer<typeof Cancelled>;
 
 export const PrefillReply = z.discriminatedUnion("kind", [PrefillAccepted, Refused]);
 export type PrefillReply = z.infer<typeof PrefillReply>;
+export const TargetReply = z.discriminatedUnion("kind", [Done, Refused]);
+export type TargetReply = z.infer<typeof TargetReply>;
 export const CancelReply = z.discriminatedUnion("kind", [Cancelled, Refused]);
 export type CancelReply = z.infer<typeof CancelReply>;
 export const DrainReply = z.discriminatedUnion("kind", [Done, Refused]);

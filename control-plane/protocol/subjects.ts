@@ -7,6 +7,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.fleet.hello                Hello -> Welcome | Refused          (queue group of control planes)
  *   margay.rank.RANK.reserve          ReserveKv -> ReserveReply
  *   margay.rank.RANK.prefill          PrefillWork -> PrefillReply
+ *   margay.rank.RANK.target           PrefillTarget -> TargetReply
  *   margay.rank.RANK.start            StartDecode -> StartReply
  *   margay.rank.RANK.cancel           Cancel -> CancelReply
  *   margay.rank.RANK.resume           ResumeStream -> ResumeReply
@@ -30,6 +31,7 @@ export const subjects = {
   allKvEvents: () => "margay.fleet.kv.*",
   reserve: (rank: RankId) => `margay.rank.${rank}.reserve`,
   prefill: (rank: RankId) => `margay.rank.${rank}.prefill`,
+  target: (rank: RankId) => `margay.rank.${rank}.target`,
   start: (rank: RankId) => `margay.rank.${rank}.start`,
   cancel: (rank: RankId) => `margay.rank.${rank}.cancel`,
   resume: (rank: RankId) => `margay.rank.${rank}.resume`,

@@ -210,7 +210,7 @@ export interface Engine {
   openSequence(spec: SequenceSpec): OpenedSequence;
   /**
    * Sends the pages of a `compute` sequence to a decode rank as they are computed; ends with `sent` or `send-failed`.
-   * Call before its first step is submitted, once (else `bad_state`).
+   * May be called while it is computed or after: what is written by then is sent at once. Once (else `bad_state`).
    */
   exportTo(handle: SequenceHandle, target: ExportTarget): void;
   /**

@@ -95,6 +95,28 @@ describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
     );
   });
 
+  test.each(["after its first step", "while its last step runs", "after its last step"] as const)(
+    "a prompt whose destination is told %s arrives whole",
+    async (told) => {
+      const generation = generationOf(promptOf(150), { maxNewTokens: 6 });
+      const there = reserve(generation);
+      const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "prompt" });
+      const tell = () => p.engine.exportTo(here.handle, d.targetOf(there.handle));
+      await p.step([here.handle, 70]);
+      if (told === "after its first step") tell();
+      const last = p.step([here.handle, 80]);
+      if (told === "while its last step runs") tell();
+      const firstToken = (await last)[0]![3]!;
+      if (told === "after its last step") tell();
+      p.engine.closeSequence(here.handle, true);
+      const { pages } = await d.event("received", there.handle);
+      expect(pages).toBe(18);
+      const length = d.engine.attach(there.handle, firstToken);
+      const moved = await decode(generation, { handle: there.handle, length, firstToken });
+      expect(moved.tokens).toEqual((await generate(p, generation)).tokens);
+    },
+  );
+
   test("eight prompts moved at once keep apart", async () => {
     const generations = Array.from({ length: 8 }, (_, i) =>
       generationOf(promptOf(20 + 25 * i, i), { maxNewTokens: 10 }),

@@ -20,7 +20,9 @@ import {
   PrefillDone,
   PrefillFailed,
   PrefillReply,
+  PrefillTarget,
   PrefillWork,
+  TargetReply,
 } from "#protocol/prefill.ts";
 import type { Generation, RequestHead } from "#protocol/request.ts";
 import { subjects } from "#protocol/subjects.ts";
@@ -121,11 +123,16 @@ export class FakeGateway {
     epoch: number,
     head: RequestHead,
     generation: Generation,
-    reservation: Reservation,
+    reservation: Reservation | null,
     deadlineMs = this.#clock.now() + 10_000,
   ): Promise<PrefillReply> {
     const message = { kind: "prefill-work", head, generation, reservation, epoch, deadlineMs } as const;
     return this.bus.request(subjects.prefill(rank), PrefillWork, message, PrefillReply, 2_000);
+  }
+
+  target(rank: RankId, epoch: number, head: RequestHead, reservation: Reservation): Promise<TargetReply> {
+    const message = { kind: "prefill-target", head, reservation, epoch } as const;
+    return this.bus.request(subjects.target(rank), PrefillTarget, message, TargetReply, 2_000);
   }
 
   start(

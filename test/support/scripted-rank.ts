@@ -22,7 +22,10 @@ import {
   PrefillFailed,
   type PrefillReply,
   PrefillReply as PrefillReplySchema,
+  PrefillTarget,
   PrefillWork,
+  type TargetReply,
+  TargetReply as TargetReplySchema,
 } from "#protocol/prefill.ts";
 import type { Generation, RequestHead } from "#protocol/request.ts";
 import { subjects } from "#protocol/subjects.ts";
@@ -78,6 +81,7 @@ export class ScriptedRank {
   /** Decides instead of the rank; null: as usual. A promise that never resolves is silence. */
   onReserve: (query: ReserveKv) => ReserveReply | Promise<ReserveReply> | null = () => null;
   onPrefill: (work: PrefillWork) => PrefillReply | Promise<PrefillReply> | null = () => null;
+  onTarget: (message: PrefillTarget) => TargetReply | Promise<TargetReply> | null = () => null;
   onStart: (message: StartDecode) => StartReply | Promise<StartReply> | null = () => null;
   onCancel: (message: Cancel) => Promise<CancelReply> | null = () => null;
   /** Reservations are made at once and answered after this. */
@@ -131,6 +135,12 @@ export class ScriptedRank {
         ? [
             bus.respond(subjects.prefill(rankId), PrefillWork, PrefillReplySchema, (m) =>
               this.#turn(() => this.#prefill(m)),
+            ),
+            bus.respond(subjects.target(rankId), PrefillTarget, TargetReplySchema, (m) =>
+              this.#turn(() => {
+                this.seen.push({ kind: m.kind, head: m.head });
+                return this.onTarget(m) ?? { kind: "done" as const };
+              }),
             ),
           ]
         : [

@@ -226,9 +226,7 @@ Status Engine::ExportTo(SequenceRef ref, const ExportTarget& target) {
   if (!found.ok()) return found.status();
   Sequence* sequence = *found;
   if (sender_ == nullptr) return Status(Code::kBadState, "a decode engine sends no pages");
-  if (sequence->exporting || sequence->was_planned) {
-    return Status(Code::kBadState, "slot " + Number(ref.slot) + " is being sent or was planned already");
-  }
+  if (sequence->exporting) return Status(Code::kBadState, "slot " + Number(ref.slot) + " is being sent already");
   SendTarget to;
   to.host = target.host;
   to.port = target.port;
@@ -239,7 +237,14 @@ Status Engine::ExportTo(SequenceRef ref, const ExportTarget& target) {
   to.deadline_ms = target.deadline_ms;
   if (Status begun = sender_->Begin(ref, sequence->kv, sequence->given, to); !begun.ok()) return begun;
   sequence->exporting = true;
+  AnnounceWritten(*sequence);
   return Status::Ok();
+}
+
+void Engine::AnnounceWritten(const Sequence& sequence) {
+  for (int attention = 0; attention < facts_.attentions; ++attention) {
+    sender_->Written(sequence.ref, attention, sequence.length);
+  }
 }
 
 Result<int> Engine::Attach(SequenceRef ref, std::optional<int32_t> first_token) {
@@ -351,7 +356,6 @@ Result<int64_t> Engine::Submit(std::span<const int32_t> values) {
       const PlanEntry entry{{values[at], values[at + 1]}, values[at + 2]};
       plan.entries.push_back(entry);
       Sequence* sequence = sequences_.Find(entry.ref);
-      sequence->was_planned = true;
       if (sequence->finish != Finish::kNone) continue;  // will be skipped
       sequence->planned_rows += entry.rows;
       const int known = static_cast<int>(sequence->tokens.size()) + sequence->planned_tokens;

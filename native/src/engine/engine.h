@@ -136,6 +136,8 @@ class Engine {
   void End(Sequence* sequence, bool keep);
   void ReleaseIfIdle(Sequence* sequence);
   void EmitCacheChanges();
+  // Tells the sender of all rows that settled steps have written.
+  void AnnounceWritten(const Sequence& sequence);
 
   // The engine thread (engine_step.cc).
   void StepLoop();

@@ -100,6 +100,8 @@ void Engine::Settle(const Plan& plan, StepReport* report) {
       const int prompt_rows = std::min(sequence->length, sequence->given) - std::min(from, sequence->given);
       counters_.prefill_tokens += static_cast<uint64_t>(prompt_rows);
       counters_.decode_tokens += static_cast<uint64_t>(job.rows - prompt_rows);
+      // The send began while this step ran: nobody has told of its rows yet.
+      if (sequence->exporting && !job.exporting) AnnounceWritten(*sequence);
       // Rows that gave no number are shared with nobody.
       const bool sound = !job.produces || job.sampled.token >= 0;
       if (sound && (!sequence->closing || sequence->keep)) {

@@ -52,7 +52,6 @@ struct Sequence {
   // What the queued plans, the running one included, will add.
   int planned_rows = 0;
   int planned_tokens = 0;
-  bool was_planned = false;
 
   Phase phase = Phase::kRunnable;
   Finish finish = Finish::kNone;
