@@ -14,41 +14,10 @@
 #include "kernels/linear/matmul_list.h"
 #include "kernels/pointwise/pointwise_ref.h"
 #include "core/number_formats.h"
+#include "tally.h"
 
 namespace margay::tests {
 namespace {
-
-class Random {
- public:
-  float Next() {
-    state_ = state_ * 6364136223846793005 + 1442695040888963407;
-    return static_cast<float>(static_cast<int32_t>(state_ >> 33) % 2001 - 1000) / 500.0F;
-  }
-  int Below(int n) {
-    Next();
-    return static_cast<int>((state_ >> 33) % static_cast<uint64_t>(n));
-  }
-  std::vector<float> Floats(int n) {
-    std::vector<float> values(static_cast<size_t>(n));
-    for (float& value : values) value = Next();
-    return values;
-  }
-
- private:
-  uint64_t state_ = 7;
-};
-
-struct Tally {
-  int shapes = 0;
-  double worst = 0;
-  void Add(double got, double want, double scale) {
-    const double error = std::fabs(got - want) / (scale + 1e-30);
-    worst = std::isnan(error) || std::isnan(got) ? INFINITY : std::max(worst, error);
-  }
-  void Print(const std::string& path, const char* op) const {
-    std::printf("{\"path\":\"%s\",\"op\":\"%s\",\"shapes\":%d,\"worst\":%g}\n", path.c_str(), op, shapes, std::isinf(worst) ? 1e30 : worst);
-  }
-};
 
 struct Packed {
   std::vector<std::byte> bytes;
@@ -192,68 +161,6 @@ void CheckGrouped(const CodePath& path, ThreadPool* pool) {
   tally.Print(path.name, "grouped_gate_up");
 }
 
-void CheckAttention(const CodePath& path) {
-  Random random;
-  Tally tally;
-  Tally alone_tally;
-  constexpr struct {
-    int latent, rope;
-  } kWidths[] = {{32, 16}, {20, 6}, {96, 32}, {33, 2}, {512, 64}};
-  for (const auto& [latent, rope] : kWidths) {
-    const int width = latent + rope;
-    constexpr int kBlocks = 4;
-    std::vector<uint16_t> pages(static_cast<size_t>(kBlocks * kTileTokens * width), 0x7fc0);  // not-a-number where unwritten
-    const int32_t table[] = {2, 0, 3, 1};
-    constexpr int kTokens = 200;
-    for (int s = 0; s < kTokens; ++s) {
-      for (int d = 0; d < width; ++d) pages[static_cast<size_t>((table[s / 64] * 64 + s % 64) * width + d)] = FloatToBf16(random.Next());
-    }
-    const auto key = [&](int s, int d) { return double{Bf16ToFloat(pages[static_cast<size_t>((table[s / 64] * 64 + s % 64) * width + d)])}; };
-    for (const int queries : {1, 2, 3, 4, 5, 6, 7, 11, 15, 16}) {
-      for (const int end : {1, 2, 15, 63, 64, 65, 128, 129, 200}) {
-        std::vector<float> q = random.Floats(queries * (width + 5));
-        std::vector<int32_t> visible(static_cast<size_t>(queries));
-        for (int i = 0; i < queries; ++i) visible[static_cast<size_t>(i)] = std::max(1, end - (queries - 1 - i) * (end > 100 ? 9 : 1));
-        std::vector<float> out(static_cast<size_t>(queries * latent), NAN);
-        std::vector<float> scratch(kAttentionScratch);
-        AttentionTile tile{q.data(), width + 5, queries, visible.data(), reinterpret_cast<const uint8_t*>(pages.data()),
-                           int64_t{kTileTokens} * width * 2, table, latent, rope, out.data(), latent, scratch.data()};
-        path.attention->attend(&tile);
-        std::vector<float> alone(static_cast<size_t>(latent));
-        for (int i = 0; i < queries; ++i) {
-          const int seen = visible[static_cast<size_t>(i)];
-          std::vector<double> weights(static_cast<size_t>(seen));
-          double top = -1e300;
-          double sum = 0;
-          for (int s = 0; s < seen; ++s) {
-            double score = 0;
-            for (int d = 0; d < width; ++d) score += double{q[static_cast<size_t>(i * (width + 5) + d)]} * key(s, d);
-            weights[static_cast<size_t>(s)] = score;
-            top = std::max(top, score);
-          }
-          for (double& w : weights) sum += (w = std::exp2(w - top));
-          AttentionTile one = tile;
-          one.q += i * (width + 5);
-          one.visible += i;
-          one.queries = 1;
-          one.out = alone.data();
-          path.attention->attend(&one);
-          for (int d = 0; d < latent; ++d) {
-            double want = 0;
-            for (int s = 0; s < seen; ++s) want += weights[static_cast<size_t>(s)] / sum * key(s, d);
-            tally.Add(out[static_cast<size_t>(i * latent + d)], want, 2);
-            alone_tally.Add(out[static_cast<size_t>(i * latent + d)], alone[static_cast<size_t>(d)], 1);
-          }
-        }
-        ++tally.shapes;
-        ++alone_tally.shapes;
-      }
-    }
-  }
-  tally.Print(path.name, "attention");
-  alone_tally.Print(path.name, "attention_query_alone");
-}
-
 void CheckRowwise(const CodePath& path) {
   Random random;
   Tally norm;
@@ -330,7 +237,6 @@ int Main() {
   for (const CodePath& path : UsableCodePaths()) {
     CheckMatmul(path, &pool);
     CheckGrouped(path, &pool);
-    CheckAttention(path);
     CheckRowwise(path);
   }
   CheckThreads();

@@ -1,35 +1,61 @@
 // Latent attention over pages: one function table per instruction set, chosen at run time.
 //
 // The body (attention_body.h) is compiled once per instruction set over its vector type (vec/vec_*.h). Within one table
-// the result of a query never depends on the other queries of a call. No std headers here (see linear/linear.h).
+// the bits of a query never depend on the other queries of a call. No std headers here (see linear/linear.h).
 #pragma once
 
 #include <cstdint>
 
 namespace margay {
 
-inline constexpr int kAttentionQueries = 16;  // most of one tile
-inline constexpr int kTileTokens = 64;        // one page
+inline constexpr int kTileTokens = 64;         // one page
+inline constexpr int kAttentionQueries = 256;  // most of one tile
 
-// Attention of some queries of one sequence over its latent KV pages, in absorbed form (spec 3.5), with online softmax.
+// Attention of some queries over a stretch of context that lies in the same latent KV pages for all of them, in absorbed
+// form (spec 3.5), with online softmax. The sums are left as they are, so that stretches can be merged:
+//   top = max of the scores, sum = sum of 2^(score - top), out = sum of 2^(score - top) * latent; sum = 0: saw nothing.
 struct AttentionTile {
-  const float* q;           // [queries, q_stride]: latent and rotary part, multiplied by softmax scale * log2(e)
+  const float* q;           // [rows, q_stride]: latent and rotary part, multiplied by softmax scale * log2(e)
   int64_t q_stride;
-  int queries;              // at most kAttentionQueries
-  const int32_t* visible;   // per query: tokens it sees, not falling
+  const int32_t* queries;   // [count]: rows of q
+  int count;                // at most kAttentionQueries
+  const int32_t* visible;   // [rows of q]: tokens a query sees, from the start of its sequence
   const uint8_t* pages;     // of this attention: bf16 rows [latent, rope]
   int64_t page_bytes;
   const int32_t* block_table;
   int latent;
   int rope;
-  float* out;               // [queries, out_stride]: latent values
+  int first;                // the stretch: tokens [first, end) of the sequence, from the start of a page
+  int end;
+  float* out;               // [count, out_stride]
   int64_t out_stride;
-  float* scratch;           // kAttentionScratch floats
+  float* top;               // [count]
+  float* sum;               // [count]
+  float* scratch;           // AttentionScratch(latent, rope) floats, at a multiple of 64 bytes
 };
-inline constexpr int kAttentionScratch = kAttentionQueries * kTileTokens + 2 * kAttentionQueries;
+
+// A page in fp32, its scores, and the tile's queries, each filled up to what a code path works on at once.
+constexpr int64_t AttentionScratch(int latent, int rope) {
+  const int64_t width = (latent + rope + 15) / 16 * 16;
+  return (kTileTokens + 16) * (width + 64) + kAttentionQueries * (width + 3);
+}
+
+// A weighted sum over one stretch of context; the next stretch is merged into it.
+struct AttentionSum {
+  float* out;  // [latent]
+  float* top;
+  float* sum;
+};
 
 struct AttentionKernels {
   void (*attend)(const AttentionTile* tile);
+  // into = into and part together.
+  void (*merge)(const AttentionSum* into, const AttentionSum* part, int latent);
+  // out /= sum.
+  void (*normalise)(const AttentionSum* of, int latent);
+  // Rotary embedding of n values (spec 3.3): y[i] = x[i] * cosine[i] + x[i ^ 1] * sine[i]; y may be x.
+  // cosine: [n], each pair's twice; sine: [n], each pair's negative, then positive.
+  void (*rotate)(const float* x, const float* cosine, const float* sine, int n, float* y);
 };
 
 const AttentionKernels* GenericAttention();

@@ -6,10 +6,7 @@
 
 namespace margay {
 
-const AttentionKernels* Avx2Attention() {
-  static constexpr AttentionKernels kTable = {Attention};
-  return &kTable;
-}
+const AttentionKernels* Avx2Attention() { return &kAttentionTable; }
 
 }  // namespace margay
 #endif

@@ -6,10 +6,7 @@
 
 namespace margay {
 
-const AttentionKernels* Avx512Attention() {
-  static constexpr AttentionKernels kTable = {Attention};
-  return &kTable;
-}
+const AttentionKernels* Avx512Attention() { return &kAttentionTable; }
 
 }  // namespace margay
 #endif

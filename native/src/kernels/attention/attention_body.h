@@ -1,160 +1,134 @@
 // Latent attention over pages; included after a vec_*.h.
 #pragma once
 
-#include "kernels/attention/attention.h"
-#include "kernels/vec/vec_math.h"
+#include "kernels/attention/attention_page.h"
 
 namespace margay {
 namespace {
 
-// Scores of Q queries with S tokens. A score is one vector sum in the order of the row, then one horizontal sum.
-template <int Q, int S>
-inline void ScoreBlock(const AttentionTile& t, int query, const uint16_t* kv, int token, float* scores) {
+constexpr int Filled(int n) { return (n + kW - 1) / kW * kW; }
+
+// [width][lanes] of some of the tile's queries; lanes beyond the queries are zero.
+void PackQueries(const AttentionTile& t, int first, int count, float* packed) {
   const int width = t.latent + t.rope;
-  const float* q = t.q + query * t.q_stride;
-  const uint16_t* k = kv + static_cast<int64_t>(token) * width;
-  Vec::Reg sum[Q][S];
-#pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) sum[i][s] = Vec::Zero();
-  }
-  const auto step = [&](int d, int left) __attribute__((always_inline)) {
-    Vec::Reg key[S];
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) {
-      const uint16_t* at = k + static_cast<int64_t>(s) * width + d;
-      key[s] = left >= kW ? Vec::LoadBf16(at) : Vec::LoadBf16Some(at, left);
+  const int lanes = Filled(count);
+  for (int lane = 0; lane < lanes; lane += kW) {
+    for (int d = 0; d < width; d += kW) {
+      Vec::Reg square[kW];
+#pragma GCC unroll 16
+      for (int i = 0; i < kW; ++i) {
+        square[i] = lane + i < count ? LoadUpTo(t.q + t.queries[first + lane + i] * t.q_stride + d, width - d) : Vec::Zero();
+      }
+      Vec::Transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kW; ++i) {
+        if (d + i < width) Vec::Store(packed + (d + i) * lanes + lane, square[i]);
+      }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; ++i) {
-      const Vec::Reg part = LoadUpTo(q + i * t.q_stride + d, left);
-#pragma GCC unroll 4
-      for (int s = 0; s < S; ++s) sum[i][s] = Vec::Fma(part, key[s], sum[i][s]);
-    }
-  };
-  int d = 0;
-  for (; d + kW <= width; d += kW) step(d, kW);
-  if (d < width) step(d, width - d);
-#pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-#pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) scores[(query + i) * kTileTokens + token + s] = Vec::Sum(sum[i][s]);
   }
 }
 
-template <int Q>
-inline void ScoreRows(const AttentionTile& t, int query, const uint16_t* kv, int tokens, float* scores) {
-  int token = 0;
-  for (; token + Vec::kTokens <= tokens; token += Vec::kTokens) ScoreBlock<Q, Vec::kTokens>(t, query, kv, token, scores);
-  for (; token < tokens; ++token) ScoreBlock<Q, 1>(t, query, kv, token, scores);
-}
-
-// Scores become weights relative to the running maximum; returns the factor for what was summed up before.
-inline float UpdateSoftmax(float* scores, int seen, float* top, float* sum) {
-  float highest = *top;
-  for (int s = 0; s < seen; ++s) highest = scores[s] > highest ? scores[s] : highest;
-  float keep[Vec::kWidth];
-  Vec::Store(keep, Exp2(Vec::Set(*top - highest)));
-  const float factor = *sum == 0 ? 0 : keep[0];
-  for (int s = seen; s < kTileTokens; ++s) scores[s] = 0;
-  Vec::Reg total = Vec::Zero();
-  for (int s = 0; s < kTileTokens; s += kW) {
-    Vec::Reg e = Exp2(Vec::Sub(Vec::Load(scores + s), Vec::Set(highest)));
-    Vec::Store(scores + s, e);
-    if (s + kW > seen) {
-      for (int i = s < seen ? seen : s; i < s + kW; ++i) scores[i] = 0;
-      e = Vec::Load(scores + s);
-    }
-    total = Vec::Add(total, e);
-  }
-  *top = highest;
-  *sum = *sum * factor + Vec::Sum(total);
-  return factor;
-}
-
-// out = out * factor + weights * values, for Q queries and V vectors of latent values.
-template <int Q, int V>
-inline void ValueBlock(const AttentionTile& t, int query, const uint16_t* kv, int tokens, const float* weights,
-                       const float* factors, int first, int last_left) {
-  const int width = t.latent + t.rope;
-  Vec::Reg sum[Q][V];
-  const auto left = [&](int v) { return v == V - 1 ? last_left : kW; };
-#pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-    const Vec::Reg factor = Vec::Set(factors[query + i]);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      sum[i][v] = Vec::Mul(LoadUpTo(t.out + (query + i) * t.out_stride + first + v * kW, left(v)), factor);
+void UnpackPage(const uint16_t* page, int tokens, int width, float* keys, int64_t stride) {
+  for (int s = 0; s < tokens; ++s, page += width, keys += stride) {
+    for (int d = 0; d < width; d += kW) {
+      Vec::Store(keys + d, width - d >= kW ? Vec::LoadBf16(page + d) : Vec::LoadBf16Some(page + d, width - d));
     }
   }
-  for (int s = 0; s < tokens; ++s) {
-    const uint16_t* at = kv + static_cast<int64_t>(s) * width + first;
-    Vec::Reg value[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) value[v] = left(v) >= kW ? Vec::LoadBf16(at + v * kW) : Vec::LoadBf16Some(at + v * kW, left(v));
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; ++i) {
-      const Vec::Reg weight = Vec::Set(weights[(query + i) * kTileTokens + s]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[i][v] = Vec::Fma(weight, value[v], sum[i][v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < Q; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) StoreUpTo(t.out + (query + i) * t.out_stride + first + v * kW, sum[i][v], left(v));
-  }
 }
 
-template <int Q>
-inline void ValueRows(const AttentionTile& t, int query, const uint16_t* kv, int tokens, const float* weights,
-                      const float* factors) {
-  constexpr int kBlock = Vec::kValues * kW;
-  int first = 0;
-  for (; first + kBlock <= t.latent; first += kBlock) {
-    ValueBlock<Q, Vec::kValues>(t, query, kv, tokens, weights, factors, first, kW);
+// Where the parts of a tile's scratch begin.
+struct Scratch {
+  float *keys, *scores, *top, *sum, *factors, *q;
+  Scratch(float* base, int64_t key_stride)
+      : keys(base),
+        scores(keys + (kTileTokens + 16) * key_stride),
+        top(scores + (kTileTokens + 16) * kBlockLanes),
+        sum(top + kAttentionQueries),
+        factors(sum + kAttentionQueries),
+        q(factors + kAttentionQueries) {}
+};
+
+// How much of a page the lanes see; lanes beyond the queries see all of it. Returns the least.
+int CountSeen(const AttentionTile& t, int first_query, int count, int first_token, int32_t* seen) {
+  int least = kTileTokens;
+  for (int i = 0; i < Filled(count); ++i) {
+    const int all = i < count ? t.visible[t.queries[first_query + i]] - first_token : kTileTokens;
+    seen[i] = all < 0 ? 0 : all;
+    least = seen[i] < least ? seen[i] : least;
   }
-  for (; first < t.latent; first += kW) {
-    const int left = t.latent - first;
-    ValueBlock<Q, 1>(t, query, kv, tokens, weights, factors, first, left < kW ? left : kW);
-  }
+  return least;
 }
 
-void Attention(const AttentionTile* tile) {
+void Attend(const AttentionTile* tile) {
   const AttentionTile& t = *tile;
-  float* scores = t.scratch;
-  float* top = scores + kAttentionQueries * kTileTokens;
-  float* sum = top + kAttentionQueries;
-  float factors[kAttentionQueries];
-  for (int i = 0; i < t.queries; ++i) {
-    top[i] = -3.0e38F;
-    sum[i] = 0;
-    for (int d = 0; d < t.latent; ++d) t.out[i * t.out_stride + d] = 0;
+  const int width = t.latent + t.rope;
+  const int stride = Filled(width);
+  const Scratch scratch(t.scratch, stride);
+  for (int i = 0; i < Filled(t.count); ++i) {
+    scratch.top[i] = kNothing;
+    scratch.sum[i] = 0;
   }
-  const int end = t.visible[t.queries - 1];
-  int active = 0;  // queries before it see nothing of this page
-  for (int first = 0; first < end; first += kTileTokens) {
-    while (t.visible[active] <= first) ++active;
-    const int tokens = end - first < kTileTokens ? end - first : kTileTokens;
-    const auto* kv = reinterpret_cast<const uint16_t*>(t.pages + t.block_table[first / kTileTokens] * t.page_bytes);
-    int query = active;
-    for (; query + Vec::kQueries <= t.queries; query += Vec::kQueries) ScoreRows<Vec::kQueries>(t, query, kv, tokens, scores);
-    for (; query < t.queries; ++query) ScoreRows<1>(t, query, kv, tokens, scores);
-    for (query = active; query < t.queries; ++query) {
-      const int seen = t.visible[query] - first;
-      factors[query] = UpdateSoftmax(scores + query * kTileTokens, seen < tokens ? seen : tokens, top + query, sum + query);
+  const auto count_at = [&](int b) { return t.count - b < kBlockLanes ? t.count - b : kBlockLanes; };
+  for (int b = 0; b < t.count; b += kBlockLanes) PackQueries(t, b, count_at(b), scratch.q + b * width);
+  int32_t seen[kBlockLanes];
+  for (int first = t.first; first < t.end; first += kTileTokens) {
+    const int tokens = t.end - first < kTileTokens ? t.end - first : kTileTokens;
+    const int32_t* block = t.block_table + first / kTileTokens;
+    UnpackPage(reinterpret_cast<const uint16_t*>(t.pages + block[0] * t.page_bytes), tokens, width, scratch.keys, stride);
+    Ahead ahead{nullptr, nullptr};
+    if (first + kTileTokens < t.end) ahead = {t.pages + block[1] * t.page_bytes, t.pages + (block[1] + 1) * t.page_bytes};
+    const KeyRows rows{scratch.keys, stride, width, scratch.keys, stride, t.latent, tokens};
+    for (int b = 0; b < t.count; b += kBlockLanes) {
+      const int least = CountSeen(t, b, count_at(b), first, seen);
+      const QueryBlock queries{scratch.q + b * width, count_at(b), seen, least, scratch.top + b, scratch.sum + b,
+                               scratch.factors + b, scratch.scores, t.out + b * t.out_stride, t.out_stride,
+                               first == t.first};
+      AttendRows(queries, rows, &ahead);
     }
-    query = active;
-    for (; query + Vec::kQueries <= t.queries; query += Vec::kQueries) ValueRows<Vec::kQueries>(t, query, kv, tokens, scores, factors);
-    for (; query < t.queries; ++query) ValueRows<1>(t, query, kv, tokens, scores, factors);
   }
-  for (int i = 0; i < t.queries; ++i) {
-    const Vec::Reg inverse = Vec::Set(1.0F / sum[i]);
-    float* out = t.out + i * t.out_stride;
-    for (int d = 0; d < t.latent; d += kW) StoreUpTo(out + d, Vec::Mul(LoadUpTo(out + d, t.latent - d), inverse), t.latent - d);
+  for (int i = 0; i < t.count; ++i) {
+    t.top[i] = scratch.top[i];
+    t.sum[i] = scratch.sum[i];
   }
 }
+
+float Exp2Of(float x) {
+  alignas(64) float lanes[kW];
+  Vec::Store(lanes, Exp2(Vec::Set(x)));
+  return lanes[0];
+}
+
+void Merge(const AttentionSum* into, const AttentionSum* part, int latent) {
+  if (*part->sum == 0) return;
+  const bool empty = *into->sum == 0;
+  const float top = empty || *part->top > *into->top ? *part->top : *into->top;
+  const float keep = empty ? 0 : Exp2Of(*into->top - top);
+  const float take = Exp2Of(*part->top - top);
+  const Vec::Reg keeps = Vec::Set(keep);
+  const Vec::Reg takes = Vec::Set(take);
+  for (int d = 0; d < latent; d += kW) {
+    const int left = latent - d;
+    const Vec::Reg taken = Vec::Mul(LoadUpTo(part->out + d, left), takes);
+    StoreUpTo(into->out + d, empty ? taken : Vec::Fma(LoadUpTo(into->out + d, left), keeps, taken), left);
+  }
+  *into->sum = empty ? *part->sum * take : *into->sum * keep + *part->sum * take;
+  *into->top = top;
+}
+
+void Normalise(const AttentionSum* of, int latent) {
+  const Vec::Reg inverse = Vec::Set(1.0F / *of->sum);
+  for (int d = 0; d < latent; d += kW) StoreUpTo(of->out + d, Vec::Mul(LoadUpTo(of->out + d, latent - d), inverse), latent - d);
+}
+
+void Rotate(const float* x, const float* cosine, const float* sine, int n, float* y) {
+  for (int i = 0; i < n; i += kW) {
+    const Vec::Reg v = LoadUpTo(x + i, n - i);
+    const Vec::Reg turned = Vec::Mul(Vec::SwapPairs(v), LoadUpTo(sine + i, n - i));
+    StoreUpTo(y + i, Vec::Fma(v, LoadUpTo(cosine + i, n - i), turned), n - i);
+  }
+}
+
+constexpr AttentionKernels kAttentionTable = {Attend, Merge, Normalise, Rotate};
 
 }  // namespace
 }  // namespace margay

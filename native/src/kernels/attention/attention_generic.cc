@@ -5,9 +5,6 @@
 
 namespace margay {
 
-const AttentionKernels* GenericAttention() {
-  static constexpr AttentionKernels kTable = {Attention};
-  return &kTable;
-}
+const AttentionKernels* GenericAttention() { return &kAttentionTable; }
 
 }  // namespace margay

@@ -14,9 +14,9 @@ struct Vec {
   static constexpr int kRows = 6;
   static constexpr int kPanels = 1;
   static constexpr int kPanelsOneRow = 4;
-  static constexpr int kQueries = 3;
-  static constexpr int kTokens = 3;
-  static constexpr int kValues = 2;
+  static constexpr int kQueries = 4;
+  static constexpr int kScores = 12;
+  static constexpr int kValues = 3;
 
   static __m256i Mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -73,6 +73,31 @@ struct Vec {
     const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
     const __m128i rest = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x7f)), 7);
     return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, rest)), _mm256_set1_ps(256.0F));
+  }
+
+  // [x1, x0, x3, x2, ...]
+  static Reg SwapPairs(Reg a) { return _mm256_permute_ps(a, 0xb1); }
+  // Rows become columns.
+  static void Transpose(Reg (&r)[8]) {
+    Reg t[8];
+    Reg u[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+      r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
   }
 
   static Reg SplitPower(Reg x, Reg* rest) {

@@ -15,7 +15,7 @@ struct Vec {
   static constexpr int kPanels = 4;
   static constexpr int kPanelsOneRow = 8;
   static constexpr int kQueries = 4;
-  static constexpr int kTokens = 4;
+  static constexpr int kScores = 16;
   static constexpr int kValues = 4;
 
   static __mmask16 Mask(int n) { return static_cast<__mmask16>((1U << n) - 1); }
@@ -56,6 +56,40 @@ struct Vec {
     const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)), 8);
     const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)), 7);
     return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0F));
+  }
+
+  // [x1, x0, x3, x2, ...]
+  static Reg SwapPairs(Reg a) { return _mm512_permute_ps(a, 0xb1); }
+  // Rows become columns.
+  static void Transpose(Reg (&r)[16]) {
+    Reg t[16];
+    Reg u[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+      u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+      u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);
+      t[i + 8] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+      t[i + 12] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+      r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+      r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+      r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+    }
   }
 
   static Reg SplitPower(Reg x, Reg* rest) {

@@ -18,9 +18,9 @@ struct Vec {
   static constexpr int kRows = 2;           // rows of a matmul block
   static constexpr int kPanels = 1;         // panels of a block of several rows
   static constexpr int kPanelsOneRow = 2;   // panels of a block of one row
-  static constexpr int kQueries = 2;        // attention: queries and tokens of a score block
-  static constexpr int kTokens = 4;
-  static constexpr int kValues = 4;         // attention: vectors of latent values of a block
+  static constexpr int kQueries = 2;        // attention: queries and vectors of values of a block of sums
+  static constexpr int kValues = 4;
+  static constexpr int kScores = 8;         // attention: vectors of a block of scores
 
   static Reg Zero() { return Reg{}; }
   static Reg Set(float a) { return Reg{a, a, a, a}; }
@@ -71,6 +71,14 @@ struct Vec {
     *odd = __builtin_bit_cast(Reg, words & 0xffff0000U);
   }
   static Reg LoadFp8(const uint8_t* p) { return Reg{kFp8Values[p[0]], kFp8Values[p[1]], kFp8Values[p[2]], kFp8Values[p[3]]}; }
+
+  // [x1, x0, x3, x2]
+  static Reg SwapPairs(Reg a) { return Reg{a[1], a[0], a[3], a[2]}; }
+  // Rows become columns.
+  static void Transpose(Reg (&r)[4]) {
+    const Reg a = r[0], b = r[1], c = r[2], d = r[3];
+    for (int i = 0; i < 4; ++i) r[i] = Reg{a[i], b[i], c[i], d[i]};
+  }
 
   // 2^round(x) and x - round(x), for |x| <= 126.
   static Reg SplitPower(Reg x, Reg* rest) {

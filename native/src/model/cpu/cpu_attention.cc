@@ -1,17 +1,7 @@
 // Attention of the cpu backend (spec 3): the latent KV rows, the absorbed queries, the output projection.
-#include <algorithm>
-
 #include "model/cpu/cpu_backend.h"
 
 namespace margay {
-namespace {
-
-constexpr int64_t kSerialAttention = 192 << 10;  // products below which threads cost more than they bring
-
-int RoundUp(int n, int to) { return (n + to - 1) / to * to; }
-
-}  // namespace
-
 void CpuBackend::WriteKv(const Step& step, int layer, int half) {
   const CpuAttention& a = weights_.layer(layer).attention[half];
   ForRows(step, c_.hidden, [&](int row) { Norm(x_, a.input_norm, row, n_); });
@@ -45,13 +35,7 @@ void CpuBackend::Attend(const Step& step, int layer, int half) {
       Rotate(&q_[i * static_cast<size_t>(c_.qk_head())] + c_.nope, row, &queries_[i * static_cast<size_t>(query_width_)] + c_.kv_lora);
     }
   });
-  const auto tile = [&](int item, int thread) { AttendTile(step, 2 * layer + half, items_[static_cast<size_t>(item)], thread); };
-  const auto tiles = static_cast<int>(items_.size());
-  if (attention_products_ <= kSerialAttention) {
-    for (int item = 0; item < tiles; ++item) tile(item, 0);
-  } else {
-    pool_->Run(tiles, tile);
-  }
+  attention_.Run(queries_.data(), query_width_, reinterpret_cast<const uint8_t*>(step.kv.page(2 * layer + half, 0)), context_.data());
   jobs_.clear();
   for (int head = 0; head < c_.heads; ++head) {
     MatmulJob job = Job(a.value[static_cast<size_t>(head)], context_.data() + Area(head, c_.kv_lora), step, heads_out_.data() + Area(head, c_.v_head));
@@ -67,45 +51,24 @@ void CpuBackend::Attend(const Step& step, int layer, int half) {
   });
 }
 
+void CpuBackend::PlanAttention(const Step& step) {
+  sequences_.clear();
+  for (const SequenceRows& sequence : step.sequences) sequences_.push_back({sequence.count, sequence.position, sequence.block_table});
+  attention_.Cut(sequences_);
+  ForRows(step, 8 * c_.rope, [&](int row) {
+    float* cosine = &cosine_[Area(row, c_.rope)];
+    float* sine = &sine_[Area(row, c_.rope)];
+    rotary_.At(step.rows[static_cast<size_t>(row)].position, cosine, sine);
+    for (int i = rotary_.pairs() - 1; i >= 0; --i) {  // each pair's, spread over its two values
+      cosine[2 * i + 1] = cosine[2 * i] = cosine[i];
+      sine[2 * i + 1] = sine[i];
+      sine[2 * i] = -sine[2 * i + 1];
+    }
+  });
+}
+
 void CpuBackend::Rotate(const float* from, int row, float* to) const {
-  const float* cosine = &cosine_[Area(row, rotary_.pairs())];
-  const float* sine = &sine_[Area(row, rotary_.pairs())];
-  for (int i = 0; i < rotary_.pairs(); ++i) {
-    const float even = from[2 * i];
-    const float odd = from[2 * i + 1];
-    to[2 * i] = even * cosine[i] - odd * sine[i];
-    to[2 * i + 1] = odd * cosine[i] + even * sine[i];
-  }
-}
-
-void CpuBackend::CutAttention(const Step& step) {
-  const int all = static_cast<int>(step.rows.size()) * c_.heads;
-  const int most = std::clamp(RoundUp(all / (2 * pool_->threads()), 4), 4, kAttentionQueries);
-  items_.clear();
-  attention_products_ = 0;
-  int first = 0;
-  for (const SequenceRows& sequence : step.sequences) {
-    attention_products_ += int64_t{sequence.count} * c_.heads * (sequence.position + sequence.count) * (c_.kv_row() + c_.kv_lora);
-    const int end = first + sequence.count * c_.heads;
-    for (; first < end; first += std::min(most, end - first)) items_.push_back({first, std::min(most, end - first), sequence.block_table});
-  }
-}
-
-void CpuBackend::AttendTile(const Step& step, int attention, const AttentionItem& item, int thread) {
-  const auto first = static_cast<size_t>(item.first);
-  const AttentionTile tile = {.q = &queries_[first * static_cast<size_t>(query_width_)],
-                              .q_stride = query_width_,
-                              .queries = item.count,
-                              .visible = &visible_[first],
-                              .pages = reinterpret_cast<const uint8_t*>(step.kv.page(attention, 0)),
-                              .page_bytes = static_cast<int64_t>(step.kv.layout.page_bytes()),
-                              .block_table = item.block_table,
-                              .latent = c_.kv_lora,
-                              .rope = c_.rope,
-                              .out = &context_[first * static_cast<size_t>(c_.kv_lora)],
-                              .out_stride = c_.kv_lora,
-                              .scratch = &scratch_[Area(thread, kAttentionScratch)]};
-  path_.attention->attend(&tile);
+  path_.attention->rotate(from, &cosine_[Area(row, c_.rope)], &sine_[Area(row, c_.rope)], c_.rope, to);
 }
 
 }  // namespace margay

@@ -13,7 +13,8 @@ CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options,
       rotary_(config),
       query_width_((config.kv_row() + kPanel - 1) / kPanel * kPanel),
       weights_(config),
-      matmul_(path.linear, path.pointwise, pool, std::max({2, config.heads, config.experts})) {
+      matmul_(path.linear, path.pointwise, pool, std::max({2, config.heads, config.experts})),
+      attention_(path.attention, pool, {config.heads, config.kv_lora, config.rope}, options.max_rows) {
   const auto wide = [&](int width) { return std::vector<float>(Area(options.max_rows, width)); };
   x_ = wide(c_.hidden);
   n_ = wide(c_.hidden);
@@ -28,15 +29,13 @@ CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options,
   wide_ = wide(std::max(c_.ffn, c_.topk * c_.expert_ffn));
   expert_out_ = wide(c_.topk * c_.hidden);
   probabilities_ = wide(c_.slots());
-  cosine_ = wide(rotary_.pairs());
+  cosine_ = wide(c_.rope);
   sine_ = cosine_;
-  visible_.resize(Area(options.max_rows, c_.heads));
   chosen_.resize(Area(options.max_rows, c_.topk));
   place_.resize(chosen_.size());
   assigned_.resize(chosen_.size());
   expert_first_.resize(static_cast<size_t>(c_.experts) + 1);
-  scratch_.resize(Area(pool->threads(), kAttentionScratch));
-  items_.reserve(Area(options.max_rows, c_.heads));
+  sequences_.reserve(static_cast<size_t>(options.max_rows));
   jobs_.reserve(static_cast<size_t>(std::max({2, c_.heads, c_.experts})));
 }
 
@@ -59,10 +58,8 @@ void CpuBackend::EmbedInto(std::vector<float>& y, const CpuTable& table, const S
     } else {
       path_.pointwise->from_bf16(reinterpret_cast<const uint16_t*>(table.rows) + first, c_.hidden, to);
     }
-    rotary_.At(at.position, &cosine_[Area(row, rotary_.pairs())], &sine_[Area(row, rotary_.pairs())]);
-    std::fill_n(&visible_[Area(row, c_.heads)], c_.heads, at.position + 1);
   });
-  CutAttention(step);
+  PlanAttention(step);
 }
 
 void CpuBackend::JoinShortcut(const Step& step, int) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention/attention_list.h"
 #include "kernels/code_path.h"
 #include "kernels/linear/matmul_list.h"
 #include "model/backend.h"
@@ -36,13 +37,6 @@ class CpuBackend final : public Backend {
   void Logits(const Step& step, FinalNorm norm, float* logits) override;
 
  private:
-  // Queries of one sequence for one tile: `first` counts rows * heads over the whole step.
-  struct AttentionItem {
-    int first;
-    int count;
-    const int32_t* block_table;
-  };
-
   // Values of row-wise operations below which threads cost more than they bring.
   static constexpr int64_t kSerialValues = 16 << 10;
 
@@ -76,10 +70,9 @@ class CpuBackend final : public Backend {
   void Accumulate(const std::vector<float>& y, int row);
 
   // Attention.
+  // What all attentions of the step share: who sees what, the rows' rotary angles.
+  void PlanAttention(const Step& step);
   void Rotate(const float* from, int row, float* to) const;
-  // Cuts the queries of a step (rows * heads, per sequence) into tiles, the largest that still feed all threads.
-  void CutAttention(const Step& step);
-  void AttendTile(const Step& step, int attention, const AttentionItem& item, int thread);
 
   // Experts.
   // Sorts the choices by expert: assigned_ lists rows, place_ says where each choice's output will be (-1: identity).
@@ -96,18 +89,16 @@ class CpuBackend final : public Backend {
   const int query_width_;  // kv_row, filled up
   CpuWeights weights_;
   MatmulList matmul_;
+  AttentionList attention_;
+  std::vector<AttentionRows> sequences_;
 
   // Activations, [rows, width].
   std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, expert_out_, probabilities_, cosine_, sine_;
   std::vector<float> joined_;          // of a draft: [rows, 2 * hidden]
-  std::vector<int32_t> visible_;       // [rows, heads]
   std::vector<int32_t> chosen_;        // [rows, topk]
   std::vector<int32_t> place_;         // [rows, topk]
   std::vector<int32_t> assigned_;      // rows, by expert
   std::vector<int32_t> expert_first_;  // [experts + 1] into assigned_
-  std::vector<float> scratch_;         // per thread
-  std::vector<AttentionItem> items_;
-  int64_t attention_products_ = 0;     // per attention of this step, roughly
   std::vector<MatmulJob> jobs_;
 };
 
