@@ -31,7 +31,11 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
   });
   return new WorkerNode(parts, {
     role: "decode",
-    open: (rankId, listener) => openEngine({ ...config.engine, role: "decode", rankId }, listener),
+    open(rankId, listener) {
+      // Whoever decodes has a row of every step.
+      const slots = Math.min(config.engine.slots, config.engine.maxStepTokens);
+      return openEngine({ ...config.engine, slots, role: "decode", rankId }, listener);
+    },
     endpoint: (engine) => endpointOf(engine.info),
     serve(engine, { rankId, epoch, watch }) {
       const stream = new TokenStream(rankId, epoch, clock, (owner, batch) =>

@@ -5,8 +5,8 @@ import {
   FINISH,
   finishReason,
   refusalCode,
-  type StepLogprobs,
   type StepLoop,
+  type StepPlan,
   type StepResult,
   stepEntries,
 } from "#native";
@@ -59,7 +59,12 @@ interface DecodeRequest {
   ending: ErrorCode;
   promptLeft: number;
   tokensLeft: number;
-  lastStep: number;
+  /** Tokens it may grow to. */
+  readonly reserve: number;
+  /** It is in the engine's batch. */
+  running: boolean;
+  /** The engine has let go of it. */
+  released: Promise<void>;
   computedTokens: number;
   /** Monotonic time of its start. */
   startedMs: number;
@@ -74,7 +79,7 @@ const CANCEL_WAIT_MS = 5_000;
  *   reserved -> starting -> decoding -> leaving -> gone
  *       `-> lapsed  `-> transfer failed, cancelled, superseded -> leaving -> gone
  *
- * 1 a request counts until no step names it; its slot is free then
+ * 1 a request counts until the engine has let go of it; its slot is free then
  * 2 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
  * 3 a decoding request ends with exactly one last word on its stream, unless it was cancelled, replaced or orphaned
  * 4 nothing is attached before every page of the prompt arrived and was verified, or the rank computes them itself
@@ -104,7 +109,7 @@ export class DecodeRequests {
     this.#loop = createStepLoop({
       engine,
       plan: (inFlight) => planDecode(this.#decoding(), inFlight, engine.info.maxStepTokens),
-      onResult: (result) => this.#obey(result),
+      onResult: (result, plan) => this.#obey(result, plan),
       onFault: parts.fail,
     });
   }
@@ -170,7 +175,7 @@ export class DecodeRequests {
       (request) => request.head.requestId === head.requestId && request.head.attempt <= head.attempt,
     );
     for (const request of held) this.#abandon(request, "cancelled");
-    const released = Promise.all(held.map((request) => this.#loop.released(request.handle)));
+    const released = Promise.all(held.map((request) => request.released));
     await atMost(this.#parts.clock, CANCEL_WAIT_MS, released);
     return held.length > 0;
   }
@@ -220,9 +225,9 @@ export class DecodeRequests {
     const { engine, rankId, epoch, endpoint, logger } = this.#parts;
     const { head, generation, deadlineMs } = message;
     try {
-      const opened = engine.openSequence({ generation, mode: "receive", deadlineMs, reserve: "whole" });
-      const { handle, cachedTokens } = opened;
       const { tokens, promptLength, maxNewTokens, sampling } = generation;
+      const reserve = Math.min(promptLength + maxNewTokens, engine.info.contextLength);
+      const { handle, cachedTokens } = engine.openSequence({ generation, mode: "receive", deadlineMs, reserve });
       const request: DecodeRequest = {
         head,
         handle,
@@ -234,8 +239,10 @@ export class DecodeRequests {
         start: null,
         ending: "unknown_request",
         promptLeft: 0,
-        tokensLeft: Math.min(promptLength + maxNewTokens, engine.info.contextLength) - tokens.length,
-        lastStep: -1,
+        tokensLeft: reserve - tokens.length,
+        reserve,
+        running: false,
+        released: Promise.resolve(),
         computedTokens: 0,
         startedMs: 0,
       };
@@ -287,24 +294,25 @@ export class DecodeRequests {
   }
 
   /** Tokens go to their streams before sequences are closed and anything else happens. */
-  #obey(result: StepResult): void {
+  #obey(result: StepResult, plan: StepPlan): void {
     const { stream } = this.#parts;
     const ended: [DecodeRequest, number][] = [];
     let total = 0;
-    for (const { slot, generation, rows, token, finish, length } of stepEntries(result)) {
+    for (const { handle, reserve } of plan) {
+      const request = this.#slots.get(handle.slot);
+      if (reserve > 0 && request?.handle.generation === handle.generation) request.running = true;
+    }
+    for (const { slot, generation, rows, tokens, logprobs, finish, length } of stepEntries(result)) {
       total += rows;
       const request = this.#slots.get(slot);
       if (request?.handle.generation !== generation || request.phase !== "decoding") continue;
       if (finish === FINISH.skipped) continue;
-      request.lastStep = result.step;
       if (request.promptLeft > 0) {
         request.promptLeft = Math.max(0, request.given - length);
         request.computedTokens += rows;
       }
-      if (token >= 0) {
-        request.tokensLeft--;
-        stream.emit(request.head, token, logprobsOf(result, slot));
-      }
+      request.tokensLeft -= tokens.length;
+      for (const [i, token] of tokens.entries()) stream.emit(request.head, token, logprobs[i] ?? null);
       if (finish === FINISH.none) continue;
       ended.push([request, finish]);
       stream.end(
@@ -338,19 +346,18 @@ export class DecodeRequests {
 
   #leave(request: DecodeRequest, code: ErrorCode, keep: boolean): void {
     if (request.phase === "leaving") return;
-    const { engine } = this.#parts;
     request.phase = "leaving";
     request.ending = code;
     this.#memory.note(request.head, { code, start: code === "cancelled" ? null : request.start });
     if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
     try {
-      engine.closeSequence(request.handle, keep);
+      request.released = this.#loop.close(request.handle, keep);
     } catch (error) {
       // A reservation that lapsed is closed already, perhaps before its event arrived here.
       if (refusalCode(error) !== "unknown_request") throw error;
     }
     this.#receiver.forget(request.handle, "the attempt ended");
-    void this.#loop.released(request.handle).then(() => {
+    void request.released.then(() => {
       if (this.#slots.get(request.handle.slot) === request) this.#slots.delete(request.handle.slot);
       if (this.#slots.size > 0) return;
       for (const resolve of this.#onEmpty) resolve();
@@ -386,8 +393,4 @@ export class DecodeRequests {
 
 function codeOf(ended: Ending | "superseded" | null): ErrorCode {
   return ended === null || ended === "superseded" ? "cancelled" : ended.code;
-}
-
-function logprobsOf(result: StepResult, slot: number): StepLogprobs | null {
-  return result.logprobs.find((logprobs) => logprobs.slot === slot) ?? null;
 }

@@ -1,4 +1,4 @@
-import { indexPlan } from "#native";
+import { type StepPlan, sumPlans } from "#native";
 import type { SequenceHandle } from "#protocol/kv.ts";
 
 /** A prompt on the rank. */
@@ -9,24 +9,19 @@ export interface PromptRows {
 }
 
 /**
- * The next step of chunked prefill, or null when nothing is left to plan.
+ * The next step of chunked prefill, empty when nothing is left to plan.
  *
- * `prompts` stand in order of arrival; `inFlight` are the steps queued and not settled. The oldest prompt gets at least
+ * `prompts` stand in order of arrival; `inFlight` are the plans queued and not settled. The oldest prompt gets at least
  * half of the `budget` (rows of one step), so that every prompt ends; the other half goes to those that are closest to
  * their end, so that a short prompt does not wait for a long one. What nobody else needs goes to the oldest.
  */
-export function planPrefill(
-  prompts: readonly PromptRows[],
-  inFlight: readonly Int32Array[],
-  budget: number,
-): Int32Array | null {
-  const flying = inFlight.map(indexPlan);
-  const unplanned = (handle: SequenceHandle, left: number) => flying.reduce((rest, rows) => rest - rows(handle), left);
+export function planPrefill(prompts: readonly PromptRows[], inFlight: readonly StepPlan[], budget: number): StepPlan {
+  const flying = sumPlans(inFlight);
   const open = prompts
-    .map(({ handle, left }, order) => ({ handle, order, left: unplanned(handle, left), rows: 0 }))
+    .map(({ handle, left }, order) => ({ handle, order, left: left - flying(handle).rows, rows: 0 }))
     .filter((prompt) => prompt.left > 0);
   const oldest = open[0];
-  if (oldest === undefined) return null;
+  if (oldest === undefined) return [];
 
   let rest = budget;
   const give = (prompt: (typeof open)[number], most: number) => {
@@ -38,7 +33,5 @@ export function planPrefill(
   for (const prompt of open.slice(1).sort((a, b) => a.left - b.left || a.order - b.order)) give(prompt, rest);
   give(oldest, rest);
 
-  return Int32Array.from(
-    open.filter((prompt) => prompt.rows > 0).flatMap(({ handle, rows }) => [handle.slot, handle.generation, rows]),
-  );
+  return open.filter(({ rows }) => rows > 0).map(({ handle, rows }) => ({ handle, rows, reserve: 0 }));
 }

@@ -5,6 +5,8 @@ import {
   FINISH,
   finishReason,
   refusalCode,
+  type StepLoop,
+  type StepLogprobs,
   type StepResult,
   stepEntries,
 } from "#native";
@@ -63,6 +65,8 @@ interface PrefillRequest {
   startedMs: number | null;
   /** The decode rank has every page. */
   sent: boolean;
+  /** The engine has let go of its rows. */
+  released: Promise<void>;
 }
 
 /** How long a cancel may wait for the decode rank to let go of pages on their way. */
@@ -87,7 +91,7 @@ export class PrefillRequests {
   readonly #memory: AttemptMemory<PrefillOutcome | "cancelled">;
   readonly #batchTokens: HistogramSeries;
   readonly #stepSeconds: HistogramSeries;
-  readonly #loop: ReturnType<typeof createStepLoop>;
+  readonly #loop: StepLoop;
   /** Not leaving, in order of arrival. */
   readonly #active = new Map<RequestId, PrefillRequest>();
   /** Everything that holds a slot. */
@@ -236,7 +240,7 @@ export class PrefillRequests {
     const { head, generation, reservation, deadlineMs } = work;
     let handle: SequenceHandle | null = null;
     try {
-      const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: "prompt" });
+      const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: 0 });
       handle = opened.handle;
       const given = generation.tokens.length;
       const request: PrefillRequest = {
@@ -252,6 +256,7 @@ export class PrefillRequests {
         left: given - opened.cachedTokens,
         startedMs: null,
         sent: false,
+        released: Promise.resolve(),
       };
       if (reservation !== null) this.#send(request, reservation);
       this.#active.set(head.requestId, request);
@@ -285,7 +290,7 @@ export class PrefillRequests {
   #obey(result: StepResult): void {
     const { clock } = this.#parts;
     let total = 0;
-    for (const { slot, generation, rows, token, finish, length } of stepEntries(result)) {
+    for (const { slot, generation, rows, tokens, logprobs, finish, length } of stepEntries(result)) {
       total += rows;
       const request = this.#slots.get(slot);
       if (request?.handle.generation !== generation || request.phase !== "computing") continue;
@@ -293,7 +298,7 @@ export class PrefillRequests {
       request.startedMs ??= clock.monotonic() - result.computeMs;
       request.left = request.given - length;
       if (finish === FINISH.numeric) this.#fail(request, "numeric", "a logit is not a number");
-      else if (token >= 0) this.#finish(request, token, finish, result);
+      else if (tokens.length > 0) this.#finish(request, tokens[0]!, logprobs, finish);
     }
     this.#rate.observe(total, result.computeMs);
     this.#batchTokens.observe(total);
@@ -301,7 +306,7 @@ export class PrefillRequests {
   }
 
   /** The prompt is computed: its first token goes to the owner before anything else happens. */
-  #finish(request: PrefillRequest, token: number, finish: number, result: StepResult): void {
+  #finish(request: PrefillRequest, token: number, logprobs: readonly StepLogprobs[], finish: number): void {
     const { clock, rankId, epoch } = this.#parts;
     const { head, handle } = request;
     const startedMs = request.startedMs ?? request.admittedMs;
@@ -311,7 +316,7 @@ export class PrefillRequests {
       rankId,
       epoch,
       firstToken: token,
-      logprobs: logprobsOf(result, handle.slot),
+      logprobs: logprobs[0] === undefined ? null : packLogprobs(logprobs[0]),
       finish: finishReason(finish),
       cachedTokens: request.cachedTokens,
       queueMs: Math.max(0, startedMs - request.admittedMs),
@@ -338,7 +343,7 @@ export class PrefillRequests {
 
   #leave(request: PrefillRequest, keep: boolean): void {
     if (request.phase === "leaving") return;
-    if (holdsSequence(request)) this.#parts.engine.closeSequence(request.handle, keep);
+    if (holdsSequence(request)) request.released = this.#loop.close(request.handle, keep);
     request.phase = "leaving";
     request.deadline.cancel();
     if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
@@ -350,8 +355,8 @@ export class PrefillRequests {
     });
   }
 
-  async #released({ handle }: PrefillRequest): Promise<void> {
-    await this.#loop.released(handle);
+  async #released({ handle, released }: PrefillRequest): Promise<void> {
+    await released;
     await this.#sender.settled(handle);
   }
 
@@ -382,8 +387,6 @@ function holdsSequence({ phase }: PrefillRequest): boolean {
   return phase === "computing" || phase === "computed";
 }
 
-function logprobsOf(result: StepResult, slot: number): Logprobs | null {
-  const found = result.logprobs.find((logprobs) => logprobs.slot === slot);
-  if (found === undefined) return null;
-  return { chosen: Float32Array.of(found.chosen), width: found.ids.length, ids: found.ids, values: found.values };
+function packLogprobs({ chosen, ids, values }: StepLogprobs): Logprobs {
+  return { chosen: Float32Array.of(chosen), width: ids.length, ids, values };
 }

@@ -83,10 +83,10 @@ export interface SequenceSpec {
   /** Of a `receive` sequence; `compute` ones have none. */
   readonly deadlineMs: number;
   /**
-   * Tokens that blocks are kept for: `prompt`: `generation.tokens` alone, so that only one token can be produced
-   * (prefill); `whole`: promptLength + maxNewTokens, at most the context length (decode).
+   * Tokens that blocks are kept for at once; at least `generation.tokens` (which allow for one token to be produced), at
+   * most what the sequence can come to: promptLength + maxNewTokens, or the context length. Plans may add to it.
    */
-  readonly reserve: "prompt" | "whole";
+  readonly reserve: number;
 }
 
 export interface OpenedSequence {
@@ -107,18 +107,22 @@ export interface ExportTarget {
 }
 
 /**
- * What one step did. Entry i belongs to entry i of its plan.
- * An entry whose sequence had ended or was closed meanwhile is `skipped` and has no token.
+ * What one step did: an entry per sequence that the plan had rows of, then one per sequence of the batch that decoded.
+ * An entry whose sequence had ended or was closed meanwhile is `skipped`.
  */
 export interface StepResult {
-  /** Number of the plan, as `submit` returned it. */
+  /** Counts steps from 0. */
   readonly step: number;
+  /** Number of the plan the step began with, as `submit` returned it; -1: the batch was repeated. */
+  readonly plan: number;
   /**
-   * Per entry: slot, generation, rows computed, token produced or -1, finish code, KV length after the step.
-   * A `skipped` entry has 0 rows, token -1 and length 0.
+   * Per entry: slot, generation, rows computed, how many of `tokens` are its own, finish code, KV length after the step.
+   * A `skipped` entry has 0 rows, no token and length 0.
    */
   readonly entries: Int32Array;
-  /** Per entry that produced a token and asked for it, in order. */
+  /** Tokens produced, those of the first entry first. */
+  readonly tokens: Int32Array;
+  /** Per token of a sequence that asked for them, in order. */
   readonly logprobs: readonly StepLogprobs[];
   readonly startMs: number;
   readonly computeMs: number;
@@ -190,7 +194,7 @@ export type FrameRefusal = (typeof FRAME_REFUSALS)[number];
 
 /** Never called from inside a call of the engine, nor after `close` was called. */
 export interface EngineListener {
-  /** Called once per finished step, in order; events that the step caused come before. */
+  /** Called once per finished step, planned or repeated, in order; events that the step caused come before. */
   onStep(result: StepResult): void;
   onEvents(events: readonly EngineEvent[]): void;
   /** The engine thread failed and will do nothing more. */
@@ -224,16 +228,30 @@ export interface Engine {
    * Ends a sequence: full blocks go to the prefix cache when `keep`, everything else is free. Takes effect at once for
    * later calls, for a running step at its end. A sequence being sent is held until the peer has acknowledged or the
    * deadline passed; if part of its prompt was not computed yet, the transfer is aborted. Throws `stale_handle`.
+   * Returns true when its rows are in the running step: that step's result has a `skipped` entry of it, and slot and
+   * blocks are free (or, being sent, on their way to be) when that is told. Else they are so at once.
    */
-  closeSequence(handle: SequenceHandle, keep: boolean): void;
+  closeSequence(handle: SequenceHandle, keep: boolean): boolean;
   /**
-   * Queues one step: per entry slot, generation, rows. `rows` is 1 for a sequence that decodes (its input is the token
-   * it produced last, even if a queued step is about to produce it), else the next prompt tokens to compute. A sequence
-   * produces a token in the step that computes its last known token. At most two steps may be queued, the running one
-   * included; a third throws `queue_full`. Throws `stale_handle` (closed), `bad_state` (waits for pages), `bad_argument`
-   * (an empty plan, a slot twice, more rows than there are to compute, than the step holds or than blocks were kept for);
-   * then nothing is queued. An entry of a sequence that has ended is accepted, and skipped.
-   * Returns the step's number, counted from 0.
+   * Queues a change of what the engine does, to take effect with a step of its own. Per entry: slot, generation, rows,
+   * reserve.
+   *
+   *   rows r, reserve 0   computes the next r known tokens in this step only (a chunk of a prompt; a single decode step)
+   *   rows 0, reserve n   is in the batch from this step on: decodes in every step, planned or not, and may grow to n tokens
+   *   rows r, reserve n   computes r known tokens in this step, is in the batch from the next one on
+   *   rows 0, reserve 0   is out of the batch from this step on; keeps its blocks
+   *
+   * The engine keeps the batch: with no plan queued it repeats it, and a sequence leaves it by itself when it ends. A
+   * sequence produces a token in the step that computes its last known token, which a queued step may be about to
+   * produce. At its reserve a sequence sits out, until a plan reserves more. Blocks are taken when the plan is submitted,
+   * never given back before the sequence is closed, and cut at what the sequence can come to. The batch is repeated
+   * until 1024 results wait to be told.
+   *
+   * At most two plans may be queued, the running one included; a third throws `queue_full`. Throws `stale_handle`
+   * (closed), `bad_state` (waits for pages; rows of a sequence in the batch), `bad_argument` (an empty plan, a slot twice,
+   * more rows than there are to compute or than blocks are kept for, a prompt that is not computed joins, batch and rows
+   * are more than the step holds), `no_blocks` (to grow); then nothing has changed. An entry of a sequence that has ended
+   * is accepted: skipped when it has rows, else ignored. Returns the plan's number, counted from 0.
    */
   submit(plan: Int32Array): number;
   stats(): EngineStats;
@@ -252,4 +270,4 @@ export function openEngine(options: EngineOptions, listener: EngineListener): Pr
 export { refusalCode } from "./refusal-code.ts";
 export { FINISH, finishReason, STEP_ENTRY_WIDTH, type StepEntry, stepEntries } from "./step-entries.ts";
 export { createStepLoop, type StepLoop } from "./step-loop.ts";
-export { indexPlan, PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";
+export { type PlanEntry, packPlan, type StepPlan, sameHandle, sumPlans } from "./step-plan.ts";

@@ -13,24 +13,20 @@ import type {
   StepLogprobs,
 } from "./native.ts";
 import type { SimModel, SimTimer } from "./sim-model.ts";
+import { beginStep, type SimJob, takePlan } from "./sim-plan.ts";
 import { SimPool } from "./sim-pool.ts";
 import { SimReceiver } from "./sim-receiver.ts";
 import { SimSender } from "./sim-sender.ts";
-import { computableRows, type SimSequence, simFailure } from "./sim-sequence.ts";
+import { type SimSequence, simFailure } from "./sim-sequence.ts";
 import { nextSimToken, simLogprobs } from "./sim-token.ts";
-import { FINISH, STEP_ENTRY_WIDTH } from "./step-entries.ts";
-import { PLAN_ENTRY_WIDTH, plannedRows } from "./step-plan.ts";
-
-interface Step {
-  readonly number: number;
-  readonly plan: Int32Array;
-}
+import { FINISH } from "./step-entries.ts";
+import { type StepPlan, unpackPlan } from "./step-plan.ts";
 
 /**
  * `Engine` without a model, an addon or a thread: deterministic tokens (`simToken`), blocks that are counted but hold
  * nothing, steps that take time on an injected clock, pages that travel over a `SimFabric`. For tests and simulation.
  *
- *   submit -> queued (at most two) -> running -> onStep
+ *   submit -> queued (at most two) -> running -> onStep        with nothing queued: the batch -> running -> onStep
  *
  * 1 listeners are never called from inside a call of this object
  * 2 a closed sequence keeps its slot and blocks until the running step ended and its pages were acknowledged
@@ -47,7 +43,10 @@ export class SimEngine implements Engine {
   readonly #inUse: "attached" | "sending";
   readonly #slots: (SimSequence | null)[];
   readonly #generations: number[];
-  #queue: Step[] = [];
+  #queue: StepPlan[] = [];
+  #plans = 0;
+  /** The running step. */
+  #jobs: readonly SimJob[] = [];
   #stepTimer: SimTimer | null = null;
   #events: EngineEvent[] = [];
   #eventTimer: SimTimer | null = null;
@@ -109,7 +108,8 @@ export class SimEngine implements Engine {
     const { contextLength } = this.info;
     if (tokens.length >= contextLength) throw simFailure("too_long", `${tokens.length} tokens fill the context`);
     if (tokens.length >= promptLength + maxNewTokens) throw simFailure("bad_argument", "nothing is left to generate");
-    const capacity = spec.reserve === "prompt" ? tokens.length : Math.min(promptLength + maxNewTokens, contextLength);
+    const most = Math.min(promptLength + maxNewTokens, contextLength);
+    const capacity = Math.max(tokens.length, Math.min(spec.reserve, most));
     const slot = this.#slots.indexOf(null);
     if (slot < 0) throw simFailure("no_slot", "every slot is taken");
     const prefix = blockHashes(this.info.modelHash, tokens, tokens.length - 1);
@@ -125,7 +125,10 @@ export class SimEngine implements Engine {
       cachedTokens,
       tokens: Array.from(tokens),
       length: cachedTokens,
+      capacity,
       runnable: !receive,
+      batched: false,
+      willRun: false,
       finish: FINISH.none,
       closing: null,
       exporting: null,
@@ -181,40 +184,27 @@ export class SimEngine implements Engine {
     return sequence.length;
   }
 
-  closeSequence(handle: SequenceHandle, keep: boolean): void {
-    this.#end(this.#require(handle), keep);
+  closeSequence(handle: SequenceHandle, keep: boolean): boolean {
+    const sequence = this.#require(handle);
+    this.#end(sequence, keep);
+    return this.#runs(sequence);
   }
 
-  submit(plan: Int32Array): number {
+  submit(packed: Int32Array): number {
     this.#requireOpen();
-    if (this.#queue.length >= 2) throw simFailure("queue_full", "two steps are queued");
-    const seen = new Set<number>();
-    let total = 0;
-    for (let at = 0; at < plan.length; at += PLAN_ENTRY_WIDTH) {
-      const [slot, generation, rows] = plan.subarray(at, at + PLAN_ENTRY_WIDTH) as unknown as [number, number, number];
-      const sequence = this.#require({ slot, generation });
-      if (!sequence.runnable) throw simFailure("bad_state", `slot ${slot} waits for pages`);
-      if (seen.has(slot)) throw simFailure("bad_argument", `slot ${slot} is planned twice`);
-      seen.add(slot);
-      total += rows;
-      if (
-        sequence.finish === FINISH.none &&
-        (rows < 1 ||
-          rows >
-            computableRows(
-              sequence,
-              this.#queue.map((step) => step.plan),
-            ))
-      ) {
-        throw simFailure("bad_argument", `slot ${slot} has not ${rows} rows to compute`);
-      }
-    }
-    if (seen.size === 0 || total > this.info.maxStepTokens)
-      throw simFailure("bad_argument", `${total} rows in one step`);
-    const step = { number: this.#counters.steps + this.#queue.length, plan: plan.slice() };
-    this.#queue.push(step);
-    if (this.#queue.length === 1) this.#start();
-    return step.number;
+    if (this.#queue.length >= 2) throw simFailure("queue_full", "two plans are queued");
+    const plan = unpackPlan(packed);
+    takePlan(plan, {
+      ...this.info,
+      pool: this.#pool,
+      sequences: this.#slots,
+      queued: this.#queue,
+      require: (handle) => this.#require(handle),
+    });
+    this.#queue.push(plan);
+    const number = this.#plans++;
+    if (this.#stepTimer === null) this.#start();
+    return number;
   }
 
   stats(): EngineStats {
@@ -274,47 +264,52 @@ export class SimEngine implements Engine {
     return sequence?.closing === null && sequence.handle.generation === handle.generation ? sequence : null;
   }
 
+  /** Begins a step: the oldest plan's, or the batch's as it is. */
   #start(): void {
-    const step = this.#queue[0];
-    if (step === undefined) return;
-    let rows = 0;
-    for (let at = 2; at < step.plan.length; at += PLAN_ENTRY_WIDTH) rows += step.plan[at]!;
-    const ms = this.#model.stepMs + rows * this.#model.rowMs;
-    this.#stepTimer = this.#model.clock.after(ms, () => this.#finishStep(step, ms));
+    const jobs = beginStep(this.#queue[0] ?? [], this.#slots, (handle) => this.#find(handle));
+    if (this.#queue.length === 0 && jobs.length === 0) return;
+    this.#jobs = jobs;
+    const ms = this.#model.stepMs + jobs.reduce((sum, { rows }) => sum + rows, 0) * this.#model.rowMs;
+    const number = this.#queue.length > 0 ? this.#plans - this.#queue.length : -1;
+    this.#stepTimer = this.#model.clock.after(ms, () => this.#finishStep(number, ms));
   }
 
-  #finishStep(step: Step, computeMs: number): void {
-    const count = step.plan.length / PLAN_ENTRY_WIDTH;
-    const entries = new Int32Array(count * STEP_ENTRY_WIDTH);
+  #finishStep(plan: number, computeMs: number): void {
+    const entries: number[] = [];
+    const tokens: number[] = [];
     const logprobs: StepLogprobs[] = [];
-    for (let i = 0; i < count; i++) {
-      const [slot, generation, rows] = step.plan.subarray(i * PLAN_ENTRY_WIDTH) as unknown as [number, number, number];
-      const sequence = this.#find({ slot, generation });
-      if (sequence === null || sequence.finish !== FINISH.none) {
-        entries.set([slot, generation, 0, -1, FINISH.skipped, 0], i * STEP_ENTRY_WIDTH);
+    for (const { handle, rows, sequence } of this.#jobs) {
+      const { slot, generation } = handle;
+      if (sequence === null || sequence.closing !== null) {
+        entries.push(slot, generation, 0, 0, FINISH.skipped, 0);
         continue;
       }
-      const token = this.#compute(sequence, rows, logprobs);
-      entries.set([slot, generation, rows, token, sequence.finish, sequence.length], i * STEP_ENTRY_WIDTH);
+      const before = tokens.length;
+      this.#compute(sequence, rows, tokens, logprobs);
+      entries.push(slot, generation, rows, tokens.length - before, sequence.finish, sequence.length);
     }
-    this.#queue.shift();
-    this.#counters.steps++;
+    this.#jobs = [];
+    this.#stepTimer = null;
+    if (plan >= 0) this.#queue.shift();
+    const step = this.#counters.steps++;
     this.#counters.computeMs += computeMs;
     this.#start();
     for (const sequence of this.#slots) if (sequence !== null) this.#release(sequence);
     this.#emitCacheChanges();
     this.#deliver();
     this.#listener.onStep({
-      step: step.number,
-      entries,
+      step,
+      plan,
+      entries: Int32Array.from(entries),
+      tokens: Int32Array.from(tokens),
       logprobs,
       startMs: this.#model.clock.now() - computeMs,
       computeMs,
     });
   }
 
-  /** Computes rows; returns the token produced, or -1. */
-  #compute(sequence: SimSequence, rows: number, logprobs: StepLogprobs[]): number {
+  /** Computes rows, and notes the token they produce. */
+  #compute(sequence: SimSequence, rows: number, tokens: number[], logprobs: StepLogprobs[]): void {
     const { generation } = sequence.spec;
     const from = sequence.length;
     const given = generation.tokens.length;
@@ -332,15 +327,16 @@ export class SimEngine implements Engine {
     }
     this.#publish(sequence, from);
     this.#sender.written(sequence);
-    if (sequence.length < sequence.tokens.length) return -1;
+    if (sequence.length < sequence.tokens.length) return;
 
     const { token, finish } = nextSimToken(this.#model, sequence.tokens, generation);
     sequence.finish = finish;
-    if (token < 0) return token;
+    if (finish !== FINISH.none) sequence.willRun = false;
+    if (token < 0) return;
     sequence.tokens.push(token);
+    tokens.push(token);
     const { topLogprobs } = generation.sampling;
     if (topLogprobs >= 0) logprobs.push(simLogprobs(sequence.handle.slot, token, topLogprobs, this.info.vocabSize));
-    return token;
   }
 
   #publish(sequence: SimSequence, from: number): void {
@@ -353,6 +349,7 @@ export class SimEngine implements Engine {
 
   #end(sequence: SimSequence, keep: boolean): void {
     sequence.closing = { keep };
+    sequence.willRun = false;
     this.#generations[sequence.handle.slot]!++;
     sequence.lapse?.cancel();
     // What was not computed will never be: the peer need not wait for the deadline to hear so.
@@ -363,10 +360,13 @@ export class SimEngine implements Engine {
 
   #release(sequence: SimSequence): void {
     if (sequence.closing === null || this.#slots[sequence.handle.slot] !== sequence) return;
-    const running = this.#queue.slice(0, 1).some((step) => plannedRows(step.plan, sequence.handle) > 0);
-    if (running || sequence.exporting !== null) return;
+    if (this.#runs(sequence) || sequence.exporting !== null) return;
     this.#pool.release(sequence.lease, sequence.closing.keep);
     this.#slots[sequence.handle.slot] = null;
+  }
+
+  #runs(sequence: SimSequence): boolean {
+    return this.#jobs.some((job) => job.sequence === sequence);
   }
 
   #emitCacheChanges(): void {

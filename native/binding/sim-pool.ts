@@ -11,7 +11,7 @@ interface Block {
 
 /** Blocks of one sequence: the first `shared` were found in the prefix cache. */
 export interface SimLease {
-  readonly blocks: readonly number[];
+  readonly blocks: number[];
   readonly shared: number;
 }
 
@@ -56,6 +56,17 @@ export class SimPool {
     const blocks = [...shared];
     while (blocks.length < count) blocks.push(this.#take());
     return { blocks, shared: shared.length };
+  }
+
+  /** Adds blocks to a lease, up to `count` in all. False, and nothing added: not enough. */
+  grow(lease: SimLease, count: number): boolean {
+    if (count - lease.blocks.length > this.available) return false;
+    while (lease.blocks.length < count) lease.blocks.push(this.#take());
+    return true;
+  }
+
+  get available(): number {
+    return this.#free.length + this.#idle.size;
   }
 
   /** Moves a leased block to its next state. */

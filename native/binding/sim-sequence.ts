@@ -2,7 +2,6 @@ import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
 import type { ExportTarget, NativeErrorCode, SequenceSpec } from "./native.ts";
 import type { SimTimer } from "./sim-model.ts";
 import type { SimLease } from "./sim-pool.ts";
-import { plannedRows } from "./step-plan.ts";
 
 /** The sending half of a sequence. */
 export interface SimExport {
@@ -23,7 +22,12 @@ export interface SimSequence {
   readonly tokens: number[];
   /** KV rows written. */
   length: number;
+  /** Rows that blocks are kept for. */
+  capacity: number;
   runnable: boolean;
+  /** It decodes in every step; it will, once the queued plans have begun. */
+  batched: boolean;
+  willRun: boolean;
   finish: number;
   closing: { readonly keep: boolean } | null;
   exporting: SimExport | null;
@@ -38,18 +42,9 @@ export function givenBlocks(sequence: SimSequence): number {
   return Math.ceil(sequence.spec.generation.tokens.length / BLOCK_TOKENS);
 }
 
-/** Rows that could be computed once `plans` are done; one of them may produce the next one's input. */
-export function computableRows(sequence: SimSequence, plans: readonly Int32Array[]): number {
-  const { tokens, promptLength, maxNewTokens } = sequence.spec.generation;
-  const most = sequence.spec.reserve === "prompt" ? tokens.length : promptLength + maxNewTokens;
-  let { length } = sequence;
-  let known = sequence.tokens.length;
-  for (const plan of plans) {
-    const rows = plannedRows(plan, sequence.handle);
-    length += rows;
-    if (rows > 0 && length === known) known++;
-  }
-  return Math.min(known, most) - length;
+/** Most tokens the sequence can come to. */
+export function tokenLimit({ spec }: SimSequence, contextLength: number): number {
+  return Math.min(spec.generation.promptLength + spec.generation.maxNewTokens, contextLength);
 }
 
 /** What native would throw. */

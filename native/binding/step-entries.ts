@@ -1,5 +1,5 @@
 import type { FinishReason } from "#protocol/request.ts";
-import type { StepResult } from "./native.ts";
+import type { StepLogprobs, StepResult } from "./native.ts";
 
 /** Int32 values per entry of `StepResult.entries`. */
 export const STEP_ENTRY_WIDTH = 6;
@@ -17,29 +17,42 @@ export interface StepEntry {
   readonly slot: number;
   readonly generation: number;
   readonly rows: number;
-  /** -1: none. */
-  readonly token: number;
+  /** Produced, oldest first. */
+  readonly tokens: readonly number[];
+  /** One per token, where the sequence asked for them. */
+  readonly logprobs: readonly StepLogprobs[];
   /** One of `FINISH`. */
   readonly finish: number;
   /** KV rows of the sequence after the step. */
   readonly length: number;
 }
 
-/** The entries of a step in the order of its plan. */
-export function stepEntries({ entries }: StepResult): StepEntry[] {
+/** The entries of a step, in its order. */
+export function stepEntries({ entries, tokens, logprobs }: StepResult): StepEntry[] {
   const list: StepEntry[] = [];
+  let token = 0;
+  let logprob = 0;
   for (let at = 0; at < entries.length; at += STEP_ENTRY_WIDTH) {
+    const slot = entries[at]!;
+    const firstToken = token;
+    const firstLogprob = logprob;
+    token += entries[at + 3]!;
+    while (logprob < logprobs.length && logprob - firstLogprob < token - firstToken && logprobs[logprob]!.slot === slot)
+      logprob++;
     list.push({
-      slot: entries[at]!,
+      slot,
       generation: entries[at + 1]!,
       rows: entries[at + 2]!,
-      token: entries[at + 3]!,
+      tokens: token === firstToken ? NONE : Array.from(tokens.subarray(firstToken, token)),
+      logprobs: logprob === firstLogprob ? NONE : logprobs.slice(firstLogprob, logprob),
       finish: entries[at + 4]!,
       length: entries[at + 5]!,
     });
   }
   return list;
 }
+
+const NONE: readonly never[] = [];
 
 /** How generation ended by itself, or null for the other codes. */
 export function finishReason(code: number): FinishReason | null {

@@ -45,7 +45,7 @@ class PoisonedModel final : public Model {
 int32_t NextFinish(Engine& engine) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   while (std::chrono::steady_clock::now() < end) {
-    for (const EngineMessage& message : engine.outbox().Take()) {
+    for (const EngineMessage& message : engine.TakeMessages()) {
       if (const auto* report = std::get_if<StepReport>(&message)) return report->entries[4];
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -70,7 +70,7 @@ std::string Shared(int32_t token, Finish finish, size_t blocks) {
   const Result<OpenedSequence> sequence = engine.OpenSequence(spec);
   if (!sequence.ok()) return sequence.status().message();
   const SequenceRef ref = sequence.value().ref;
-  const int32_t plan[] = {ref.slot, ref.generation, 130};
+  const int32_t plan[] = {ref.slot, ref.generation, 130, 0};
   if (const Result<int64_t> queued = engine.Submit(plan); !queued.ok()) return queued.status().message();
   found.Same("the finish code", NextFinish(engine), static_cast<int32_t>(finish));
   found.Same("bytes of shared blocks", engine.PrefixHashes().value().size(), blocks * 16);

@@ -23,6 +23,7 @@ constexpr int kVocab = 64;
 constexpr int kContext = 600;
 constexpr int kAttentions = 4;
 constexpr int kMaxRows = 128;
+constexpr int kSlots = 12;
 constexpr int kBlocks = 40;
 constexpr int32_t kEos = 2;
 constexpr int64_t kEpoch = 3;
@@ -102,7 +103,9 @@ struct Driven {
   std::vector<int32_t> tokens;  // known
   int given = 0;
   int limit = 0;
+  int capacity = 0;
   int length = 0;
+  bool joined = false;  // is in the batch, or was
   int planned_rows = 0;
   int planned_tokens = 0;
   bool waiting = false;
@@ -113,6 +116,7 @@ struct Driven {
 
 struct Seen {
   int requests = 0, tokens = 0, attached = 0, computed_rest = 0, aborted = 0, lapsed = 0, failed = 0;
+  int repeated = 0, refused_growth = 0;
 };
 
 // One engine and what its user knows of it.
@@ -121,7 +125,7 @@ class Rank {
   Rank(bool decode, bool shared_memory, Finding* finding, Seen* seen)
       : decode_(decode), finding_(finding), seen_(seen) {
     EngineOptions options;
-    options.slots = 12;
+    options.slots = kSlots;
     options.kv_blocks = kBlocks;
     options.decode = decode;
     options.kv_host = "127.0.0.1";
@@ -141,44 +145,58 @@ class Rank {
     driven.tokens = spec.tokens;
     driven.given = static_cast<int>(spec.tokens.size());
     driven.limit = std::min<int>(static_cast<int>(spec.prompt_length + spec.max_new_tokens), kContext);
+    driven.capacity = std::clamp<int>(static_cast<int>(spec.reserve), driven.given, driven.limit);
     driven.length = opened->cached_tokens;
     driven.waiting = spec.receive;
     return &(live[opened->ref.slot] = std::move(driven));
   }
 
   void Close(std::map<int, Driven>::iterator at, bool keep) {
-    Expect(engine->CloseSequence(at->second.ref, keep), "closing");
+    const Result<bool> closed = engine->CloseSequence(at->second.ref, keep);
+    Expect(closed.ok() ? Status::Ok() : closed.status(), "closing");
     live.erase(at);
   }
 
-  // A step over a random part of what can be computed.
+  // A random part of what can be computed, and random changes of the batch.
   void Plan(std::mt19937_64* random) {
     if (in_flight_.size() >= 2) return;
+    const auto below = [random](int bound) { return static_cast<int>((*random)() % static_cast<uint64_t>(bound)); };
     std::vector<int32_t> plan;
-    int room = kMaxRows;
+    // Everybody may be in the batch, with a row.
+    int room = kMaxRows - kSlots;
     for (auto& [slot, driven] : live) {
+      if (driven.waiting || driven.ended || below(4) == 0) continue;
       const int length = driven.length + driven.planned_rows;
       const int known = static_cast<int>(driven.tokens.size()) + driven.planned_tokens;
-      const int most = decode_ ? std::min(known, driven.limit - 1) : driven.given;
-      const int rows = std::min({most - length, room, 1 + static_cast<int>((*random)() % 100)});
-      if (driven.waiting || driven.ended || rows < 1 || (*random)() % 4 == 0) continue;
-      plan.insert(plan.end(), {driven.ref.slot, driven.ref.generation, rows});
-      room -= rows;
+      const bool whole = length >= driven.given;
+      const int left = (decode_ ? std::min(known, driven.capacity) : driven.given) - length;
+      const int rows = driven.joined ? 0 : std::min({left, room, 1 + below(100)});
+      const bool last = length + rows >= driven.given;
+      int reserve = 0;
+      if (decode_ && (driven.joined || whole || (last && rows > 0)) && below(3) > 0) reserve = known + 1 + below(80);
+      if (rows < 1 && reserve == 0 && !(driven.joined && below(8) == 0)) continue;
+      plan.insert(plan.end(), {driven.ref.slot, driven.ref.generation, std::max(rows, 0), reserve});
+      room -= std::max(rows, 0);
     }
     // A reservation that lapsed and is not known of yet is no part of any plan: it waits.
     if (plan.empty()) return;
-    if (Result<int64_t> number = engine->Submit(plan); !number.ok()) return Expect(number.status(), "a plan");
-    for (size_t at = 0; at < plan.size(); at += 3) {
+    if (Result<int64_t> number = engine->Submit(plan); !number.ok()) {
+      ++seen_->refused_growth;
+      return Expect(number.status().code() == Code::kNoBlocks ? Status::Ok() : number.status(), "a plan");
+    }
+    for (size_t at = 0; at < plan.size(); at += kPlanEntryWidth) {
       Driven& driven = live[plan[at]];
       driven.planned_rows += plan[at + 2];
       const int known = static_cast<int>(driven.tokens.size()) + driven.planned_tokens;
-      driven.planned_tokens += driven.length + driven.planned_rows == known ? 1 : 0;
+      driven.planned_tokens += plan[at + 2] > 0 && driven.length + driven.planned_rows == known ? 1 : 0;
+      driven.joined = driven.joined || plan[at + 3] > 0;
+      driven.capacity = std::max(driven.capacity, std::min(plan[at + 3], driven.limit));
     }
     in_flight_.push_back(std::move(plan));
   }
 
   void Listen() {
-    for (const EngineMessage& message : engine->outbox().Take()) {
+    for (const EngineMessage& message : engine->TakeMessages()) {
       if (const auto* report = std::get_if<StepReport>(&message)) Settle(*report);
       if (const auto* transfer = std::get_if<TransferEvent>(&message)) {
         Driven* driven = Find(transfer->outcome.sequence);
@@ -222,25 +240,44 @@ class Rank {
   }
 
   void Settle(const StepReport& report) {
-    const std::vector<int32_t> plan = std::move(in_flight_.front());
-    in_flight_.pop_front();
-    for (size_t i = 0; i * kStepEntryWidth < report.entries.size(); ++i) {
-      const int32_t* entry = &report.entries[i * kStepEntryWidth];
+    if (report.plan >= 0) {
+      // Rows of the plan come first, in its order.
+      const int32_t* done = report.entries.data();
+      for (size_t at = 0; at < in_flight_.front().size(); at += kPlanEntryWidth) {
+        const int32_t* entry = &in_flight_.front()[at];
+        if (entry[2] == 0) continue;
+        if (Driven* driven = Find({entry[0], entry[1]}); driven != nullptr) {
+          driven->planned_rows -= entry[2];
+          driven->planned_tokens -= done[3];
+        }
+        done += kStepEntryWidth;
+      }
+      in_flight_.pop_front();
+    } else {
+      ++seen_->repeated;
+    }
+    size_t token = 0;
+    for (size_t at = 0; at < report.entries.size(); at += kStepEntryWidth) {
+      const int32_t* entry = &report.entries[at];
       Driven* driven = Find({entry[0], entry[1]});
       const auto finish = static_cast<Finish>(entry[4]);
+      for (int i = 0; i < entry[3]; ++i) TakeToken(driven, report.tokens[token++], finish);
       if (driven == nullptr || finish == Finish::kSkipped) continue;
-      driven->planned_rows -= plan[i * 3 + 2];
       driven->length = entry[5];
       driven->ended = finish != Finish::kNone;
-      if (entry[3] < 0) continue;
-      --driven->planned_tokens;
-      ++seen_->tokens;
-      finding_->Same("a token", entry[3], ExpectedToken(driven->tokens));
-      driven->tokens.push_back(entry[3]);
-      const bool full = static_cast<int>(driven->tokens.size()) >= driven->limit;
-      const Finish wanted = entry[3] == kEos ? Finish::kStop : full ? Finish::kLength : Finish::kNone;
-      finding_->Same("a finish", static_cast<int>(finish), static_cast<int>(wanted));
+      finding_->Expect(driven->length <= driven->capacity, "a sequence outran what is reserved for it");
     }
+    finding_->Same("tokens of a step", report.tokens.size(), token);
+  }
+
+  void TakeToken(Driven* driven, int32_t token, Finish finish) {
+    if (driven == nullptr) return;
+    ++seen_->tokens;
+    finding_->Same("a token", token, ExpectedToken(driven->tokens));
+    driven->tokens.push_back(token);
+    const bool full = static_cast<int>(driven->tokens.size()) >= driven->limit;
+    const Finish wanted = token == kEos ? Finish::kStop : full ? Finish::kLength : Finish::kNone;
+    finding_->Same("a finish", static_cast<int>(finish), static_cast<int>(wanted));
   }
 
   const bool decode_;
@@ -280,10 +317,13 @@ class RandomUse {
     prefill_.CheckInvariants();
     decode_.CheckInvariants();
     const int few = std::max(1, requests / 200);
-    finding_.Expect(std::min({seen_.attached, seen_.computed_rest, seen_.aborted, seen_.lapsed, seen_.failed}) >= few,
+    finding_.Expect(std::min({seen_.attached, seen_.computed_rest, seen_.aborted, seen_.lapsed, seen_.failed,
+                              seen_.repeated, seen_.refused_growth}) >= few,
                     "attached " + std::to_string(seen_.attached) + ", computed the rest " +
                         std::to_string(seen_.computed_rest) + ", aborted " + std::to_string(seen_.aborted) +
                         ", lapsed " + std::to_string(seen_.lapsed) + ", failed " + std::to_string(seen_.failed) +
+                        ", repeated " + std::to_string(seen_.repeated) + ", refused " +
+                        std::to_string(seen_.refused_growth) +
                         ": the run shows too little");
     return finding_.what();
   }
@@ -297,8 +337,8 @@ class RandomUse {
     const int count = 1 + Below(300);
     for (int i = 0; i < count; ++i) spec.tokens.push_back(3 + (i * 7 + salt * 11) % (kVocab - 3));
     spec.prompt_length = static_cast<int64_t>(spec.tokens.size());
-    spec.max_new_tokens = 2 + Below(30);
-    spec.reserve_whole = true;
+    spec.max_new_tokens = 2 + Below(Below(4) == 0 ? 200 : 30);
+    spec.reserve = Below(2) == 0 ? 0 : Below(400);
     return spec;
   }
 
@@ -330,7 +370,8 @@ class RandomUse {
     Driven* there = decode_.Open(spec);
     if (there == nullptr) return;
     const int cached = there->length;
-    spec.receive = spec.reserve_whole = false;
+    spec.receive = false;
+    spec.reserve = 0;
     Driven* here = prefill_.Open(spec);
     if (here == nullptr) return;
     ExportTarget target;

@@ -6,11 +6,13 @@ import {
   FINISH,
   openEngine,
   type StepLoop,
+  type StepPlan,
   type StepResult,
+  sameHandle,
   stepEntries,
 } from "../../native/binding/native.ts";
 import { NANO } from "../support/dialogues.ts";
-import { generationOf } from "../support/generation.ts";
+import { generationOf, WHOLE } from "../support/generation.ts";
 
 export interface EngineSettings {
   readonly backend: "ref" | "cpu";
@@ -21,8 +23,8 @@ export interface EngineSettings {
 interface Running {
   readonly handle: SequenceHandle;
   promptLeft: number;
-  tokensLeft: number;
-  lastStep: number;
+  running: boolean;
+  readonly reserve: number;
   readonly onToken: (token: number) => void;
 }
 
@@ -39,7 +41,7 @@ export class EngineAlone implements AsyncDisposable {
     this.#loop = createStepLoop({
       engine,
       plan: (inFlight) => planDecode([...this.#running.values()], inFlight, budget),
-      onResult: (result) => this.#take(result),
+      onResult: (result, plan) => this.#take(result, plan),
       onFault: (error) => this.#onFault(error),
     });
   }
@@ -90,13 +92,13 @@ export class EngineAlone implements AsyncDisposable {
           generation,
           mode: "compute",
           deadlineMs: 0,
-          reserve: "whole",
+          reserve: WHOLE,
         });
         this.#running.set(handle.slot, {
           handle,
           promptLeft: prompt.length - cachedTokens,
-          tokensLeft: tokens,
-          lastStep: -1,
+          running: false,
+          reserve: prompt.length + tokens,
           onToken: (token) => {
             firstMs[index] ??= performance.now() - startMs;
             first[index] ??= token;
@@ -114,19 +116,20 @@ export class EngineAlone implements AsyncDisposable {
     await this.engine.close();
   }
 
-  #take(result: StepResult): void {
-    for (const { slot, generation, rows, token, finish } of stepEntries(result)) {
+  #take(result: StepResult, plan: StepPlan): void {
+    for (const { handle, reserve } of plan) {
+      const sequence = this.#running.get(handle.slot);
+      if (reserve > 0 && sequence !== undefined && sameHandle(sequence.handle, handle)) sequence.running = true;
+    }
+    for (const { slot, generation, rows, tokens, finish } of stepEntries(result)) {
       const sequence = this.#running.get(slot);
       if (sequence?.handle.generation !== generation || finish === FINISH.skipped) continue;
-      sequence.lastStep = result.step;
       sequence.promptLeft -= Math.min(sequence.promptLeft, rows);
-      if (token < 0) continue;
-      sequence.tokensLeft--;
       if (finish !== FINISH.none) {
         this.#running.delete(slot);
         this.engine.closeSequence(sequence.handle, true);
       }
-      sequence.onToken(token);
+      for (const token of tokens) sequence.onToken(token);
     }
   }
 }

@@ -1,12 +1,13 @@
 import { describe, expect, test } from "vitest";
+import type { StepPlan } from "#native";
 import { type DecodeRows, planDecode } from "../../decode-node/decode-batcher.ts";
 import { fakeRandom } from "../support/fake-clock.ts";
 
-const sequence = (slot: number, tokensLeft: number, promptLeft = 0, lastStep = -1): DecodeRows => ({
+const sequence = (slot: number, promptLeft = 0, running = false): DecodeRows => ({
   handle: { slot, generation: slot + 1 },
   promptLeft,
-  tokensLeft,
-  lastStep,
+  running,
+  reserve: 900 + slot,
 });
 
 /** An assertion cheap enough for loops. */
@@ -14,109 +15,75 @@ function must(holds: boolean, claim: string): void {
   if (!holds) throw new Error(claim);
 }
 
-/** Entries of a plan as slot -> rows; fails on a slot planned twice. */
-function rowsOf(plan: Int32Array | null): Map<number, number> {
-  const rows = new Map<number, number>();
-  for (let at = 0; plan !== null && at < plan.length; at += 3) {
-    must(!rows.has(plan[at]!) && plan[at + 1] === plan[at]! + 1, "a slot is planned twice or under another's name");
-    rows.set(plan[at]!, plan[at + 2]!);
-  }
-  return rows;
+/** Entries of a plan as [slot, rows, reserve]; fails on a slot planned twice. */
+function entriesOf(plan: StepPlan): number[][] {
+  must(new Set(plan.map(({ handle }) => handle.slot)).size === plan.length, "a slot is planned twice");
+  return plan.map(({ handle, rows, reserve }) => [handle.slot, rows, reserve]);
 }
 
-test("every decoding sequence gets one row, prompts share what is left of the budget", () => {
-  const plan = planDecode([sequence(0, 5), sequence(1, 9, 300), sequence(2, 5), sequence(3, 9, 40)], [], 32);
-  expect([...rowsOf(plan)]).toEqual([
-    [0, 1],
-    [2, 1],
-    [1, 30],
+test("who has its prompt joins once, prompts share what the batch leaves of the budget", () => {
+  const rows = [sequence(0), sequence(1, 300), sequence(2, 0, true), sequence(3, 40)];
+  const first = planDecode(rows, [], 32);
+  expect(entriesOf(first)).toEqual([
+    [0, 0, 900],
+    [1, 30, 0],
   ]);
-  expect(planDecode([], [], 32)).toBeNull();
+  expect(entriesOf(planDecode(rows, [first], 32))).toEqual([[1, 30, 0]]);
+  expect(planDecode([sequence(2, 0, true)], [], 32)).toEqual([]);
+  expect(planDecode([], [], 32)).toEqual([]);
 });
 
-test("tokens about to be produced count: the last one is planned once", () => {
-  const rows = [sequence(0, 2)];
-  const first = planDecode(rows, [], 8)!;
-  const second = planDecode(rows, [first], 8)!;
-  expect([...rowsOf(second)]).toEqual([[0, 1]]);
-  expect(planDecode(rows, [first, second], 8)).toBeNull();
+test("the step with the last rows of a prompt is the last one before it joins", () => {
+  const rows = [sequence(0, 40)];
+  const first = planDecode(rows, [], 32);
+  const second = planDecode(rows, [first], 32);
+  expect([first, second].map(entriesOf)).toEqual([[[0, 32, 0]], [[0, 8, 900]]]);
+  expect(planDecode(rows, [first, second], 32)).toEqual([]);
 });
 
-test("a sequence whose last prompt rows are in flight may decode next", () => {
-  const rows = [sequence(0, 3, 20)];
-  const first = planDecode(rows, [], 32)!;
-  expect([...rowsOf(first)]).toEqual([[0, 20]]);
-  expect([...rowsOf(planDecode(rows, [first], 32))]).toEqual([[0, 1]]);
-});
-
-test("a prompt whose one token is about to be produced is not planned again", () => {
-  const rows = [sequence(0, 1, 20)];
-  expect(planDecode(rows, [planDecode(rows, [], 32)!], 32)).toBeNull();
-});
-
-test("entries in flight of an earlier user of the slot do not count", () => {
-  expect([...rowsOf(planDecode([sequence(0, 1)], [Int32Array.of(0, 99, 1)], 8))]).toEqual([[0, 1]]);
-});
-
-test("a batch larger than the budget takes turns", () => {
-  const served = new Map<number, number>();
-  const lastStep = new Array<number>(10).fill(-1);
-  const inFlight: Int32Array[] = [];
-  for (let step = 0; step < 50; step++) {
-    while (inFlight.length < 2) {
-      const rows = lastStep.map((last, slot) => sequence(slot, 1000 - (served.get(slot) ?? 0), 0, last));
-      inFlight.push(planDecode(rows, inFlight, 4)!);
-    }
-    for (const [slot, rows] of rowsOf(inFlight.shift()!)) {
-      served.set(slot, (served.get(slot) ?? 0) + rows);
-      lastStep[slot] = step;
-    }
-  }
-  expect(Math.max(...served.values()) - Math.min(...served.values())).toBeLessThanOrEqual(1);
+test("plans in flight of an earlier user of the slot do not count", () => {
+  const earlier = [{ handle: { slot: 0, generation: 99 }, rows: 0, reserve: 64 }];
+  expect(entriesOf(planDecode([sequence(0)], [earlier], 8))).toEqual([[0, 0, 900]]);
 });
 
 describe("over random loads", () => {
   for (let seed = 1; seed <= 40; seed++) {
-    test(`decodes are never held up by prompts, budgets hold, everything ends exactly (seed ${seed})`, () => {
+    test(`everybody joins, budgets hold, the batch is never held up by prompts (seed ${seed})`, () => {
       const random = fakeRandom(seed);
       const below = (limit: number) => Math.floor(random.uniform() * limit);
       const budget = 24 + below(100);
-      const live: { slot: number; promptLeft: number; tokensLeft: number; lastStep: number }[] = [];
-      const inFlight: Int32Array[] = [];
+      const live: { slot: number; promptLeft: number; running: boolean; tokensLeft: number }[] = [];
+      const inFlight: StepPlan[] = [];
       let slot = 0;
-      for (let step = 0; step < 600; step++) {
+      for (let step = 0; step < 800; step++) {
         if (step < 300 && random.uniform() < 0.4 && live.length < 24) {
           const promptLeft = random.uniform() < 0.5 ? 0 : 1 + below(400);
-          live.push({ slot: slot++, promptLeft, tokensLeft: 1 + below(40), lastStep: -1 });
+          live.push({ slot: slot++, promptLeft, running: false, tokensLeft: 1 + below(40) });
         }
         while (inFlight.length < 2) {
-          const plan = planDecode(
-            live.map((one) => sequence(one.slot, one.tokensLeft, one.promptLeft, one.lastStep)),
-            inFlight,
-            budget,
-          );
-          if (plan === null) break;
-          const rows = rowsOf(plan);
-          must([...rows.values()].reduce((a, b) => a + b, 0) <= budget, "the budget is exceeded");
-          const earlier = inFlight.map(rowsOf);
-          for (const one of live) {
-            if (one.promptLeft > 0) continue;
-            const planned = earlier.reduce((sum, plan) => sum + (plan.get(one.slot) ?? 0), 0);
-            must((rows.get(one.slot) ?? 0) === (one.tokensLeft > planned ? 1 : 0), "a decoding sequence sits out");
-          }
+          const rows = live.map((one) => sequence(one.slot, one.promptLeft, one.running));
+          const plan = planDecode(rows, inFlight, budget);
+          if (plan.length === 0) break;
           inFlight.push(plan);
         }
-        for (const [done, rows] of rowsOf(inFlight.shift() ?? null)) {
-          const index = live.findIndex((one) => one.slot === done);
-          const one = live[index]!;
-          one.lastStep = step;
-          if (one.promptLeft > 0) {
-            one.promptLeft -= rows;
-            must(one.promptLeft >= 0, "rows that are not there");
-          } else must(rows === 1, "more than one row of a decoding sequence");
-          if (one.promptLeft === 0) one.tokensLeft--;
-          must(one.tokensLeft >= 0, "more tokens than were asked for");
-          if (one.tokensLeft === 0) live.splice(index, 1);
+        const joined: number[] = [];
+        let total = live.filter(({ running }) => running).length;
+        for (const [done, rows, reserve] of entriesOf(inFlight.shift() ?? []) as [number, number, number][]) {
+          const one = live.find((other) => other.slot === done);
+          if (one === undefined) continue;
+          total += Math.max(rows, 1);
+          must(rows === 0 || !one.running, "rows of a sequence that decodes");
+          one.promptLeft -= rows;
+          must(one.promptLeft >= 0, "rows that are not there");
+          if (reserve > 0) {
+            must(one.promptLeft === 0 && !one.running, "joins twice or too early");
+            joined.push(done);
+          }
+        }
+        must(total <= budget, "the budget is exceeded");
+        for (const one of [...live]) {
+          if (joined.includes(one.slot)) one.running = true;
+          if (one.running && --one.tokensLeft === 0) live.splice(live.indexOf(one), 1);
         }
       }
       expect(live).toEqual([]);

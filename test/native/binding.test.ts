@@ -6,7 +6,7 @@ import type { SequenceHandle } from "#protocol/kv.ts";
 import { systemClock } from "#service/clock.ts";
 import { FINISH, openEngine } from "../../native/binding/native.ts";
 import { NANO } from "../support/dialogues.ts";
-import { generationOf, promptOf } from "../support/generation.ts";
+import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
 import { entriesOf, NativeRank, planOf } from "../support/native-rank.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
@@ -15,7 +15,7 @@ let rank: NativeRank;
 
 function open(tokens = promptOf(100), changes: Parameters<typeof generationOf>[1] = {}) {
   const generation = generationOf(tokens, changes);
-  return rank.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" });
+  return rank.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE });
 }
 
 function close(...handles: readonly SequenceHandle[]): void {
@@ -48,8 +48,8 @@ function run(body: string): { readonly code: number | null; readonly out: string
     const start = (changes) => openEngine(${JSON.stringify(options)}, { ...listener, ...changes });
     const begin = (engine) => {
       const generation = generationOf(promptOf(200));
-      const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" });
-      engine.submit(Int32Array.of(handle.slot, handle.generation, 200));
+      const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: 4096 });
+      engine.submit(Int32Array.of(handle.slot, handle.generation, 200, 0));
       return handle;
     };
     ${body}`;
@@ -102,7 +102,7 @@ test("a plan for rows that are not there, a slot twice, no rows or too many is r
   for (const plan of [
     planOf([a.handle, 201]),
     planOf([a.handle, 5], [a.handle, 5]),
-    planOf([a.handle, 0]),
+    planOf([a.handle, 0, -1]),
     planOf([a.handle, -1]),
     planOf([a.handle, 200], [b.handle, 57]),
     new Int32Array(),
@@ -119,7 +119,7 @@ test("a plan for rows that are not there, a slot twice, no rows or too many is r
 
 test("a sequence that kept blocks for its prompt alone gives one token and no more", async () => {
   const generation = generationOf(promptOf(64));
-  const { handle } = rank.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "prompt" });
+  const { handle } = rank.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: 0 });
   const [entry] = await rank.step([handle, 64]);
   expect(entry![3]).toBeGreaterThanOrEqual(0);
   expect(() => rank.engine.submit(planOf([handle, 1]))).toThrow(thrown("bad_argument"));
@@ -144,7 +144,7 @@ test("slots, blocks, the context and the vocabulary are limits, each with its co
 test("what is not of the declared type throws and names the field", () => {
   const engine = rank.engine as unknown as Record<string, (...values: unknown[]) => unknown>;
   const { handle } = open();
-  const spec = { generation: generationOf(promptOf(9)), mode: "compute", deadlineMs: 0, reserve: "whole" };
+  const spec = { generation: generationOf(promptOf(9)), mode: "compute", deadlineMs: 0, reserve: WHOLE };
   for (const [call, words] of [
     [() => engine.openSequence!(null), "spec"],
     [() => engine.openSequence!({ ...spec, mode: "later" }), "mode"],
@@ -185,7 +185,7 @@ test("a handle that was given back is refused by every call, also when its slot 
 test("a sequence that waits for pages cannot be planned", () => {
   const generation = generationOf(promptOf(70));
   const deadlineMs = systemClock.now() + 10_000;
-  const { handle } = rank.engine.openSequence({ generation, mode: "receive", deadlineMs, reserve: "whole" });
+  const { handle } = rank.engine.openSequence({ generation, mode: "receive", deadlineMs, reserve: WHOLE });
   expect(() => rank.engine.submit(planOf([handle, 70]))).toThrow(thrown("bad_state"));
   expect(rank.engine.attach(handle, null)).toBe(0);
   rank.engine.submit(planOf([handle, 70]));
@@ -247,7 +247,7 @@ test("a checkpoint that is not there rejects with a sentence that names it", asy
 test("close ends at once what is there, twice is once, and every later call throws closed", async () => {
   const other = await NativeRank.open("decode");
   const generation = generationOf(promptOf(250));
-  const { handle } = other.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" });
+  const { handle } = other.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE });
   other.engine.submit(planOf([handle, 250]));
   const closing = other.engine.close();
   expect(other.engine.close()).toBe(closing);
@@ -256,7 +256,7 @@ test("close ends at once what is there, twice is once, and every later call thro
     () => other.engine.submit(planOf([handle, 1])),
     () => other.engine.closeSequence(handle, true),
     () => other.engine.checkInvariants(),
-    () => other.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" }),
+    () => other.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE }),
   ]) {
     expect(call).toThrow(thrown("closed"));
   }
@@ -283,7 +283,7 @@ test("a listener that throws is an uncaught exception, and the engine goes on", 
     engine = await start({
       onStep() {
         if (++steps === 1) {
-          engine.submit(Int32Array.of(handle.slot, handle.generation, 1));
+          engine.submit(Int32Array.of(handle.slot, handle.generation, 1, 0));
           throw new Error("listener");
         }
         console.log("second step");

@@ -4,7 +4,7 @@ import type { Generation } from "#protocol/request.ts";
 import { systemClock } from "#service/clock.ts";
 import type { ExportTarget, OpenedSequence } from "../../native/binding/native.ts";
 import { dialogues, nanoModel } from "../support/dialogues.ts";
-import { generationOf, promptOf } from "../support/generation.ts";
+import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
 import { type Generated, generate, generateTogether } from "../support/native-batch.ts";
 import { NativeRank } from "../support/native-rank.ts";
 
@@ -12,12 +12,12 @@ let p: NativeRank;
 let d: NativeRank;
 
 function reserve(generation: Generation, deadlineMs = systemClock.now() + 20_000): OpenedSequence {
-  return d.engine.openSequence({ generation, mode: "receive", deadlineMs, reserve: "whole" });
+  return d.engine.openSequence({ generation, mode: "receive", deadlineMs, reserve: WHOLE });
 }
 
 /** Opens the sequence on P and says where its pages go. */
 function begin(generation: Generation, there: OpenedSequence, changes: Partial<ExportTarget> = {}): OpenedSequence {
-  const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "prompt" });
+  const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: 0 });
   p.engine.exportTo(here.handle, d.targetOf(there.handle, { cachedTokens: there.cachedTokens, ...changes }));
   return here;
 }
@@ -209,7 +209,7 @@ describe("whatever is given up leaves nothing behind", () => {
     // In the middle of a chunk, and between two.
     there = reserve(generation);
     here = begin(generation, there);
-    p.engine.submit(Int32Array.of(here.handle.slot, here.handle.generation, 60));
+    p.engine.submit(Int32Array.of(here.handle.slot, here.handle.generation, 60, 0));
     await both(here, there);
     there = reserve(generation);
     here = begin(generation, there);
@@ -234,7 +234,7 @@ describe("whatever is given up leaves nothing behind", () => {
     await Promise.all([p.idle(), d.idle()]);
     const decoding = await move(generation);
     await d.step([decoding.there.handle, 1]);
-    d.engine.submit(Int32Array.of(decoding.there.handle.slot, decoding.there.handle.generation, 1));
+    d.engine.submit(Int32Array.of(decoding.there.handle.slot, decoding.there.handle.generation, 1, 0));
     end(d, decoding.there);
     await Promise.all([p.idle(), d.idle()]);
     const cached = d.engine.stats().blocks.cached;
@@ -267,7 +267,7 @@ describe("whatever is given up leaves nothing behind", () => {
   });
 
   test("a peer that is not there fails the transfer by its deadline, and the sequence held until then", async () => {
-    const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "prompt" });
+    const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: 0 });
     const deadlineMs = systemClock.now() + 300;
     p.engine.exportTo(here.handle, d.targetOf({ slot: 0, generation: 1 }, { port: 9, deadlineMs }));
     await prefill(here, 0, 200);

@@ -5,7 +5,7 @@ import { afterEach, expect, test } from "vitest";
 import type { Generation } from "#protocol/request.ts";
 import { FINISH } from "../../native/binding/native.ts";
 import { dialogues, NANO, nanoModel } from "../support/dialogues.ts";
-import { generationOf, promptOf } from "../support/generation.ts";
+import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
 import { type Generated, generate, generateTogether } from "../support/native-batch.ts";
 import { NativeRank } from "../support/native-rank.ts";
 
@@ -219,5 +219,5 @@ function valuesOf({ logprobs }: Generated) {
 }
 
 function specOf(generation: Generation) {
-  return { generation, mode: "compute", deadlineMs: 0, reserve: "whole" } as const;
+  return { generation, mode: "compute", deadlineMs: 0, reserve: WHOLE } as const;
 }

@@ -2,13 +2,14 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { blockHashes, splitHashes } from "#protocol/block-hash.ts";
 import type { SequenceHandle } from "#protocol/kv.ts";
 import type { EngineEvent, EngineOptions, ExportTarget, StepResult } from "../../native/binding/native.ts";
-import { FINISH, STEP_ENTRY_WIDTH } from "../../native/binding/native.ts";
+import { FINISH } from "../../native/binding/native.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
 import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
 import { SIM_EOS_TOKEN, simToken } from "../../native/binding/sim-token.ts";
 import { FakeClock } from "../support/fake-clock.ts";
-import { generationOf, promptOf } from "../support/generation.ts";
+import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
+import { entriesOf, planOf as plan } from "../support/native-rank.ts";
 
 let clock: FakeClock;
 let fabric: SimFabric;
@@ -59,20 +60,16 @@ async function openRank(
 }
 
 function entry(result: StepResult | undefined, index = 0): readonly number[] {
-  return Array.from(result!.entries.subarray(index * STEP_ENTRY_WIDTH, (index + 1) * STEP_ENTRY_WIDTH));
+  return entriesOf(result!)[index]!;
 }
 
-function plan(...entries: readonly (readonly [SequenceHandle, number])[]): Int32Array {
-  return Int32Array.from(entries.flatMap(([handle, rows]) => [handle.slot, handle.generation, rows]));
-}
-
-function compute(engine: SimEngine, tokens: Int32Array, maxNewTokens = 32, reserve: "prompt" | "whole" = "whole") {
+function compute(engine: SimEngine, tokens: Int32Array, maxNewTokens = 32, reserve = WHOLE) {
   const generation = generationOf(tokens, { maxNewTokens });
   return engine.openSequence({ generation, mode: "compute", deadlineMs: clock.now() + 10_000, reserve });
 }
 
 function receive(engine: SimEngine, tokens: Int32Array, deadlineMs = clock.now() + 10_000) {
-  return engine.openSequence({ generation: generationOf(tokens), mode: "receive", deadlineMs, reserve: "whole" });
+  return engine.openSequence({ generation: generationOf(tokens), mode: "receive", deadlineMs, reserve: WHOLE });
 }
 
 function targetOf(rank: Rank, handle: SequenceHandle, changes: Partial<ExportTarget> = {}): ExportTarget {
@@ -120,7 +117,7 @@ test("a continuation elsewhere gives the tokens the first rank would have given"
   const run = async (tokens: Int32Array, promptLength: number, rows: number) => {
     const { engine, steps } = await openRank("decode");
     const generation = generationOf(tokens, { promptLength, maxNewTokens: 8 });
-    const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" });
+    const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE });
     engine.submit(plan([handle, tokens.length]));
     for (let i = 1; i < rows; i++) {
       await clock.advance(10);
@@ -154,7 +151,7 @@ test("a plan for rows that are not there, twice one slot, or too many rows is re
   const bad = expect.objectContaining({ code: "bad_argument" });
   expect(() => engine.submit(plan([handle, 129]))).toThrow(bad);
   expect(() => engine.submit(plan([handle, 5], [handle, 5]))).toThrow(bad);
-  expect(() => engine.submit(plan([handle, 0]))).toThrow(bad);
+  expect(() => engine.submit(plan([handle, 0, -1]))).toThrow(bad);
   expect(() => engine.submit(new Int32Array())).toThrow(bad);
   engine.submit(plan([handle, 128]));
   expect(() => engine.submit(plan([handle, 73]))).toThrow(bad);
@@ -212,7 +209,7 @@ test("end of text, stop tokens, length and a broken number each end the request 
   for (const [model, changes] of cases) {
     const { engine, steps } = await openRank("decode", {}, model);
     const generation = generationOf(tokens, changes);
-    const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" });
+    const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE });
     engine.submit(plan([handle, 10]));
     engine.submit(plan([handle, 1]));
     await clock.advance(10);
@@ -255,7 +252,7 @@ test("pages travel to a decode rank while the prompt is computed; both ranks cou
   const [p, d] = [await openRank("prefill"), await openRank("decode")];
   const tokens = promptOf(150);
   const { handle: there } = receive(d.engine, tokens);
-  const { handle: here } = compute(p.engine, tokens, 32, "prompt");
+  const { handle: here } = compute(p.engine, tokens, 32, 0);
   p.engine.exportTo(here, targetOf(d, there));
   p.engine.submit(plan([here, 100]));
   await clock.advance(5);
@@ -288,7 +285,7 @@ test("pages the decode rank has are not sent again", async () => {
   d.engine.closeSequence(warm.handle, true);
   const there = receive(d.engine, tokens);
   expect(there.cachedTokens).toBe(128);
-  const { handle: here } = compute(p.engine, tokens, 32, "prompt");
+  const { handle: here } = compute(p.engine, tokens, 32, 0);
   p.engine.exportTo(here, targetOf(d, there.handle, { cachedTokens: 128 }));
   p.engine.submit(plan([here, 128]));
   p.engine.submit(plan([here, 22]));
@@ -308,7 +305,7 @@ test("stale epochs, stale handles, unknown pages and damaged pages are refused a
   ];
   const there = receive(d.engine, promptOf(150));
   for (const [cause, changes, tokens] of cases) {
-    const { handle } = compute(p.engine, tokens, 32, "prompt");
+    const { handle } = compute(p.engine, tokens, 32, 0);
     p.engine.exportTo(handle, targetOf(d, there.handle, changes));
     for (let left = tokens.length; left > 0; left -= 125) p.engine.submit(plan([handle, Math.min(125, left)]));
     await clock.advance(10);
@@ -323,7 +320,7 @@ test("a lost page fails the send at its deadline, and the reservation lapses at 
   const [p, d] = [await openRank("prefill"), await openRank("decode")];
   fabric.fault = (page) => (page.index === 1 ? "lose" : "deliver");
   const there = receive(d.engine, promptOf(100));
-  const { handle } = compute(p.engine, promptOf(100), 32, "prompt");
+  const { handle } = compute(p.engine, promptOf(100), 32, 0);
   p.engine.exportTo(handle, targetOf(d, there.handle));
   p.engine.submit(plan([handle, 100]));
   await clock.advance(100);
@@ -354,7 +351,7 @@ test("a decode rank may compute a prompt it has no pages of", async () => {
 test("log-probabilities come with the width that was asked for", async () => {
   const { engine, steps } = await openRank("decode");
   const generation = generationOf(promptOf(10), { sampling: { topLogprobs: 3 } });
-  const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" });
+  const { handle } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE });
   engine.submit(plan([handle, 10]));
   await clock.advance(5);
   expect(steps[0]!.logprobs[0]).toMatchObject({ slot: handle.slot, chosen: -0.25 });

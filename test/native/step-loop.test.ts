@@ -1,35 +1,43 @@
 import { expect, test } from "vitest";
-import type { StepResult } from "../../native/binding/native.ts";
-import { createStepLoop } from "../../native/binding/native.ts";
+import type { SequenceHandle } from "#protocol/kv.ts";
+import { createStepLoop, FINISH, type StepPlan, type StepResult } from "../../native/binding/native.ts";
 
 const handle = { slot: 0, generation: 1 };
 const other = { slot: 1, generation: 1 };
 
 /** A loop over an engine that only notes what it is given, and over a list of plans to make. */
-function harness(plans: (Int32Array | null)[], onResult: (loop: () => void) => void = () => {}) {
+function harness(plans: StepPlan[], onResult: (loop: () => void) => void = () => {}) {
   const submitted: Int32Array[] = [];
   const seen: number[] = [];
+  const told: StepPlan[] = [];
   const faults: unknown[] = [];
+  const running = new Set<number>();
   const engine = {
     submit(plan: Int32Array): number {
       if (plan[0] === 99) throw new Error("refused");
       return submitted.push(plan) - 1;
     },
+    closeSequence: ({ slot }: SequenceHandle) => running.has(slot),
   };
   const loop = createStepLoop({
     engine,
     plan(inFlight) {
       seen.push(inFlight.length);
-      return plans.shift() ?? null;
+      return plans.shift() ?? [];
     },
-    onResult: () => onResult(() => loop.wake()),
+    onResult(_, plan) {
+      told.push(plan);
+      onResult(() => loop.wake());
+    },
     onFault: (error) => faults.push(error),
   });
-  const settle = () => loop.settle({} as StepResult);
-  return { loop, submitted, seen, faults, settle };
+  /** A step ends: a plan's, or (-1) one that repeated the batch. */
+  const settle = (plan: number, entries: readonly number[] = []) =>
+    loop.settle({ plan, entries: Int32Array.from(entries) } as unknown as StepResult);
+  return { loop, submitted, seen, told, faults, running, settle };
 }
 
-const planFor = ({ slot, generation }: typeof handle) => Int32Array.of(slot, generation, 1);
+const planFor = (handle: SequenceHandle): StepPlan => [{ handle, rows: 1, reserve: 0 }];
 
 test("two plans are in flight at most, and the planner sees those before it", () => {
   const { loop, submitted, seen, settle } = harness([planFor(handle), planFor(handle), planFor(handle)]);
@@ -37,17 +45,26 @@ test("two plans are in flight at most, and the planner sees those before it", ()
   expect([submitted.length, seen]).toEqual([2, [0, 1]]);
   loop.wake();
   expect(submitted.length).toBe(2);
-  settle();
+  settle(0);
   expect([submitted.length, seen]).toEqual([3, [0, 1, 1]]);
 });
 
+test("a step that repeated the batch takes no plan out of flight", () => {
+  const { loop, submitted, told, settle } = harness([planFor(handle), planFor(other), planFor(handle)]);
+  loop.wake();
+  settle(-1);
+  expect([submitted.length, told]).toEqual([2, [[]]]);
+  settle(0);
+  expect([submitted.length, told]).toEqual([3, [[], planFor(handle)]]);
+});
+
 test("nothing to plan is asked for again when woken, and after every result", () => {
-  const { loop, submitted, seen, settle } = harness([null, planFor(handle), null, null, planFor(handle)]);
+  const { loop, submitted, seen, settle } = harness([[], planFor(handle), [], [], planFor(handle)]);
   loop.wake();
   expect(submitted.length).toBe(0);
   loop.wake();
   expect([submitted.length, seen]).toEqual([1, [0, 0, 1]]);
-  settle();
+  settle(0);
   expect(submitted.length).toBe(1);
   loop.wake();
   expect(submitted.length).toBe(2);
@@ -61,41 +78,43 @@ test("a result is obeyed whole before anything is planned on it", () => {
     order.push(`planned ${seen.length}`);
   });
   loop.wake();
-  settle();
+  settle(0);
   expect(order).toEqual(["begin", "planned 2"]);
   expect(seen.length).toBe(3);
 });
 
-test("a closed sequence is released when no step in flight names it", async () => {
-  const { loop, settle } = harness([planFor(handle), planFor(other)]);
-  loop.wake();
+test("a sequence closed in the middle of a step is released with that step's result, any other at once", async () => {
+  const { loop, running, settle } = harness([]);
   const released: string[] = [];
-  void loop.released(handle).then(() => released.push("first"));
-  void loop.released(other).then(() => released.push("second"));
-  await loop.released({ slot: 7, generation: 1 });
+  running.add(handle.slot);
+  void loop.close(handle, true).then(() => released.push("first"));
+  await loop.close(other, true);
   expect(released).toEqual([]);
-  settle();
-  await loop.released(handle);
+  settle(-1, [handle.slot, handle.generation + 1, 0, 0, FINISH.skipped, 0]);
+  settle(-1, [other.slot, other.generation, 1, 1, FINISH.none, 9]);
+  await Promise.resolve();
+  expect(released).toEqual([]);
+  settle(-1, [handle.slot, handle.generation, 0, 0, FINISH.skipped, 0]);
+  await Promise.resolve();
   expect(released).toEqual(["first"]);
-  settle();
-  await loop.released(other);
-  expect(released).toEqual(["first", "second"]);
 });
 
-test("a stopped loop plans nothing more, and what is in flight still settles", async () => {
-  const { loop, submitted, settle } = harness([planFor(handle), planFor(handle), planFor(handle)]);
+test("a stopped loop plans nothing more, and steps still settle", () => {
+  const { loop, submitted, told, settle } = harness([planFor(handle), planFor(handle), planFor(handle)]);
   loop.wake();
   loop.stop();
-  settle();
+  settle(0);
   loop.wake();
-  expect(submitted.length).toBe(2);
-  const released = loop.released(handle);
-  settle();
-  await released;
+  settle(1);
+  expect([submitted.length, told.length]).toEqual([2, 2]);
 });
 
 test("a refused plan is told once and ends the planning", () => {
-  const { loop, submitted, faults } = harness([planFor(handle), Int32Array.of(99, 1, 1), planFor(handle)]);
+  const { loop, submitted, faults } = harness([
+    planFor(handle),
+    planFor({ slot: 99, generation: 1 }),
+    planFor(handle),
+  ]);
   loop.wake();
   expect(submitted.length).toBe(1);
   expect(faults).toEqual([expect.objectContaining({ message: "refused" })]);

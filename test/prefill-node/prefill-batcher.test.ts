@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import type { StepPlan } from "#native";
 import { type PromptRows, planPrefill } from "../../prefill-node/prefill-batcher.ts";
 import { fakeRandom } from "../support/fake-clock.ts";
 
@@ -10,11 +11,12 @@ function must(holds: boolean, claim: string): void {
 }
 
 /** Entries of a plan as slot -> rows; fails on a slot planned twice. */
-function rowsOf(plan: Int32Array | null): Map<number, number> {
+function rowsOf(plan: StepPlan): Map<number, number> {
   const rows = new Map<number, number>();
-  for (let at = 0; plan !== null && at < plan.length; at += 3) {
-    must(!rows.has(plan[at]!) && plan[at + 1] === plan[at]! + 1, "a slot is planned twice or under another's name");
-    rows.set(plan[at]!, plan[at + 2]!);
+  for (const { handle, rows: planned, reserve } of plan) {
+    must(!rows.has(handle.slot) && handle.generation === handle.slot + 1, "planned twice or under another's name");
+    must(reserve === 0, "a prompt joins the batch");
+    rows.set(handle.slot, planned);
   }
   return rows;
 }
@@ -22,18 +24,18 @@ function rowsOf(plan: Int32Array | null): Map<number, number> {
 test("a lone prompt takes the whole budget, then what is left", () => {
   expect([...rowsOf(planPrefill([prompt(3, 100)], [], 64))]).toEqual([[3, 64]]);
   expect([...rowsOf(planPrefill([prompt(3, 36)], [], 64))]).toEqual([[3, 36]]);
-  expect(planPrefill([], [], 64)).toBeNull();
+  expect(planPrefill([], [], 64)).toEqual([]);
 });
 
 test("rows in flight are not planned again", () => {
-  const first = planPrefill([prompt(0, 100)], [], 64)!;
-  const second = planPrefill([prompt(0, 100)], [first], 64)!;
+  const first = planPrefill([prompt(0, 100)], [], 64);
+  const second = planPrefill([prompt(0, 100)], [first], 64);
   expect([...rowsOf(second)]).toEqual([[0, 36]]);
-  expect(planPrefill([prompt(0, 100)], [first, second], 64)).toBeNull();
+  expect(planPrefill([prompt(0, 100)], [first, second], 64)).toEqual([]);
 });
 
 test("rows in flight of an earlier user of the slot are not mistaken for this one's", () => {
-  expect([...rowsOf(planPrefill([prompt(0, 10)], [Int32Array.of(0, 77, 10)], 64))]).toEqual([[0, 10]]);
+  expect([...rowsOf(planPrefill([prompt(0, 10)], [[{ handle: { slot: 0, generation: 77 }, rows: 10, reserve: 0 }]], 64))]).toEqual([[0, 10]]);
 });
 
 test("short prompts pass a long one, which still gets half of every step", () => {
@@ -52,7 +54,7 @@ describe("over random loads", () => {
       const below = (limit: number) => Math.floor(random.uniform() * limit);
       const budget = 1 + below(300);
       const prompts: { slot: number; left: number; givenAt: number; ahead: number }[] = [];
-      const inFlight: Int32Array[] = [];
+      const inFlight: StepPlan[] = [];
       let slot = 0;
       for (let step = 0; step < 400; step++) {
         if (step < 200 && random.uniform() < 0.3 && prompts.length < 20) {
@@ -66,10 +68,10 @@ describe("over random loads", () => {
           const waiting = prompts.reduce((sum, { left }) => sum + left, 0) - totalOf(inFlight);
           // Work is conserved: a step is full, or it holds everything there is.
           must(totalOf(plan === null ? [] : [plan]) === Math.min(budget, waiting), "work is not conserved");
-          if (plan === null) break;
+          if (plan.length === 0) break;
           inFlight.push(plan);
         }
-        for (const [done, rows] of rowsOf(inFlight.shift() ?? null)) {
+        for (const [done, rows] of rowsOf(inFlight.shift() ?? [])) {
           const index = prompts.findIndex((other) => other.slot === done);
           prompts[index]!.left -= rows;
           must(prompts[index]!.left >= 0, "rows that are not there");
@@ -84,6 +86,6 @@ describe("over random loads", () => {
   }
 });
 
-function totalOf(plans: readonly Int32Array[]): number {
+function totalOf(plans: readonly StepPlan[]): number {
   return plans.reduce((sum, plan) => sum + [...rowsOf(plan).values()].reduce((a, b) => a + b, 0), 0);
 }

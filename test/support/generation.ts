@@ -1,5 +1,8 @@
 import type { Generation, Sampling } from "#protocol/request.ts";
 
+/** `reserve` of a sequence that keeps blocks for all it can come to. */
+export const WHOLE = Number.MAX_SAFE_INTEGER;
+
 /** A prompt of `length` plausible token ids; another `salt` gives another prompt from the first token on. */
 export function promptOf(length: number, salt = 0): Int32Array {
   return Int32Array.from({ length }, (_, i) => 100 + ((i * 31 + salt * 977 + i * salt) % 1500));

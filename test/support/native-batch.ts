@@ -3,11 +3,19 @@ import type { Generation } from "#protocol/request.ts";
 import {
   createStepLoop,
   FINISH,
-  plannedRows,
+  type PlanEntry,
   type StepLogprobs,
+  type StepPlan,
   type StepResult,
+  sameHandle,
+  stepEntries,
+  sumPlans,
 } from "../../native/binding/native.ts";
-import { entriesOf, type NativeRank, planOf } from "./native-rank.ts";
+import { WHOLE } from "./generation.ts";
+import type { NativeRank } from "./native-rank.ts";
+
+/** `reserve` of plan entries is an int32. */
+const WHOLE_RESERVE = 2 ** 31 - 1;
 
 /** What a sequence generated. */
 export interface Generated {
@@ -22,6 +30,7 @@ interface Running {
   readonly generation: Generation;
   readonly cachedTokens: number;
   length: number;
+  joined: boolean;
   readonly generated: number[];
   readonly logprobs: StepLogprobs[];
   finish: number;
@@ -39,55 +48,43 @@ export async function generateTogether(rank: NativeRank, tasks: readonly Task[],
   const running = tasks.map(({ generation, attached }): Running => {
     const opened =
       attached === null
-        ? engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "whole" })
+        ? engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE })
         : { handle: attached.handle, cachedTokens: attached.length };
     const generated = attached === null ? [] : [attached.firstToken];
-    return { ...opened, generation, length: opened.cachedTokens, generated, logprobs: [], finish: FINISH.none };
+    return { ...opened, generation, length: opened.cachedTokens, joined: false, generated, logprobs: [], finish: FINISH.none };
   });
 
-  const rowsFor = (sequence: Running, inFlight: readonly Int32Array[], room: number): number => {
-    const { generation } = sequence;
-    if (sequence.finish !== FINISH.none) return 0;
-    let { length } = sequence;
-    let known = generation.tokens.length + sequence.generated.length;
-    for (const plan of inFlight) {
-      length += plannedRows(plan, sequence.handle);
-      if (length === known) known++;
+  /** Prompts in chunks; who has no prompt left joins the batch and stays there. */
+  const plan = (inFlight: readonly StepPlan[]): PlanEntry[] => {
+    const flying = sumPlans(inFlight);
+    const entries: PlanEntry[] = [];
+    let room = engine.info.maxStepTokens - running.length;
+    for (const { handle, generation, length, joined } of running) {
+      const planned = flying(handle);
+      const left = generation.tokens.length - length - planned.rows;
+      const rows = Math.max(0, Math.min(left, chunk, room));
+      if (rows > 0) entries.push({ handle, rows, reserve: 0 });
+      else if (left <= 0 && !joined && planned.reserve === 0) entries.push({ handle, rows: 0, reserve: WHOLE_RESERVE });
+      room -= rows;
     }
-    if (known - generation.promptLength >= generation.maxNewTokens && length === known - 1) return 0;
-    return Math.min(known - length, chunk, room);
+    return entries;
   };
 
   let fault: unknown = null;
   const loop = createStepLoop({
     engine,
-    plan(inFlight) {
-      const entries: [SequenceHandle, number][] = [];
-      let room = engine.info.maxStepTokens;
-      for (const sequence of running) {
-        const rows = rowsFor(sequence, inFlight, room);
-        if (rows > 0) entries.push([sequence.handle, rows]);
-        room -= rows;
+    plan,
+    onResult(result: StepResult, done: StepPlan) {
+      for (const { handle, reserve } of done) {
+        if (reserve > 0) running.find((sequence) => sameHandle(sequence.handle, handle))!.joined = true;
       }
-      return entries.length > 0 ? planOf(...entries) : null;
-    },
-    onResult(result: StepResult) {
-      for (const [slot, , , token, finish, length] of entriesOf(result) as [
-        number,
-        number,
-        number,
-        number,
-        number,
-        number,
-      ][]) {
+      for (const { slot, tokens, logprobs, finish, length } of stepEntries(result)) {
         const sequence = running.find(({ handle }) => handle.slot === slot)!;
         if (finish === FINISH.skipped) continue;
         sequence.length = length;
         sequence.finish = finish;
-        if (token >= 0) sequence.generated.push(token);
-      }
-      for (const logprobs of result.logprobs) {
-        running.find(({ handle }) => handle.slot === logprobs.slot)!.logprobs.push(logprobs);
+        sequence.generated.push(...tokens);
+        sequence.logprobs.push(...logprobs);
       }
     },
     onFault: (error) => {
@@ -100,9 +97,8 @@ export async function generateTogether(rank: NativeRank, tasks: readonly Task[],
     if (fault !== null) throw fault;
     return running.every(({ finish }) => finish !== FINISH.none);
   });
-  await Promise.all(running.map(({ handle }) => loop.released(handle)));
+  await Promise.all(running.map(({ handle }) => loop.close(handle, true)));
   rank.onStep = () => {};
-  for (const { handle } of running) engine.closeSequence(handle, true);
   return running.map(({ generated: tokens, logprobs, finish, cachedTokens }) => ({
     tokens,
     logprobs,

@@ -10,8 +10,9 @@ import {
   type EngineOptions,
   type ExportTarget,
   openEngine,
-  STEP_ENTRY_WIDTH,
+  packPlan,
   type StepResult,
+  stepEntries,
 } from "../../native/binding/native.ts";
 import { NANO } from "./dialogues.ts";
 
@@ -108,7 +109,7 @@ export class NativeRank {
   /** One step, awaited: the entries of its result. */
   async step(...entries: readonly (readonly [SequenceHandle, number])[]): Promise<readonly (readonly number[])[]> {
     const number = this.engine.submit(planOf(...entries));
-    return entriesOf(await this.until(`step ${number}`, () => this.steps.find((result) => result.step === number)));
+    return entriesOf(await this.until(`plan ${number}`, () => this.steps.find((result) => result.plan === number)));
   }
 
   /** Nothing is held and no invariant broken; then the engine ends. */
@@ -150,13 +151,19 @@ function packedFolder(): string {
   return folder;
 }
 
-export function planOf(...entries: readonly (readonly [SequenceHandle, number])[]): Int32Array {
-  return Int32Array.from(entries.flatMap(([handle, rows]) => [handle.slot, handle.generation, rows]));
+/** A plan of [sequence, rows] or [sequence, rows, reserve]. */
+export function planOf(...entries: readonly (readonly [SequenceHandle, number, number?])[]): Int32Array {
+  return packPlan(entries.map(([handle, rows, reserve]) => ({ handle, rows, reserve: reserve ?? 0 })));
 }
 
-/** Entries as [slot, generation, rows, token, finish, length]. */
+/** Entries as [slot, generation, rows, last token or -1, finish, length]. */
 export function entriesOf(result: StepResult): readonly (readonly number[])[] {
-  return Array.from({ length: result.entries.length / STEP_ENTRY_WIDTH }, (_, i) =>
-    Array.from(result.entries.subarray(i * STEP_ENTRY_WIDTH, (i + 1) * STEP_ENTRY_WIDTH)),
-  );
+  return stepEntries(result).map(({ slot, generation, rows, tokens, finish, length }) => [
+    slot,
+    generation,
+    rows,
+    tokens.at(-1) ?? -1,
+    finish,
+    length,
+  ]);
 }

@@ -110,9 +110,7 @@ SequenceSpec ReadSequenceSpec(const Napi::Value& value, std::string* error) {
   if (mode != "compute" && mode != "receive") fields.Refuse("mode", "compute or receive");
   spec.receive = mode == "receive";
   spec.deadline_ms = fields.Integer("deadlineMs");
-  const std::string reserve = fields.Text("reserve");
-  if (reserve != "prompt" && reserve != "whole") fields.Refuse("reserve", "prompt or whole");
-  spec.reserve_whole = reserve == "whole";
+  spec.reserve = fields.Integer("reserve");
   return spec;
 }
 
@@ -204,7 +202,9 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
     const SequenceRef ref = ReadHandle(info[0], &error);
     if (error.empty() && !info[1].IsBoolean()) error = "keep must be true or false";
     if (!error.empty()) return ThrowBadArgument(info.Env(), error);
-    return Done(info, engine().CloseSequence(ref, info[1].As<Napi::Boolean>().Value()));
+    const Result<bool> running = engine().CloseSequence(ref, info[1].As<Napi::Boolean>().Value());
+    if (!running.ok()) return Throw(info.Env(), running.status());
+    return Napi::Boolean::New(info.Env(), running.value());
   }
 
   Napi::Value Submit(const Napi::CallbackInfo& info) {

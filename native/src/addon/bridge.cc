@@ -101,7 +101,7 @@ void Bridge::TearDown() {
 
 void Bridge::Deliver(Napi::Env env) {
   if (state_ != State::kOpen) return;
-  const std::vector<EngineMessage> messages = engine_->outbox().Take();
+  const std::vector<EngineMessage> messages = engine_->TakeMessages();
   const auto tell = [&](const char* name, Napi::Value argument) {
     const Napi::Object listener = listener_.Value();
     const Napi::Value method = listener.Get(name);

@@ -28,7 +28,9 @@ Array ToArray(Napi::Env env, const std::vector<Item>& items) {
 inline Napi::Object ToObject(Napi::Env env, const StepReport& report) {
   Napi::Object result = Napi::Object::New(env);
   result.Set("step", static_cast<double>(report.step));
+  result.Set("plan", static_cast<double>(report.plan));
   result.Set("entries", ToArray<Napi::Int32Array>(env, report.entries));
+  result.Set("tokens", ToArray<Napi::Int32Array>(env, report.tokens));
   Napi::Array logprobs = Napi::Array::New(env, report.logprobs.size());
   for (uint32_t i = 0; i < report.logprobs.size(); ++i) {
     const StepLogprobs& from = report.logprobs[i];

@@ -71,10 +71,11 @@ Engine::Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::
       kv_blocks_(pool_->memory().blocks),
       sequences_(options.slots),
       seen_(static_cast<size_t>(options.slots), 0) {
-  const auto most_entries = static_cast<size_t>(std::min(options_.slots, options_.model.max_rows));
-  logits_.resize(most_entries * static_cast<size_t>(facts_.vocab_size));
-  jobs_.reserve(most_entries);
-  rows_.reserve(most_entries);
+  const auto most = static_cast<size_t>(std::min(options_.slots, options_.model.max_rows));
+  logits_.resize(most * static_cast<size_t>(facts_.vocab_size));
+  jobs_.reserve(static_cast<size_t>(options_.slots));
+  rows_.reserve(most);
+  batch_.reserve(most);
   attention_done_ = [this](int attention) {
     for (const Job& job : jobs_) {
       if (job.sequence == nullptr || !job.exporting) continue;
@@ -186,7 +187,7 @@ Result<OpenedSequence> Engine::OpenSequence(SequenceSpec spec) {
   sequence->prompt_length = static_cast<int>(spec.prompt_length);
   sequence->token_limit = static_cast<int>(
       std::min<int64_t>(spec.prompt_length + std::min(spec.max_new_tokens, kMostTokens), facts_.context_length));
-  sequence->capacity = spec.reserve_whole ? sequence->token_limit : sequence->given;
+  sequence->capacity = static_cast<int>(std::clamp<int64_t>(spec.reserve, sequence->given, sequence->token_limit));
   sequence->min_tokens = static_cast<int>(
       std::min(spec.prompt_length + std::clamp<int64_t>(spec.min_new_tokens, 0, kMostTokens), kMostTokens));
   sequence->stop_tokens = std::move(spec.stop_tokens);
@@ -194,6 +195,7 @@ Result<OpenedSequence> Engine::OpenSequence(SequenceSpec spec) {
   sequence->sampling = std::move(spec.sampling);
   if (sequence->given < sequence->min_tokens) sequence->sampling.banned = sequence->stop_tokens;
   sequence->tokens = std::move(spec.tokens);
+  sequence->tokens.reserve(static_cast<size_t>(sequence->token_limit));  // a step allocates nothing
 
   Result<OpenedKv> kv =
       pool_->Open(sequence->tokens, sequence->capacity, spec.receive ? KvUse::kReceive : KvUse::kCompute);
@@ -281,16 +283,19 @@ Result<int> Engine::Attach(SequenceRef ref, std::optional<int32_t> first_token) 
   return sequence->length;
 }
 
-Status Engine::CloseSequence(SequenceRef ref, bool keep) {
+Result<bool> Engine::CloseSequence(SequenceRef ref, bool keep) {
   std::lock_guard lock(mutex_);
   Result<Sequence*> found = Find(ref);
   if (!found.ok()) return found.status();
+  const bool running = (*found)->running;
   End(*found, keep);
   EmitCacheChanges();
-  return Status::Ok();
+  return running;
 }
 
 void Engine::End(Sequence* sequence, bool keep) {
+  Leave(sequence);
+  SetWillRun(sequence, false);
   if (sequence->phase != Sequence::Phase::kRunnable) receiver_->Forget(sequence->ref);
   // What was not computed never will be: the peer need not wait for the deadline to hear so.
   if (sequence->exporting && sequence->length < sequence->given) sender_->Abort(sequence->ref);
@@ -310,61 +315,15 @@ void Engine::EmitCacheChanges() {
   if (!changes.stored.empty() || !changes.removed.empty()) outbox_.Put(std::move(changes));
 }
 
-Status Engine::CheckPlan(std::span<const int32_t> plan) {
-  if (plan.empty() || plan.size() % kPlanEntryWidth != 0) {
-    return Status(Code::kBadArgument, "a plan has one or more entries of 3 values");
+std::vector<EngineMessage> Engine::TakeMessages() {
+  const bool was_full = outbox_.steps() >= kMostUntoldSteps;
+  std::vector<EngineMessage> messages = outbox_.Take();
+  if (was_full) {
+    // The engine thread waits for this, or is about to: not between its look and its sleep.
+    { std::lock_guard lock(mutex_); }
+    work_.notify_one();
   }
-  ++seen_stamp_;
-  int64_t total = 0;
-  for (size_t at = 0; at < plan.size(); at += kPlanEntryWidth) {
-    const SequenceRef ref{plan[at], plan[at + 1]};
-    const int64_t rows = plan[at + 2];
-    Result<Sequence*> found = Find(ref);
-    if (!found.ok()) return found.status();
-    const Sequence& sequence = **found;
-    const std::string slot = "slot " + Number(ref.slot);
-    if (sequence.phase != Sequence::Phase::kRunnable) return Status(Code::kBadState, slot + " waits for pages");
-    uint64_t& stamp = seen_[static_cast<size_t>(ref.slot)];
-    if (stamp == seen_stamp_) return Status(Code::kBadArgument, slot + " is planned twice");
-    stamp = seen_stamp_;
-    total += rows;
-    if (rows < 1 || total > options_.model.max_rows) {
-      return Status(Code::kBadArgument, Number(total) + " rows, where a step holds " + Number(options_.model.max_rows));
-    }
-    if (sequence.finish != Finish::kNone) continue;
-    const int64_t known = static_cast<int64_t>(sequence.tokens.size()) + sequence.planned_tokens;
-    const int64_t left = std::min<int64_t>(known, sequence.capacity) - sequence.length - sequence.planned_rows;
-    if (rows > left) {
-      return Status(Code::kBadArgument, slot + " has " + Number(left) + " rows to compute, not " + Number(rows));
-    }
-  }
-  return Status::Ok();
-}
-
-Result<int64_t> Engine::Submit(std::span<const int32_t> values) {
-  constexpr size_t kQueueDepth = 2;
-  int64_t number;
-  {
-    std::lock_guard lock(mutex_);
-    if (Status usable = CheckUsable(); !usable.ok()) return usable;
-    if (queue_.size() >= kQueueDepth) return Status(Code::kQueueFull, "two steps are queued");
-    if (Status good = CheckPlan(values); !good.ok()) return good;
-    Plan plan;
-    number = plan.number = next_step_++;
-    plan.entries.reserve(values.size() / kPlanEntryWidth);
-    for (size_t at = 0; at < values.size(); at += kPlanEntryWidth) {
-      const PlanEntry entry{{values[at], values[at + 1]}, values[at + 2]};
-      plan.entries.push_back(entry);
-      Sequence* sequence = sequences_.Find(entry.ref);
-      if (sequence->finish != Finish::kNone) continue;  // will be skipped
-      sequence->planned_rows += entry.rows;
-      const int known = static_cast<int>(sequence->tokens.size()) + sequence->planned_tokens;
-      if (Sequence::Produces(sequence->length + sequence->planned_rows, known)) ++sequence->planned_tokens;
-    }
-    queue_.push_back(std::move(plan));
-  }
-  work_.notify_one();
-  return number;
+  return messages;
 }
 
 Result<EngineStats> Engine::Stats() {
@@ -388,7 +347,7 @@ Result<std::string> Engine::CheckInvariants() {
   std::lock_guard lock(mutex_);
   if (Status usable = CheckUsable(); !usable.ok()) return usable;
   if (std::string broken = pool_->CheckInvariants(); !broken.empty()) return broken;
-  int taken = 0;
+  int taken = 0, batched = 0, will_run = 0;
   for (int slot = 0; slot < sequences_.slots(); ++slot) {
     const Sequence* sequence = sequences_.At(slot);
     if (sequence == nullptr) continue;
@@ -402,8 +361,11 @@ Result<std::string> Engine::CheckInvariants() {
       return name + " has fewer blocks than it was promised";
     }
     if (sequence->closing && !sequence->running && !sequence->exporting) return name + " is closed but not released";
-    if (sequence->running && queue_.empty()) return name + " runs in no step";
+    if (sequence->batched && (sequence->closing || sequence->ended())) return name + " has ended and is in the batch";
+    batched += sequence->batched ? 1 : 0;
+    will_run += sequence->will_run ? 1 : 0;
   }
+  if (batched != static_cast<int>(batch_.size()) || will_run != will_run_) return std::string("the batch is miscounted");
   if (taken != sequences_.taken()) return std::string("taken slots are miscounted");
   return std::string();
 }

@@ -3,10 +3,11 @@
 //
 //   Open -> running -> (failed) -> stopping -> closed
 //
-// Owns the model, the pool, the sender or receiver, the sequences and the queue of plans.
-// E1 at most two plans are queued, the running one included; they run in order
+// Owns the model, the pool, the sender or receiver, the sequences, the batch and the queue of plans.
+// E1 at most two plans are queued, the running one included; they run in order, one a step. A step without a plan
+//    repeats the batch, as long as a sequence in it has reserved rows left and its owner hears of the results
 // E2 a sequence's blocks and slot are not used again while its rows are in the running step or its pages are being sent
-// E3 tokens and table of a sequence in the running step are changed by the engine thread alone
+// E3 tokens and table of a sequence in the running step are changed by the engine thread alone; the table may get longer
 // E4 a call returns without waiting for a step; the mutex is never held while the model computes
 // E5 transport threads only leave outcomes for the keeper: the transport may be called under the mutex
 #pragma once
@@ -35,7 +36,9 @@
 
 namespace margay {
 
-inline constexpr int kPlanEntryWidth = 3;  // PLAN_ENTRY_WIDTH
+inline constexpr int kPlanEntryWidth = 4;  // PLAN_ENTRY_WIDTH
+// Steps that nobody has heard of, beyond which the batch is not repeated.
+inline constexpr int kMostUntoldSteps = 1024;
 
 struct EngineOptions {
   ModelOptions model;  // max_rows: most rows of one step
@@ -88,14 +91,16 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   int kv_blocks() const { return kv_blocks_; }
   int kv_port() const { return kv_port_; }
-  Outbox& outbox() { return outbox_; }
 
   Status SetEpoch(int64_t epoch);
   Result<OpenedSequence> OpenSequence(SequenceSpec spec);
   Status ExportTo(SequenceRef ref, const ExportTarget& target);
   Result<int> Attach(SequenceRef ref, std::optional<int32_t> first_token);
-  Status CloseSequence(SequenceRef ref, bool keep);
+  // True when its rows are in the running step, so that slot and blocks are held until that has ended.
+  Result<bool> CloseSequence(SequenceRef ref, bool keep);
   Result<int64_t> Submit(std::span<const int32_t> plan);
+  // Everything told since the last time, in order.
+  std::vector<EngineMessage> TakeMessages();
   Result<EngineStats> Stats();
   Result<std::vector<uint8_t>> PrefixHashes();
   // Empty, or the first broken invariant in words.
@@ -109,16 +114,21 @@ class Engine {
  private:
   struct PlanEntry {
     SequenceRef ref;
-    int rows = 0;
+    int32_t rows = 0;
+    int32_t reserve = 0;
+    bool joins() const { return reserve > 0; }
+    bool leaves() const { return rows == 0 && reserve == 0; }
   };
   struct Plan {
     int64_t number = 0;
     std::vector<PlanEntry> entries;
   };
-  // What the running step does for one entry of its plan; null sequence: skipped.
+  // What the running step does for one sequence; null sequence: a planned one that is skipped.
   struct Job {
+    SequenceRef ref;
     Sequence* sequence = nullptr;
     int rows = 0;
+    bool planned = false;  // by an entry's rows, not by the batch
     bool produces = false;
     bool exporting = false;
     Sampled sampled;
@@ -132,20 +142,33 @@ class Engine {
   Status CheckSpec(const SequenceSpec& spec) const;
   Status CheckUsable() const;
   Result<Sequence*> Find(SequenceRef ref) const;
-  Status CheckPlan(std::span<const int32_t> plan);
   void End(Sequence* sequence, bool keep);
   void ReleaseIfIdle(Sequence* sequence);
   void EmitCacheChanges();
   // Tells the sender of all rows that settled steps have written.
   void AnnounceWritten(const Sequence& sequence);
 
+  // Plans and the batch (engine_plan.cc); the mutex is held.
+  static Plan ReadPlan(std::span<const int32_t> values);
+  Status CheckPlan(const Plan& plan);
+  Status CheckEntry(const PlanEntry& entry, const Sequence& sequence) const;
+  Status Reserve(const Plan& plan);
+  void Queue(Plan plan);
+  void SetWillRun(Sequence* sequence, bool will_run);
+  void Join(Sequence* sequence);
+  void Leave(Sequence* sequence);
+  bool HasStep() const;
+
   // The engine thread (engine_step.cc).
   void StepLoop();
-  void Prepare(const Plan& plan);
+  void PreparePlan(const Plan& plan);
+  void PrepareBatch();
+  void AddJob(SequenceRef ref, Sequence* sequence, int rows, bool planned);
   Status Compute();
   void SampleTokens();
-  void Settle(const Plan& plan, StepReport* report);
-  int32_t TakeToken(Sequence* sequence, Sampled* sampled, StepReport* report);
+  void Settle(StepReport* report);
+  void SettleJob(Job* job, StepReport* report);
+  void TakeToken(Sequence* sequence, Sampled* sampled, StepReport* report);
 
   // The keeper's thread (engine_keeper.cc).
   void TakeOutcome(const TransferOutcome& outcome);
@@ -166,8 +189,10 @@ class Engine {
   bool stopping_ = false;
   bool failed_ = false;
   SequenceTable sequences_;
-  std::deque<Plan> queue_;  // front: the running one
-  int64_t next_step_ = 0;
+  std::deque<Plan> queue_;  // front: the running one, when the running step has one
+  int64_t next_plan_ = 0;
+  std::vector<Sequence*> batch_;  // in the order in which they joined
+  int will_run_ = 0;              // sequences in the batch once all queued plans have begun
   EngineStats counters_;
   std::vector<uint64_t> seen_;  // per slot: stamp of the plan check that met it last
   uint64_t seen_stamp_ = 0;
@@ -175,7 +200,7 @@ class Engine {
   // The engine thread's own; filled by Prepare.
   std::vector<Job> jobs_;
   std::vector<SequenceRows> rows_;
-  std::vector<float> logits_;  // [entries of a step that may produce, vocab]
+  std::vector<float> logits_;  // [sequences of a step that may produce, vocab]
   AttentionDone attention_done_;
 
   std::unique_ptr<Keeper> keeper_;

@@ -28,7 +28,9 @@ inline constexpr int kStepEntryWidth = 6;  // STEP_ENTRY_WIDTH
 
 struct StepReport {
   int64_t step = 0;
-  std::vector<int32_t> entries;
+  int64_t plan = -1;              // -1: the batch was repeated
+  std::vector<int32_t> entries;   // kStepEntryWidth values each, see StepResult in native.ts
+  std::vector<int32_t> tokens;    // of all entries, in order
   std::vector<StepLogprobs> logprobs;
   double start_ms = 0;  // epoch
   double compute_ms = 0;
@@ -56,6 +58,7 @@ class Outbox {
     {
       std::lock_guard lock(mutex_);
       first = messages_.empty();
+      if (std::holds_alternative<StepReport>(message)) ++steps_;
       messages_.push_back(std::move(message));
     }
     if (first) notify_();
@@ -63,13 +66,21 @@ class Outbox {
 
   std::vector<EngineMessage> Take() {
     std::lock_guard lock(mutex_);
+    steps_ = 0;
     return std::exchange(messages_, {});
+  }
+
+  // Steps told and not yet taken.
+  int steps() const {
+    std::lock_guard lock(mutex_);
+    return steps_;
   }
 
  private:
   std::function<void()> notify_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<EngineMessage> messages_;
+  int steps_ = 0;
 };
 
 }  // namespace margay

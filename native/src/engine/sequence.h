@@ -28,7 +28,7 @@ struct SequenceSpec {
   SampleParams sampling;    // `banned` is the engine's to fill
   bool receive = false;
   int64_t deadline_ms = 0;  // of a `receive` sequence, epoch milliseconds
-  bool reserve_whole = false;
+  int64_t reserve = 0;      // tokens that blocks are kept for at once
 };
 
 struct Sequence {
@@ -42,16 +42,18 @@ struct Sequence {
   int given = 0;                // tokens it was opened with
   int prompt_length = 0;        // generated tokens start here
   int token_limit = 0;          // known tokens at which it ends with `length`
-  int capacity = 0;             // rows that blocks were kept for
+  int capacity = 0;             // rows that blocks are kept for; it only grows
   int min_tokens = 0;           // known tokens before which it may not stop
   int cached_tokens = 0;
   int length = 0;  // KV rows written
   SampleParams sampling;
   std::vector<int32_t> stop_tokens;  // end of text among them
 
-  // What the queued plans, the running one included, will add.
+  // What the queued plans, the running one included, will add by rows of their own.
   int planned_rows = 0;
   int planned_tokens = 0;
+  bool batched = false;    // decodes in every step
+  bool will_run = false;   // is in the batch once the queued plans have begun
 
   Phase phase = Phase::kRunnable;
   Finish finish = Finish::kNone;
@@ -60,6 +62,11 @@ struct Sequence {
   bool exporting = false;
   bool closing = false;
   bool keep = false;
+
+  bool ended() const { return finish != Finish::kNone; }
+
+  // In a step of the batch: it has blocks for one more row, and that row's token is known.
+  bool Decodes() const { return !ended() && length < capacity; }
 
   // True when a step that ends at `length_after` rows computes the last of `known` tokens.
   static bool Produces(int length_after, int known) { return length_after == known; }
