@@ -19,11 +19,7 @@ export interface DecodeRows {
  * `budget` (rows of one step) goes to prompts computed here, in the order of `sequences`; the step with the last rows of
  * a prompt is the last one before it joins. `inFlight` are the plans queued and not settled.
  */
-export function planDecode(
-  sequences: readonly DecodeRows[],
-  inFlight: readonly StepPlan[],
-  budget: number,
-): StepPlan {
+export function planDecode(sequences: readonly DecodeRows[], inFlight: readonly StepPlan[], budget: number): StepPlan {
   const flying = sumPlans(inFlight);
   const plan: PlanEntry[] = [];
   const prompts: { readonly sequence: DecodeRows; readonly left: number }[] = [];

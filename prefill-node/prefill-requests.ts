@@ -5,8 +5,8 @@ import {
   FINISH,
   finishReason,
   refusalCode,
-  type StepLoop,
   type StepLogprobs,
+  type StepLoop,
   type StepResult,
   stepEntries,
 } from "#native";

@@ -47,7 +47,9 @@ function judge({ handle, rows, reserve }: PlanEntry, sequence: SimSequence, plan
   if (rows < 0 || reserve < 0) throw simFailure("bad_argument", `slot ${slot} has a negative number of rows`);
   if (rows > 0 && sequence.willRun) throw simFailure("bad_state", `slot ${slot} is in the batch`);
   const length = sequence.length + planned;
-  const known = sequence.tokens.length + (planned > 0 && length >= sequence.tokens.length ? length - sequence.tokens.length + 1 : 0);
+  const known =
+    sequence.tokens.length +
+    (planned > 0 && length >= sequence.tokens.length ? length - sequence.tokens.length + 1 : 0);
   if (rows > Math.min(known, sequence.capacity) - length) {
     throw simFailure("bad_argument", `slot ${slot} has not ${rows} rows to compute`);
   }

@@ -24,7 +24,7 @@ constexpr int kContext = 600;
 constexpr int kAttentions = 4;
 constexpr int kMaxRows = 128;
 constexpr int kSlots = 12;
-constexpr int kBlocks = 40;
+constexpr int kBlocks = 18;
 constexpr int32_t kEos = 2;
 constexpr int64_t kEpoch = 3;
 

@@ -13,9 +13,9 @@ const root = fileURLToPath(new URL("../..", import.meta.url));
 const thrown = (code: string) => expect.objectContaining({ code });
 let rank: NativeRank;
 
-function open(tokens = promptOf(100), changes: Parameters<typeof generationOf>[1] = {}) {
+function open(tokens = promptOf(100), changes: Parameters<typeof generationOf>[1] = {}, reserve = WHOLE) {
   const generation = generationOf(tokens, changes);
-  return rank.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE });
+  return rank.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve });
 }
 
 function close(...handles: readonly SequenceHandle[]): void {
@@ -115,6 +115,69 @@ test("a plan for rows that are not there, a slot twice, no rows or too many is r
   rank.engine.submit(planOf([a.handle, 72]));
   await rank.until("both steps", () => rank.steps.length === 2);
   close(a.handle, b.handle);
+});
+
+test("a sequence in the batch decodes in every step to its end, with no further plan", async () => {
+  const { handle } = open(promptOf(30), { maxNewTokens: 40, sampling: { minNewTokens: 40 } });
+  rank.engine.submit(planOf([handle, 30, 80]));
+  await rank.until("its end", () => rank.steps.at(-1)?.entries[4] === FINISH.length);
+  expect(rank.steps.map(({ step, plan }) => [step, plan])).toEqual(
+    Array.from({ length: 40 }, (_, i) => [i, i === 0 ? 0 : -1]),
+  );
+  expect(rank.steps.map((result) => entriesOf(result)[0]![5])).toEqual(Array.from({ length: 40 }, (_, i) => 30 + i));
+  close(handle);
+});
+
+test("at its reserve a sequence sits out until a plan reserves more; out of the batch it keeps its blocks", async () => {
+  const sampling = { minNewTokens: 200 };
+  const { handle } = open(promptOf(60), { maxNewTokens: 200, sampling }, 0);
+  expect(rank.engine.stats().blocks.free).toBe(23);
+  rank.engine.submit(planOf([handle, 60, 70]));
+  const rows = () => (rank.steps.length === 0 ? 0 : (entriesOf(rank.steps.at(-1)!)[0]?.[5] ?? 0));
+  await rank.until("its reserve", () => rows() === 70);
+  expect(rank.engine.stats()).toMatchObject({ steps: 11, blocks: { free: 22 } });
+  rank.engine.submit(planOf([handle, 0, 130]));
+  await rank.until("its reserve", () => rows() === 130);
+  expect(rank.engine.stats().blocks.free).toBe(21);
+  expect(rank.steps.flatMap((result) => [...result.tokens]).length).toBe(71);
+  await rank.step([handle, 0]);
+  rank.engine.submit(planOf([handle, 0, 140]));
+  await rank.until("its reserve", () => rows() === 140);
+  close(handle);
+  expect(rank.engine.checkInvariants()).toBeNull();
+});
+
+test("a plan that wants more blocks than there are is refused whole", async () => {
+  const [a, b] = [open(promptOf(60), { maxNewTokens: 1200 }, 0), open(promptOf(60, 1), { maxNewTokens: 1200 }, 0)];
+  await rank.step([a.handle, 60], [b.handle, 60]);
+  expect(() => rank.engine.submit(planOf([a.handle, 0, 900], [b.handle, 0, 900]))).toThrow(thrown("no_blocks"));
+  expect(rank.engine.stats().blocks.free).toBe(22);
+  rank.engine.submit(planOf([a.handle, 0, 900], [b.handle, 0, 576]));
+  expect(rank.engine.stats().blocks.free).toBe(0);
+  close(a.handle, b.handle);
+});
+
+test("a sequence whose given tokens are not computed cannot join; one in the batch has no rows to plan", async () => {
+  const { handle } = open(promptOf(60));
+  expect(() => rank.engine.submit(planOf([handle, 0, 70]))).toThrow(thrown("bad_argument"));
+  expect(() => rank.engine.submit(planOf([handle, 59, 70]))).toThrow(thrown("bad_argument"));
+  rank.engine.submit(planOf([handle, 60, 70]));
+  expect(() => rank.engine.submit(planOf([handle, 1]))).toThrow(thrown("bad_state"));
+  close(handle);
+});
+
+test("while JavaScript is away for 20 ms and more, not a token is lost or late", async () => {
+  const { handle } = open(promptOf(30), { maxNewTokens: 500, sampling: { minNewTokens: 500 } });
+  rank.engine.submit(planOf([handle, 30, 600]));
+  await rank.until("a step", () => rank.steps.length > 0);
+  const before = rank.engine.stats().steps;
+  const end = systemClock.monotonic() + 100;
+  while (systemClock.monotonic() < end);
+  expect(rank.engine.stats().steps).toBeGreaterThan(before + 2);
+  await rank.until("its end", () => rank.steps.at(-1)?.entries[4] === FINISH.length);
+  expect(rank.steps.flatMap(({ tokens }) => [...tokens]).length).toBe(500);
+  expect(rank.steps.map(({ step }) => step)).toEqual(rank.steps.map((_, i) => i));
+  close(handle);
 });
 
 test("a sequence that kept blocks for its prompt alone gives one token and no more", async () => {

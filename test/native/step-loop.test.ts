@@ -110,11 +110,7 @@ test("a stopped loop plans nothing more, and steps still settle", () => {
 });
 
 test("a refused plan is told once and ends the planning", () => {
-  const { loop, submitted, faults } = harness([
-    planFor(handle),
-    planFor({ slot: 99, generation: 1 }),
-    planFor(handle),
-  ]);
+  const { loop, submitted, faults } = harness([planFor(handle), planFor({ slot: 99, generation: 1 }), planFor(handle)]);
   loop.wake();
   expect(submitted.length).toBe(1);
   expect(faults).toEqual([expect.objectContaining({ message: "refused" })]);

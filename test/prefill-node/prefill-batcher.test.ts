@@ -35,7 +35,9 @@ test("rows in flight are not planned again", () => {
 });
 
 test("rows in flight of an earlier user of the slot are not mistaken for this one's", () => {
-  expect([...rowsOf(planPrefill([prompt(0, 10)], [[{ handle: { slot: 0, generation: 77 }, rows: 10, reserve: 0 }]], 64))]).toEqual([[0, 10]]);
+  expect([
+    ...rowsOf(planPrefill([prompt(0, 10)], [[{ handle: { slot: 0, generation: 77 }, rows: 10, reserve: 0 }]], 64)),
+  ]).toEqual([[0, 10]]);
 });
 
 test("short prompts pass a long one, which still gets half of every step", () => {

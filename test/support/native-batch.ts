@@ -51,10 +51,18 @@ export async function generateTogether(rank: NativeRank, tasks: readonly Task[],
         ? engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: WHOLE })
         : { handle: attached.handle, cachedTokens: attached.length };
     const generated = attached === null ? [] : [attached.firstToken];
-    return { ...opened, generation, length: opened.cachedTokens, joined: false, generated, logprobs: [], finish: FINISH.none };
+    return {
+      ...opened,
+      generation,
+      length: opened.cachedTokens,
+      joined: false,
+      generated,
+      logprobs: [],
+      finish: FINISH.none,
+    };
   });
 
-  /** Prompts in chunks; who has no prompt left joins the batch and stays there. */
+  /** Prompts in chunks; with its last chunk a sequence joins the batch, so that no plan outlives the sequences. */
   const plan = (inFlight: readonly StepPlan[]): PlanEntry[] => {
     const flying = sumPlans(inFlight);
     const entries: PlanEntry[] = [];
@@ -63,7 +71,7 @@ export async function generateTogether(rank: NativeRank, tasks: readonly Task[],
       const planned = flying(handle);
       const left = generation.tokens.length - length - planned.rows;
       const rows = Math.max(0, Math.min(left, chunk, room));
-      if (rows > 0) entries.push({ handle, rows, reserve: 0 });
+      if (rows > 0) entries.push({ handle, rows, reserve: rows === left ? WHOLE_RESERVE : 0 });
       else if (left <= 0 && !joined && planned.reserve === 0) entries.push({ handle, rows: 0, reserve: WHOLE_RESERVE });
       room -= rows;
     }
