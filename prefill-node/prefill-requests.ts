@@ -280,7 +280,7 @@ export class PrefillRequests {
   #handOver(request: PrefillRequest): void {
     request.phase = "sending";
     request.deadline.cancel();
-    this.#parts.engine.closeSequence(request.handle, true);
+    request.released = this.#loop.close(request.handle, true);
   }
 
   #computing(): PrefillRequest[] {
@@ -308,7 +308,7 @@ export class PrefillRequests {
   /** The prompt is computed: its first token goes to the owner before anything else happens. */
   #finish(request: PrefillRequest, token: number, logprobs: readonly StepLogprobs[], finish: number): void {
     const { clock, rankId, epoch } = this.#parts;
-    const { head, handle } = request;
+    const { head } = request;
     const startedMs = request.startedMs ?? request.admittedMs;
     this.#conclude(request, {
       kind: "prefill-done",

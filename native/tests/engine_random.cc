@@ -366,7 +366,7 @@ class RandomUse {
   void Reserve() {
     SequenceSpec spec = NewSpec();
     spec.receive = true;
-    spec.deadline_ms = static_cast<int64_t>(EpochMs()) + (Below(6) == 0 ? Below(20) : 60'000);
+    spec.deadline_ms = static_cast<int64_t>(EpochMs()) + (Below(3) == 0 ? Below(20) : 60'000);
     Driven* there = decode_.Open(spec);
     if (there == nullptr) return;
     const int cached = there->length;

@@ -100,7 +100,7 @@ describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
     async (told) => {
       const generation = generationOf(promptOf(150), { maxNewTokens: 6 });
       const there = reserve(generation);
-      const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: "prompt" });
+      const here = p.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: 0 });
       const tell = () => p.engine.exportTo(here.handle, d.targetOf(there.handle));
       await p.step([here.handle, 70]);
       if (told === "after its first step") tell();
