@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// Builds native/build/margay.node, on any Node >= 20. With --tests also the programs in native/build/tests.
+// Builds native/build/margay.node, on any Node >= 20. With --tests also the programs in native/build/tests,
+// with --bench those in native/build/bench.
 // An unchanged tree costs one look at sizes and times of the sources. One build at a time; a second waits for the first.
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -15,7 +16,9 @@ const root = join(native, "..");
 const buildFolder = join(native, "build");
 const lockPath = join(buildFolder, ".building");
 const withTests = process.argv.includes("--tests");
-const stampPath = join(buildFolder, withTests ? ".built-with-tests" : ".built");
+const withBench = process.argv.includes("--bench");
+const extras = [...(withTests ? ["tests"] : []), ...(withBench ? ["bench"] : [])];
+const stampPath = join(buildFolder, [".built", ...extras].join("-with-"));
 const headers = ["node-api-headers/include", "node-addon-api"].map((folder) => join(root, "node_modules", folder));
 
 function* sources(folder) {
@@ -31,7 +34,7 @@ function stampOfTree() {
   const hash = createHash("sha256");
   const folders = [
     join(native, "src"),
-    ...(withTests && existsSync(join(native, "tests")) ? [join(native, "tests")] : []),
+    ...extras.map((folder) => join(native, folder)).filter((folder) => existsSync(folder)),
   ];
   const files = [
     ...folders.flatMap((folder) => [...sources(folder)]),
@@ -159,7 +162,7 @@ const configured = await run("cmake", [
   "-DMARGAY_TESTS=ON",
 ]);
 if (!configured.ok) fail(`cmake could not configure the native part:\n${essence(configured.output)}`);
-const targets = withTests ? ["all"] : ["margay"];
+const targets = [withTests ? "all" : "margay", ...(withBench ? ["margay_bench"] : [])];
 const built = await run("cmake", [
   "--build",
   buildFolder,
