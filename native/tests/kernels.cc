@@ -12,6 +12,7 @@
 #include "kernels/code_path.h"
 #include "kernels/linear/linear_ref.h"
 #include "kernels/linear/matmul_list.h"
+#include "kernels/linear/panel_layout.h"
 #include "kernels/pointwise/pointwise_ref.h"
 #include "core/number_formats.h"
 #include "tally.h"
@@ -30,28 +31,26 @@ struct Packed {
 Packed Pack(Random* random, int out, int in, WeightFormat format, bool with_bias) {
   Packed p;
   const int panels = (out + kPanel - 1) / kPanel;
-  const size_t width = format == WeightFormat::kBf16 ? 2 : format == WeightFormat::kF32 ? 4 : 1;
-  const size_t inputs = format == WeightFormat::kBf16 ? static_cast<size_t>(in + 1) / 2 * 2 : static_cast<size_t>(in);
-  p.bytes.resize(static_cast<size_t>(panels) * kPanel * inputs * width);
+  p.bytes.resize(static_cast<size_t>(panels) * PanelBytes(format, in));
   const int scale_columns = (in + 127) / 128;
   p.scales = random->Floats((out + 127) / 128 * scale_columns);
   p.dense.resize(static_cast<size_t>(in) * static_cast<size_t>(out));
   if (with_bias) p.bias = random->Floats(out);
   for (int o = 0; o < out; ++o) {
     for (int k = 0; k < in; ++k) {
-      std::byte* panel = p.bytes.data() + static_cast<size_t>(o / kPanel) * kPanel * inputs * width;
+      std::byte* at = p.bytes.data() + static_cast<size_t>(o / kPanel) * PanelBytes(format, in) + WeightOffset(format, o % kPanel, k);
       float& meaning = p.dense[static_cast<size_t>(k) * static_cast<size_t>(out) + static_cast<size_t>(o)];
       if (format == WeightFormat::kBf16) {
         const uint16_t bits = FloatToBf16(random->Next());
-        std::memcpy(panel + ((k / 2 * kPanel + o % kPanel) * 2 + k % 2) * 2, &bits, 2);
+        std::memcpy(at, &bits, 2);
         meaning = Bf16ToFloat(bits);
       } else if (format == WeightFormat::kF32) {
         meaning = random->Next();
-        std::memcpy(panel + (k * kPanel + o % kPanel) * 4, &meaning, 4);
+        std::memcpy(at, &meaning, 4);
       } else {
         int code = random->Below(256);
         if ((code & 0x7f) == 0x7f) code = 0x05;  // a denormal instead of not-a-number
-        panel[k * kPanel + o % kPanel] = static_cast<std::byte>(code);
+        *at = static_cast<std::byte>(code);
         meaning = kFp8Values[static_cast<size_t>(code)] * p.scales[static_cast<size_t>(o / 128 * scale_columns + k / 128)];
       }
     }

@@ -6,28 +6,20 @@
 #include <vector>
 
 #include "core/number_formats.h"
+#include "kernels/linear/panel_layout.h"
 
 namespace margay {
 namespace {
-
-size_t PanelBytes(WeightFormat format, int in) {
-  const auto inputs = static_cast<size_t>(in);
-  switch (format) {
-    case WeightFormat::kBf16: return (inputs + 1) / 2 * kPanel * 4;
-    case WeightFormat::kF32: return inputs * kPanel * 4;
-    case WeightFormat::kFp8: return inputs * kPanel;
-  }
-  return 0;
-}
 
 // One output's inputs into its lane of a panel.
 void PutOutput(const float* values, int64_t stride, int in, WeightFormat format, int lane, std::byte* panel) {
   for (int k = 0; k < in; ++k) {
     const float value = values[k * stride];
+    std::byte* to = panel + WeightOffset(format, lane, k);
     if (format == WeightFormat::kF32) {
-      reinterpret_cast<float*>(panel)[k * kPanel + lane] = value;
+      *reinterpret_cast<float*>(to) = value;
     } else {
-      reinterpret_cast<uint16_t*>(panel)[(k / 2 * kPanel + lane) * 2 + k % 2] = FloatToBf16(value);
+      *reinterpret_cast<uint16_t*>(to) = FloatToBf16(value);
     }
   }
 }
@@ -45,10 +37,10 @@ Status PutFp8(const Checkpoint& checkpoint, const LinearTensors& from, std::byte
           return Status(Code::kCheckpoint, "tensor " + from.weight->name + " holds a value that is not finite, at element " +
                                                std::to_string((static_cast<size_t>(first) + lane) * in + k));
         }
-        out[k * kPanel + lane] = std::byte{code};
+        out[WeightOffset(WeightFormat::kFp8, static_cast<int>(lane), static_cast<int>(k))] = std::byte{code};
       }
     }
-    out += in * kPanel;
+    out += PanelBytes(WeightFormat::kFp8, from.in);
   }
   return Status::Ok();
 }

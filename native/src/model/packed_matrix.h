@@ -1,4 +1,4 @@
-// Matrices in the panel layout of kernels/linear/linear.h.
+// Matrices in the layouts of kernels/linear/panel_layout.h.
 #pragma once
 
 #include "kernels/linear/linear.h"

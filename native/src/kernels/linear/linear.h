@@ -1,7 +1,7 @@
 // Matrix products over packed weights: one function table per instruction set, chosen at run time.
 //
-// The body (linear_body.h) is compiled once per instruction set over its vector type (vec/vec_*.h). Within one table the
-// result of a row never depends on the other rows of a call: every output is one sum in a fixed order. No std headers
+// A product runs in strips: some rows of activations, packed once, times some panels of weights. Weights stream from
+// memory while the strip stays in the cache, so that one pass over the weights serves all rows of a strip. No std headers
 // here: a file compiled for a higher instruction set must not leave inline functions behind that the linker could choose
 // for everybody.
 #pragma once
@@ -12,21 +12,32 @@ namespace margay {
 
 // Outputs that lie together in packed weights.
 inline constexpr int kPanel = 16;
+// Side of the blocks of fp8 weights that share a scale.
+inline constexpr int kScaleBlock = 128;
+// Most rows of a strip, whatever the instruction set.
+inline constexpr int kMostStripRows = 16;
 
-// Packed weights are panels of 16 outputs, the last one filled up with zeros. Within a panel, by input k:
-//   kBf16  pairs of inputs: [ceil(in / 2)][16 outputs][2]     kF32, kFp8  [in][16 outputs]
+// Layouts of packed weights: panel_layout.h.
 enum class WeightFormat : uint8_t { kBf16, kF32, kFp8 };
 
-// y[row, o] = sum over k of x[row, k] * w[o, k], for some panels and rows.
-struct MatmulTile {
+// Rows of activations to be packed for strips.
+struct LinearRows {
   const float* x;
   int64_t x_stride;
-  const int32_t* x_rows;  // row of x for each row of the tile; null: in order
+  const int32_t* x_rows;  // row of x for each row of the strip; null: in order
   int rows;
-  const uint8_t* w;       // first panel of the matrix
-  const float* scales;    // kFp8: [ceil(out / 128), ceil(in / 128)]
-  WeightFormat format;
   int in;
+  void* packed;           // at least LinearKernels::packed_bytes(rows, in), aligned to 64 bytes
+};
+
+// y[row, o] = sum over k of x[row, k] * w[o, k], for the rows of a strip and some panels.
+struct LinearStrip {
+  const void* x;          // as packed by `pack` for the same format
+  int rows;
+  int in;
+  const uint8_t* w;       // first panel of the strip
+  int64_t panel_bytes;
+  const float* scales;    // kFp8: [ceil(out / 128), ceil(in / 128)], of the whole matrix
   int first_panel;
   int panels;
   int outputs;            // from first_panel on
@@ -34,8 +45,18 @@ struct MatmulTile {
   int64_t y_stride;
 };
 
+// Products with one format of weights.
+struct LinearKernel {
+  int strip_rows;  // most rows of a strip
+  int64_t (*packed_bytes)(int rows, int in);
+  void (*pack)(const LinearRows* rows);
+  void (*multiply)(const LinearStrip* strip);
+};
+
+// By WeightFormat. Within one kernel the result of a row never depends on the other rows of a call: every output is
+// summed in a fixed order.
 struct LinearKernels {
-  void (*matmul)(const MatmulTile* tile);
+  LinearKernel formats[3];
 };
 
 const LinearKernels* GenericLinear();

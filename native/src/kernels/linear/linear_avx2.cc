@@ -1,15 +1,24 @@
 // Matrix products for AVX2, FMA and F16C.
 #if defined(__AVX2__)
 #include "kernels/vec/vec_avx2.h"
-// The vector type comes first.
+
+namespace margay {
+namespace {
+
+struct LinearShape {
+  static constexpr int kRows = 6;
+  static constexpr int Panels(int rows) { return rows == 1 ? 4 : 1; }
+};
+
+}  // namespace
+}  // namespace margay
+
+// The vector type and the shape come first.
 #include "kernels/linear/linear_body.h"
 
 namespace margay {
 
-const LinearKernels* Avx2Linear() {
-  static constexpr LinearKernels kTable = {Matmul};
-  return &kTable;
-}
+const LinearKernels* Avx2Linear() { return &kFloatKernels; }
 
 }  // namespace margay
 #endif

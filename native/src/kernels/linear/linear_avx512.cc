@@ -1,15 +1,24 @@
 // Matrix products for AVX-512 F, BW, VL and DQ.
 #if defined(__AVX512F__)
 #include "kernels/vec/vec_avx512.h"
-// The vector type comes first.
+
+namespace margay {
+namespace {
+
+struct LinearShape {
+  static constexpr int kRows = 16;
+  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 4 ? 4 : rows <= 8 ? 3 : rows <= 13 ? 2 : 1; }
+};
+
+}  // namespace
+}  // namespace margay
+
+// The vector type and the shape come first.
 #include "kernels/linear/linear_body.h"
 
 namespace margay {
 
-const LinearKernels* Avx512Linear() {
-  static constexpr LinearKernels kTable = {Matmul};
-  return &kTable;
-}
+const LinearKernels* Avx512Linear() { return &kFloatKernels; }
 
 }  // namespace margay
 #endif

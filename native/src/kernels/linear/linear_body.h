@@ -1,4 +1,6 @@
-// Matrix products over packed panels; included after a vec_*.h.
+// Matrix products in fp32 over any format of weights; included after a vec_*.h and a definition of LinearShape:
+//   kRows         most rows of a strip
+//   Panels(rows)  panels that are held in registers together with that many rows
 #pragma once
 
 #include "kernels/linear/linear.h"
@@ -7,113 +9,218 @@ namespace margay {
 namespace {
 
 constexpr int kPanelVecs = kPanel / Vec::kWidth;
-constexpr int kScaleBlock = 128;
+
+// What lies ahead in the streams of weights is fetched twice: early into the second cache, then into the first. Memory
+// answers at full speed only when that much is under way, and not every machine prefetches by itself.
+constexpr int kNear = 512;
+constexpr int kAheadX = 256;  // floats
+constexpr int Far(int panels) { return panels >= 8 ? 4096 : 8192; }
 
 template <WeightFormat kFormat>
-constexpr int64_t PanelBytes(int in) {
-  if (kFormat == WeightFormat::kBf16) return int64_t{(in + 1) / 2} * kPanel * 4;
-  return int64_t{in} * kPanel * (kFormat == WeightFormat::kF32 ? 4 : 1);
-}
+struct Weights;
 
-// R rows by P panels, held in registers over all inputs. Every output is one chain of fused multiply-adds in the order
-// of k, whatever R and P are.
+// at: a panel; the inputs k and k + 1 (k even) of kWidth outputs from `lane` on.
+template <>
+struct Weights<WeightFormat::kBf16> {
+  static constexpr int kPairs = 1;      // pairs of inputs in 64 bytes
+  static constexpr int kPairBytes = 64;
+  static void Load(const uint8_t* at, int, int lane, Vec::Reg* even, Vec::Reg* odd) { Vec::LoadPairs(at + lane * 4, even, odd); }
+};
+
+template <>
+struct Weights<WeightFormat::kF32> {
+  static constexpr int kPairs = 1;
+  static constexpr int kPairBytes = 128;
+  static void Load(const uint8_t* at, int, int lane, Vec::Reg* even, Vec::Reg* odd) {
+    const auto* values = reinterpret_cast<const float*>(at) + lane;
+    *even = Vec::Load(values);
+    *odd = Vec::Load(values + kPanel);
+  }
+};
+
+template <>
+struct Weights<WeightFormat::kFp8> {
+  static constexpr int kPairs = 2;
+  static constexpr int kPairBytes = 32;
+  static void Load(const uint8_t* at, int pair, int lane, Vec::Reg* even, Vec::Reg* odd) {
+    Vec::LoadFp8Pairs(at + lane * 2, pair, even, odd);
+  }
+};
+
+// R rows by P panels, held in registers. Every output is one chain of fused multiply-adds in the order of k, whatever R
+// and P are; for fp8 one chain per block of inputs, then one chain over the blocks with their scales.
 template <int R, int P, WeightFormat kFormat>
-inline void MatmulBlock(const MatmulTile& t, int row, int panel) {
-  using Reg = Vec::Reg;
-  constexpr int kVecs = P * kPanelVecs;
-  Reg sum[R][kVecs];
-  const float* x[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    x[r] = t.x + (t.x_rows == nullptr ? row + r : t.x_rows[row + r]) * t.x_stride;
-#pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec::Zero();
-  }
-  const int64_t panel_bytes = PanelBytes<kFormat>(t.in);
-  const uint8_t* w = t.w + (t.first_panel + panel) * panel_bytes;
-  const int scale_columns = (t.in + kScaleBlock - 1) / kScaleBlock;
+class Block {
+ public:
+  Block(const LinearStrip& strip, int panel) : t_(strip), panel_(panel), x_(static_cast<const float*>(strip.x)), w_(strip.w + panel * strip.panel_bytes) {}
 
-  const auto step = [&](int k, bool both) __attribute__((always_inline)) {
+  void Run() const {
+    const int in = (t_.in + 2 * W::kPairs - 1) / (2 * W::kPairs) * (2 * W::kPairs);
+    // Beyond the end of the panels the streams go on with the next panels.
+    const int far_inputs = Far(P) / W::kPairBytes * 2;
+    const int turn = in > far_inputs ? in - far_inputs : 0;
+    const int64_t beyond = Far(P) + (P - 1) * t_.panel_bytes;
+    if constexpr (kFormat != WeightFormat::kFp8) {
+      Reg sum[R][kVecs];
+      Clear(sum);
+      Accumulate(0, turn, Far(P), sum);
+      Accumulate(turn, in, beyond, sum);
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) {
-      const uint8_t* at = w + v / kPanelVecs * panel_bytes;
-      constexpr int kW = Vec::kWidth;
-      const int lane = v % kPanelVecs * kW;
-      Reg even;
-      Reg odd = Vec::Zero();
-      if constexpr (kFormat == WeightFormat::kBf16) {
-        Vec::LoadPairs(at + k * (kPanel * 2) + lane * 4, &even, &odd);
-      } else if constexpr (kFormat == WeightFormat::kF32) {
-        const float* values = reinterpret_cast<const float*>(at) + k * kPanel + lane;
-        even = Vec::Load(values);
-        if (both) odd = Vec::Load(values + kPanel);
-      } else {
-        // A panel never straddles two scale rows, nor a pair of inputs two scale columns.
-        const int scale_row = (t.first_panel + panel + v / kPanelVecs) * kPanel / kScaleBlock;
-        const Reg scale = Vec::Set(t.scales[scale_row * scale_columns + k / kScaleBlock]);
-        even = Vec::Mul(Vec::LoadFp8(at + k * kPanel + lane), scale);
-        if (both) odd = Vec::Mul(Vec::LoadFp8(at + (k + 1) * kPanel + lane), scale);
-      }
-#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        sum[r][v] = Vec::Fma(Vec::Set(x[r][k]), even, sum[r][v]);
-        if (both) sum[r][v] = Vec::Fma(Vec::Set(x[r][k + 1]), odd, sum[r][v]);
-      }
-    }
-  };
-  int k = 0;
-  for (; k + 2 <= t.in; k += 2) step(k, true);
-  if (k < t.in) step(k, false);
-
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    float* y = t.y + (row + r) * t.y_stride + panel * kPanel;
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) {
-      const int left = t.outputs - panel * kPanel - v * Vec::kWidth;
-      if (left >= Vec::kWidth) {
-        Vec::Store(y + v * Vec::kWidth, sum[r][v]);
-      } else if (left > 0) {
-        Vec::StoreSome(y + v * Vec::kWidth, sum[r][v], left);
+        for (int v = 0; v < kVecs; ++v) Put(r, v, sum[r][v]);
+      }
+    } else {
+      alignas(64) float total[R][kVecs * Vec::kWidth] = {};
+      const int blocks = (t_.in + kScaleBlock - 1) / kScaleBlock;
+      const float* scales = t_.scales + (t_.first_panel + panel_) * kPanel / kScaleBlock * blocks;
+      for (int block = 0; block < blocks; ++block) {
+        const int first = block * kScaleBlock;
+        const int end = first + kScaleBlock < in ? first + kScaleBlock : in;
+        Reg sum[R][kVecs];
+        Clear(sum);
+        Accumulate(first, end, end <= turn ? Far(P) : beyond, sum);
+        Fold(sum, scales, block, blocks, total);
+      }
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < kVecs; ++v) Put(r, v, Vec::Load(&total[r][v * Vec::kWidth]));
       }
     }
   }
+
+ private:
+  using Reg = Vec::Reg;
+  using W = Weights<kFormat>;
+  static constexpr int kVecs = P * kPanelVecs;
+
+  __attribute__((always_inline)) static void Clear(Reg (*sum)[kVecs]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec::Zero();
+    }
+  }
+
+  __attribute__((always_inline)) void Accumulate(int first, int end, int64_t ahead, Reg (*sum)[kVecs]) const {
+#pragma GCC unroll 1
+    for (int k = first; k < end; k += 2 * W::kPairs) {
+      const uint8_t* at = w_ + k / 2 * W::kPairBytes;
+      const float* x = x_ + k * R;
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 2
+        for (int line = 0; line < W::kPairs * W::kPairBytes; line += 64) {
+          __builtin_prefetch(at + p * t_.panel_bytes + kNear + line, 0, 3);
+          __builtin_prefetch(at + p * t_.panel_bytes + ahead + line, 0, 2);
+        }
+      }
+      // Activations lie in the second cache when they are many.
+#pragma GCC unroll 4
+      for (int i = 0; R >= 4 && i < 2 * W::kPairs * R; i += 16) __builtin_prefetch(x + kAheadX + i, 0, 3);
+#pragma GCC unroll 2
+      for (int pair = 0; pair < W::kPairs; ++pair, x += 2 * R) Pair(at, pair, x, sum);
+    }
+  }
+
+  // x: [2][R]
+  __attribute__((always_inline)) void Pair(const uint8_t* at, int pair, const float* x, Reg (*sum)[kVecs]) const {
+    Reg even[kVecs];
+    Reg odd[kVecs];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      W::Load(at + v / kPanelVecs * t_.panel_bytes, pair, v % kPanelVecs * Vec::kWidth, &even[v], &odd[v]);
+    }
+    Multiply(x, even, sum);
+    Multiply(x + R, odd, sum);
+  }
+
+  __attribute__((always_inline)) static void Multiply(const float* x, const Reg* w, Reg (*sum)[kVecs]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      if constexpr (kVecs == 1) {
+        Vec::AddProduct(&sum[r][0], w[0], x + r);
+      } else {
+        const Reg factor = Vec::Set(x[r]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) Vec::AddProduct(&sum[r][v], w[v], factor);
+      }
+    }
+  }
+
+  // Panels that begin in another block of outputs have another scale.
+  __attribute__((always_inline)) void Fold(Reg (*sum)[kVecs], const float* scales, int block, int blocks,
+                                           float (*total)[kVecs * Vec::kWidth]) const {
+    const int row = (t_.first_panel + panel_) * kPanel / kScaleBlock;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      const int own = (t_.first_panel + panel_ + v / kPanelVecs) * kPanel / kScaleBlock;
+      const Reg scale = Vec::Set(scales[(own - row) * blocks + block] * Vec::kFp8Factor);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        float* at = &total[r][v * Vec::kWidth];
+        Vec::Store(at, Vec::Fma(sum[r][v], scale, Vec::Load(at)));
+      }
+    }
+  }
+
+  void Put(int row, int v, Reg value) const {
+    const int left = t_.outputs - panel_ * kPanel - v * Vec::kWidth;
+    float* y = t_.y + row * t_.y_stride + panel_ * kPanel + v * Vec::kWidth;
+    if (left >= Vec::kWidth) {
+      Vec::Store(y, value);
+    } else if (left > 0) {
+      Vec::StoreSome(y, value, left);
+    }
+  }
+
+  const LinearStrip& t_;
+  const int panel_;
+  const float* const x_;
+  const uint8_t* const w_;
+  Reg sum_[R][kVecs];
+};
+
+template <int R, int P, WeightFormat kFormat>
+void RunPanels(const LinearStrip& strip, int panel) {
+  for (; panel + P <= strip.panels; panel += P) Block<R, P, kFormat>(strip, panel).Run();
+  if constexpr (P > 1) {
+    if (panel < strip.panels) RunPanels<R, (P > 4 ? 4 : P - 1), kFormat>(strip, panel);
+  }
 }
 
-template <int P, WeightFormat kFormat, int R = Vec::kRows>
-inline void MatmulLastRows(const MatmulTile& t, int row, int panel) {
-  if (t.rows - row == R) return MatmulBlock<R, P, kFormat>(t, row, panel);
-  if constexpr (R > 1) MatmulLastRows<P, kFormat, R - 1>(t, row, panel);
-}
-
-template <int P, WeightFormat kFormat>
-inline void MatmulPanels(const MatmulTile& t, int panel) {
-  int row = 0;
-  for (; row + Vec::kRows <= t.rows; row += Vec::kRows) MatmulBlock<Vec::kRows, P, kFormat>(t, row, panel);
-  if (row < t.rows) MatmulLastRows<P, kFormat, Vec::kRows - 1>(t, row, panel);
+template <WeightFormat kFormat, int R = LinearShape::kRows>
+void RunStrip(const LinearStrip& strip) {
+  if (strip.rows == R) return RunPanels<R, LinearShape::Panels(R), kFormat>(strip, 0);
+  if constexpr (R > 1) RunStrip<kFormat, R - 1>(strip);
 }
 
 template <WeightFormat kFormat>
-void MatmulFormat(const MatmulTile& t) {
-  int panel = 0;
-  if (t.rows == 1) {
-    for (; panel + Vec::kPanelsOneRow <= t.panels; panel += Vec::kPanelsOneRow) {
-      MatmulBlock<1, Vec::kPanelsOneRow, kFormat>(t, 0, panel);
+void MultiplyStrip(const LinearStrip* strip) { RunStrip<kFormat>(*strip); }
+
+int PackedInputs(int in) { return (in + 3) / 4 * 4; }
+
+int64_t PackedBytes(int rows, int in) { return int64_t{4} * PackedInputs(in) * rows; }
+
+// [inputs, filled up to a multiple of four with zeros][rows]
+void PackRows(const LinearRows* rows) {
+  constexpr int kPiece = 16;  // inputs of all rows at a time, so that both sides stay in the cache
+  auto* packed = static_cast<float*>(rows->packed);
+  const int count = rows->rows;
+  for (int first = 0; first < rows->in; first += kPiece) {
+    const int end = first + kPiece < rows->in ? first + kPiece : rows->in;
+    for (int r = 0; r < count; ++r) {
+      const float* x = rows->x + (rows->x_rows == nullptr ? r : rows->x_rows[r]) * rows->x_stride;
+      for (int k = first; k < end; ++k) packed[int64_t{k} * count + r] = x[k];
     }
   }
-  for (; panel + Vec::kPanels <= t.panels; panel += Vec::kPanels) MatmulPanels<Vec::kPanels, kFormat>(t, panel);
-  if constexpr (Vec::kPanels > 1) {
-    for (; panel < t.panels; ++panel) MatmulPanels<1, kFormat>(t, panel);
-  }
+  for (int64_t i = int64_t{rows->in} * count; i < int64_t{PackedInputs(rows->in)} * count; ++i) packed[i] = 0;
 }
 
-void Matmul(const MatmulTile* tile) {
-  switch (tile->format) {
-    case WeightFormat::kBf16: return MatmulFormat<WeightFormat::kBf16>(*tile);
-    case WeightFormat::kF32: return MatmulFormat<WeightFormat::kF32>(*tile);
-    case WeightFormat::kFp8: return MatmulFormat<WeightFormat::kFp8>(*tile);
-  }
-}
+template <WeightFormat kFormat>
+constexpr LinearKernel kFloatKernel = {LinearShape::kRows, PackedBytes, PackRows, MultiplyStrip<kFormat>};
+
+constexpr LinearKernels kFloatKernels = {
+    {kFloatKernel<WeightFormat::kBf16>, kFloatKernel<WeightFormat::kF32>, kFloatKernel<WeightFormat::kFp8>}};
 
 }  // namespace
 }  // namespace margay

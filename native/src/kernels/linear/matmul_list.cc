@@ -2,20 +2,22 @@
 
 #include <algorithm>
 
+#include "kernels/linear/panel_layout.h"
+
 namespace margay {
 namespace {
 
-constexpr int64_t kSerial = 192 << 10;  // products below which threads cost more than they bring
-constexpr int64_t kTile = 32 << 10;
-constexpr int kWidePanels = 4;
-constexpr int kBandRows = 12;  // smallest worthwhile band of rows
-constexpr int kFusedRows = 48;
-constexpr int kFusedPanels = 8;
-constexpr size_t kFusedBlock = size_t{kFusedRows} * kFusedPanels * kPanel;
+constexpr int64_t kSerial = 192 << 10;      // products below which threads cost more than they bring
+constexpr int64_t kSerialPack = 32 << 10;   // values, likewise
+constexpr int64_t kLeastItem = 32 << 10;    // products of an item of work
+constexpr int kItemsPerThread = 16;         // for balance
+constexpr size_t kCachedWeights = 640 << 10;  // weights of an item that several strips find in the second cache
+constexpr size_t kPackedBytes = size_t{24} << 20;
+constexpr int kPanelStep = 24;              // a multiple of every kernel's panels
+constexpr int kFusedPanels = 24;
+constexpr size_t kFusedBlock = size_t{kMostStripRows} * kFusedPanels * kPanel;
 
 int Panels(const MatmulWeights& w) { return (w.out + kPanel - 1) / kPanel; }
-
-int64_t Products(const MatmulJob& job) { return int64_t{job.rows} * job.w.in * job.w.out * (job.up != nullptr ? 2 : 1); }
 
 void AddBias(const float* bias, int outputs, int rows, float* y, int64_t y_stride) {
   for (int row = 0; row < rows; ++row) {
@@ -23,15 +25,13 @@ void AddBias(const float* bias, int outputs, int rows, float* y, int64_t y_strid
   }
 }
 
-MatmulTile TileOf(const MatmulJob& job, const MatmulWeights& w, int first_row, int rows, int panel, int panels) {
-  return {.x = job.x + (job.x_rows == nullptr ? first_row * job.x_stride : 0),
-          .x_stride = job.x_stride,
-          .x_rows = job.x_rows == nullptr ? nullptr : job.x_rows + first_row,
+LinearStrip StripTimes(const MatmulWeights& w, const void* packed, int rows, int panel, int panels) {
+  return {.x = packed,
           .rows = rows,
-          .w = reinterpret_cast<const uint8_t*>(w.weight),
-          .scales = w.scales,
-          .format = w.format,
           .in = w.in,
+          .w = reinterpret_cast<const uint8_t*>(w.weight) + static_cast<size_t>(panel) * PanelBytes(w.format, w.in),
+          .panel_bytes = static_cast<int64_t>(PanelBytes(w.format, w.in)),
+          .scales = w.scales,
           .first_panel = panel,
           .panels = panels,
           .outputs = std::min(w.out - panel * kPanel, panels * kPanel),
@@ -42,69 +42,179 @@ MatmulTile TileOf(const MatmulJob& job, const MatmulWeights& w, int first_row, i
 }  // namespace
 
 MatmulList::MatmulList(const LinearKernels* linear, const PointwiseKernels* pointwise, ThreadPool* pool, int most_jobs)
-    : linear_(linear), pointwise_(pointwise), pool_(pool), scratch_(static_cast<size_t>(pool->threads()) * 2 * kFusedBlock) {
-  cuts_.reserve(static_cast<size_t>(most_jobs) + 1);
+    : linear_(linear),
+      pointwise_(pointwise),
+      pool_(pool),
+      memory_(new std::byte[kPackedBytes + 64]),
+      packed_(memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) % 64),
+      scratch_(static_cast<size_t>(pool->threads()) * 2 * kFusedBlock) {
+  parts_.reserve(static_cast<size_t>(most_jobs) + 1);
 }
 
 void MatmulList::Run(std::span<const MatmulJob> jobs) {
-  int64_t all = 0;
-  for (const MatmulJob& job : jobs) all += Products(job);
-  const int64_t wanted = std::max(kTile, all / (int64_t{4} * pool_->threads()));
-  cuts_.clear();
-  int items = 0;
-  for (const MatmulJob& job : jobs) {
-    const int panels = Panels(job.w);
-    const int64_t per_panel = std::max<int64_t>(1, Products(job) / panels);
-    Cut cut{items, static_cast<int>(std::clamp<int64_t>(wanted / per_panel, 1, panels)), job.rows, 1};
-    if (cut.panels < kWidePanels && job.rows >= 2 * kBandRows) {
-      cut.panels = std::min(kWidePanels, panels);
-      const int64_t per_row = std::max<int64_t>(1, per_panel * cut.panels / job.rows);
-      cut.rows = static_cast<int>(std::clamp<int64_t>(wanted / per_row / kBandRows * kBandRows, kBandRows, job.rows));
-      cut.bands = (job.rows + cut.rows - 1) / cut.rows;
-    }
-    if (job.up != nullptr) cut.panels = std::min(cut.panels, kFusedPanels);
-    items += (panels + cut.panels - 1) / cut.panels * cut.bands;
-    cuts_.push_back(cut);
-  }
-  const auto body = [&](int item, int thread) {
-    const auto after = std::upper_bound(cuts_.begin(), cuts_.end(), item, [](int i, const Cut& cut) { return i < cut.first_item; });
-    const auto index = static_cast<size_t>(after - cuts_.begin()) - 1;
-    RunTile(jobs[index], cuts_[index], item - cuts_[index].first_item, thread);
-  };
-  if (all <= kSerial) {
-    for (int item = 0; item < items; ++item) body(item, 0);
-  } else {
-    pool_->Run(items, body);
+  size_t job = 0;
+  int row = 0;
+  while (job < jobs.size()) {
+    Gather(jobs, &job, &row);
+    Pack();
+    Cut();
+    Multiply();
   }
 }
 
-void MatmulList::RunTile(const MatmulJob& job, const Cut& cut, int tile, int thread) {
-  const int panel = tile / cut.bands * cut.panels;
-  const int panels = std::min(cut.panels, Panels(job.w) - panel);
-  const int first = tile % cut.bands * cut.rows;
-  const int end = std::min(job.rows, first + cut.rows);
-  float* y = job.y + panel * kPanel;
-  if (job.up == nullptr) {
-    MatmulTile t = TileOf(job, job.w, first, end - first, panel, panels);
-    t.y = y + first * job.y_stride;
-    t.y_stride = job.y_stride;
-    linear_->matmul(&t);
-    if (job.w.bias != nullptr) AddBias(job.w.bias + panel * kPanel, t.outputs, t.rows, t.y, t.y_stride);
-    return;
+void MatmulList::Gather(std::span<const MatmulJob> jobs, size_t* job, int* row) {
+  parts_.clear();
+  packs_ = 0;
+  products_ = 0;
+  packed_bytes_ = 0;
+  while (*job < jobs.size() && parts_.size() < parts_.capacity()) {
+    const MatmulJob& from = jobs[*job];
+    const int strip_rows = KernelOf(from.w).strip_rows;
+    const size_t strip_bytes = StripBytes(from);
+    const auto fit = static_cast<int64_t>((kPackedBytes - packed_bytes_) / strip_bytes) * strip_rows;
+    const int rows = static_cast<int>(std::min<int64_t>(from.rows - *row, fit));
+    if (rows > 0) {
+      Part part{&from, *row, rows, (rows + strip_rows - 1) / strip_rows, packed_bytes_, true, packs_, 0, 0, 1};
+      part.own = parts_.empty() || !SharesActivations(parts_.back(), part);
+      if (part.own) {
+        packed_bytes_ += static_cast<size_t>(part.strips) * strip_bytes;
+        packs_ += part.strips;
+      } else {
+        part.packed = parts_.back().packed;
+      }
+      products_ += int64_t{rows} * from.w.in * from.w.out * (from.up != nullptr ? 2 : 1);
+      parts_.push_back(part);
+      *row += rows;
+    }
+    if (*row < from.rows) return;
+    ++*job;
+    *row = 0;
   }
+}
+
+bool MatmulList::SharesActivations(const Part& before, const Part& part) const {
+  const MatmulJob& a = *before.job;
+  const MatmulJob& b = *part.job;
+  return a.x == b.x && a.x_stride == b.x_stride && a.x_rows == b.x_rows && a.w.in == b.w.in && before.first_row == part.first_row &&
+         before.rows == part.rows && KernelOf(a.w).pack == KernelOf(b.w).pack && !PacksTwice(a) && !PacksTwice(b);
+}
+
+size_t MatmulList::PackedBytes(const MatmulWeights& w) const {
+  return static_cast<size_t>(KernelOf(w).packed_bytes(KernelOf(w).strip_rows, w.in) + 63) / 64 * 64;
+}
+
+size_t MatmulList::StripBytes(const MatmulJob& job) const {
+  return PackedBytes(job.w) + (PacksTwice(job) ? PackedBytes(*job.up) : 0);
+}
+
+MatmulList::Strip MatmulList::StripOf(const Part& part, int index) const {
+  const MatmulJob& job = *part.job;
+  const auto border = [&](int i) { return part.first_row + static_cast<int>(int64_t{i} * part.rows / part.strips); };
+  std::byte* packed = packed_ + part.packed + static_cast<size_t>(index) * StripBytes(job);
+  return {border(index), border(index + 1) - border(index), packed, PacksTwice(job) ? packed + PackedBytes(job.w) : packed};
+}
+
+void MatmulList::Pack() {
+  int64_t values = 0;
+  for (const Part& part : parts_) values += part.own ? int64_t{part.rows} * part.job->w.in : 0;
+  const auto body = [&](int item, int) {
+    const auto after = std::upper_bound(parts_.begin(), parts_.end(), item, [](int i, const Part& part) { return i < part.first_pack; });
+    const Part& part = *(after - 1);
+    const MatmulJob& job = *part.job;
+    const Strip strip = StripOf(part, item - part.first_pack);
+    LinearRows rows = {.x = job.x + (job.x_rows == nullptr ? strip.first_row * job.x_stride : 0),
+                             .x_stride = job.x_stride,
+                             .x_rows = job.x_rows == nullptr ? nullptr : job.x_rows + strip.first_row,
+                             .rows = strip.rows,
+                             .in = job.w.in,
+                             .packed = strip.packed};
+    KernelOf(job.w).pack(&rows);
+    if (strip.packed_up == strip.packed) return;
+    rows.packed = strip.packed_up;
+    KernelOf(*job.up).pack(&rows);
+  };
+  if (values <= kSerialPack) {
+    for (int item = 0; item < packs_; ++item) body(item, 0);
+  } else {
+    pool_->Run(packs_, body);
+  }
+}
+
+void MatmulList::Cut() {
+  const int64_t wanted = std::max(kLeastItem, products_ / (int64_t{kItemsPerThread} * pool_->threads()));
+  items_ = 0;
+  for (Part& part : parts_) {
+    const MatmulJob& job = *part.job;
+    const int panels = Panels(job.w);
+    const int factor = job.up != nullptr ? 2 : 1;
+    const int64_t per_panel = std::max<int64_t>(1, int64_t{part.rows} * job.w.in * kPanel * factor);
+    part.panels = static_cast<int>(std::clamp<int64_t>((wanted + per_panel / 2) / per_panel, 1, panels));
+    if (part.strips > 1) {
+      const auto cached = static_cast<int>(kCachedWeights / (PanelBytes(job.w.format, job.w.in) * static_cast<size_t>(factor)));
+      part.panels = std::min(part.panels, std::max(1, cached));
+    }
+    for (const int step : {kPanelStep, 12, 8, 6, 4}) {
+      if (part.panels < step) continue;
+      part.panels = part.panels / step * step;
+      break;
+    }
+    const int ranges = (panels + part.panels - 1) / part.panels;
+    const auto bands = static_cast<int>(std::max<int64_t>(1, per_panel * part.panels / (2 * wanted)));
+    part.bands = std::min(part.strips, bands);
+    part.first_item = items_;
+    items_ += ranges * part.bands;
+  }
+}
+
+void MatmulList::Multiply() {
+  const auto body = [&](int item, int thread) {
+    const auto after = std::upper_bound(parts_.begin(), parts_.end(), item, [](int i, const Part& part) { return i < part.first_item; });
+    const Part& part = *(after - 1);
+    RunItem(part, item - part.first_item, thread);
+  };
+  if (products_ <= kSerial) {
+    for (int item = 0; item < items_; ++item) body(item, 0);
+  } else {
+    pool_->Run(items_, body);
+  }
+}
+
+void MatmulList::RunItem(const Part& part, int item, int thread) {
+  const MatmulJob& job = *part.job;
+  const int panel = item / part.bands * part.panels;
+  const int panels = std::min(part.panels, Panels(job.w) - panel);
+  const int band = item % part.bands;
+  for (int i = band * part.strips / part.bands; i < (band + 1) * part.strips / part.bands; ++i) {
+    const Strip strip = StripOf(part, i);
+    if (job.up != nullptr) {
+      RunFused(part, strip, panel, panels, thread);
+      continue;
+    }
+    LinearStrip product = StripTimes(job.w, strip.packed, strip.rows, panel, panels);
+    product.y = job.y + strip.first_row * job.y_stride + panel * kPanel;
+    product.y_stride = job.y_stride;
+    KernelOf(job.w).multiply(&product);
+    if (job.w.bias != nullptr) AddBias(job.w.bias + panel * kPanel, product.outputs, strip.rows, product.y, job.y_stride);
+  }
+}
+
+void MatmulList::RunFused(const Part& part, const Strip& strip, int panel, int panels, int thread) {
+  const MatmulJob& job = *part.job;
   float* gate = &scratch_[static_cast<size_t>(thread) * 2 * kFusedBlock];
   float* up = gate + kFusedBlock;
-  for (int row = first; row < end; row += kFusedRows) {
-    MatmulTile t = TileOf(job, job.w, row, std::min(kFusedRows, end - row), panel, panels);
-    t.y = gate;
-    t.y_stride = panels * kPanel;
-    linear_->matmul(&t);
-    t = TileOf(job, *job.up, row, t.rows, panel, panels);
-    t.y = up;
-    t.y_stride = panels * kPanel;
-    linear_->matmul(&t);
-    for (int r = 0; r < t.rows; ++r) {
-      pointwise_->silu_mul(gate + r * t.y_stride, up + r * t.y_stride, t.outputs, y + (row + r) * job.y_stride);
+  for (int first = panel; first < panel + panels; first += kFusedPanels) {
+    const int some = std::min(kFusedPanels, panel + panels - first);
+    LinearStrip product = StripTimes(job.w, strip.packed, strip.rows, first, some);
+    product.y = gate;
+    product.y_stride = some * kPanel;
+    KernelOf(job.w).multiply(&product);
+    product = StripTimes(*job.up, strip.packed_up, strip.rows, first, some);
+    product.y = up;
+    product.y_stride = some * kPanel;
+    KernelOf(*job.up).multiply(&product);
+    for (int r = 0; r < strip.rows; ++r) {
+      pointwise_->silu_mul(gate + r * product.y_stride, up + r * product.y_stride, product.outputs,
+                           job.y + (strip.first_row + r) * job.y_stride + first * kPanel);
     }
   }
 }

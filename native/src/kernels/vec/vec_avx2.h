@@ -11,9 +11,6 @@ namespace {
 struct Vec {
   using Reg = __m256;
   static constexpr int kWidth = 8;
-  static constexpr int kRows = 6;
-  static constexpr int kPanels = 1;
-  static constexpr int kPanelsOneRow = 4;
   static constexpr int kQueries = 4;
   static constexpr int kScores = 12;
   static constexpr int kValues = 3;
@@ -28,6 +25,8 @@ struct Vec {
   static void Store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
   static void StoreSome(float* p, Reg a, int n) { _mm256_maskstore_ps(p, Mask(n), a); }
   static Reg Fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  // *sum += a * b
+  static void AddProduct(Reg* sum, Reg a, Reg b) { *sum = _mm256_fmadd_ps(a, b, *sum); }
   static Reg Add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg Sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static Reg Mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
@@ -67,12 +66,18 @@ struct Vec {
     *even = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
     *odd = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
   }
-  // e4m3 is fp16 with a shorter mantissa and an exponent bias that is 8 lower.
-  static Reg LoadFp8(const uint8_t* p) {
-    const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  // 8 words of two e4m3 codes each, at p and 32 bytes on: the low codes (pair 0) or the high ones (pair 1), to be
+  // multiplied by kFp8Factor. e4m3 is fp16 with a shorter mantissa and an exponent bias that is 8 lower.
+  static constexpr float kFp8Factor = 256;
+  static Reg Fp8Codes(__m128i words, int pair) {
+    const __m128i codes = pair == 0 ? words : _mm_srli_epi16(words, 8);
     const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
     const __m128i rest = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x7f)), 7);
-    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, rest)), _mm256_set1_ps(256.0F));
+    return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
+  }
+  static void LoadFp8Pairs(const uint8_t* p, int pair, Reg* even, Reg* odd) {
+    *even = Fp8Codes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), pair);
+    *odd = Fp8Codes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 32)), pair);
   }
 
   // [x1, x0, x3, x2, ...]

@@ -11,9 +11,6 @@ namespace {
 struct Vec {
   using Reg = __m512;
   static constexpr int kWidth = 16;
-  static constexpr int kRows = 6;
-  static constexpr int kPanels = 4;
-  static constexpr int kPanelsOneRow = 8;
   static constexpr int kQueries = 4;
   static constexpr int kScores = 16;
   static constexpr int kValues = 4;
@@ -26,6 +23,11 @@ struct Vec {
   static void Store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
   static void StoreSome(float* p, Reg a, int n) { _mm512_mask_storeu_ps(p, Mask(n), a); }
   static Reg Fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // *sum += a * b, spelled out: left to itself the compiler copies accumulators about.
+  static void AddProduct(Reg* sum, Reg a, Reg b) { asm("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b)); }
+  static void AddProduct(Reg* sum, Reg a, const float* b) {
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(a), "m"(*b));
+  }
   static Reg Add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg Sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static Reg Mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
@@ -50,12 +52,18 @@ struct Vec {
     *even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
     *odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
   }
-  // e4m3 is fp16 with a shorter mantissa and an exponent bias that is 8 lower.
-  static Reg LoadFp8(const uint8_t* p) {
-    const __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)), 8);
-    const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)), 7);
-    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0F));
+  // 16 words of two e4m3 codes each, at p and 32 bytes on: the low codes (pair 0) or the high ones (pair 1), to be
+  // multiplied by kFp8Factor. e4m3 is fp16 with a shorter mantissa and an exponent bias that is 8 lower.
+  static constexpr float kFp8Factor = 256;
+  static void LoadFp8Pairs(const uint8_t* p, int pair, Reg* even, Reg* odd) {
+    const __m512i words = _mm512_loadu_si512(p);
+    const __m512i sign = pair == 0 ? _mm512_slli_epi16(words, 8) : words;
+    const __m512i rest = pair == 0 ? _mm512_slli_epi16(words, 7) : _mm512_srli_epi16(words, 1);
+    constexpr int kSelect = 0xca;  // the first operand chooses between the others
+    const __m512i both = _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<int16_t>(0x8000)), sign, rest, kSelect);
+    const __m512i halves = _mm512_and_si512(both, _mm512_set1_epi16(static_cast<int16_t>(0xbf80)));
+    *even = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    *odd = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
   }
 
   // [x1, x0, x3, x2, ...]

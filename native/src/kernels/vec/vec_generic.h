@@ -15,9 +15,6 @@ struct Vec {
   using Halves = uint16_t __attribute__((vector_size(8)));
   using Ints = int32_t __attribute__((vector_size(16)));
   static constexpr int kWidth = 4;
-  static constexpr int kRows = 2;           // rows of a matmul block
-  static constexpr int kPanels = 1;         // panels of a block of several rows
-  static constexpr int kPanelsOneRow = 2;   // panels of a block of one row
   static constexpr int kQueries = 2;        // attention: queries and vectors of values of a block of sums
   static constexpr int kValues = 4;
   static constexpr int kScores = 8;         // attention: vectors of a block of scores
@@ -37,6 +34,8 @@ struct Vec {
   static void Store(float* p, Reg a) { std::memcpy(p, &a, sizeof(a)); }
   static void StoreSome(float* p, Reg a, int n) { std::memcpy(p, &a, static_cast<size_t>(n) * sizeof(float)); }
   static Reg Fma(Reg a, Reg b, Reg c) { return a * b + c; }
+  // *sum += a * b
+  static void AddProduct(Reg* sum, Reg a, Reg b) { *sum += a * b; }
   static Reg Add(Reg a, Reg b) { return a + b; }
   static Reg Sub(Reg a, Reg b) { return a - b; }
   static Reg Mul(Reg a, Reg b) { return a * b; }
@@ -70,7 +69,14 @@ struct Vec {
     *even = __builtin_bit_cast(Reg, words << 16);
     *odd = __builtin_bit_cast(Reg, words & 0xffff0000U);
   }
-  static Reg LoadFp8(const uint8_t* p) { return Reg{kFp8Values[p[0]], kFp8Values[p[1]], kFp8Values[p[2]], kFp8Values[p[3]]}; }
+  // 4 words of two e4m3 codes each, at p and 32 bytes on: the low codes (pair 0) or the high ones (pair 1), to be
+  // multiplied by kFp8Factor.
+  static constexpr float kFp8Factor = 1;
+  static void LoadFp8Pairs(const uint8_t* p, int pair, Reg* even, Reg* odd) {
+    p += pair;
+    *even = Reg{kFp8Values[p[0]], kFp8Values[p[2]], kFp8Values[p[4]], kFp8Values[p[6]]};
+    *odd = Reg{kFp8Values[p[32]], kFp8Values[p[34]], kFp8Values[p[36]], kFp8Values[p[38]]};
+  }
 
   // [x1, x0, x3, x2]
   static Reg SwapPairs(Reg a) { return Reg{a[1], a[0], a[3], a[2]}; }

@@ -23,7 +23,7 @@ class CpuBackend final : public Backend {
 
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) override;
   void Bind(const std::byte* base) override;
-  std::string PackedLayout() const override { return "cpu-panel16-1"; }
+  std::string PackedLayout() const override { return "cpu-panel16-2"; }
   std::string Isa() const override { return path_.name; }
   KvType kv_type() const override { return KvType::kBf16; }
 
