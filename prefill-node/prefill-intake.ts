@@ -1,4 +1,4 @@
-import { BLOCK_TOKENS, type Reservation } from "#protocol/kv.ts";
+import type { Reservation } from "#protocol/kv.ts";
 import type { PrefillWork } from "#protocol/prefill.ts";
 import type { Refused } from "#protocol/worker.ts";
 
@@ -53,8 +53,8 @@ export function judgeWork(work: PrefillWork, state: IntakeState): Refused | null
 
 /** Why a prompt of `given` tokens cannot be sent there, or null. */
 export function judgeReservation({ cachedTokens }: Reservation, given: number): Refused | null {
-  if (cachedTokens % BLOCK_TOKENS === 0 && cachedTokens < given) return null;
-  return refusal("invalid_request", "reservation.cachedTokens must be whole blocks and leave a token to compute");
+  if (cachedTokens < given) return null;
+  return refusal("invalid_request", "reservation.cachedTokens must leave a token to compute");
 }
 
 /** Milliseconds until everything admitted is computed. While unmeasured, two steps are taken to fit. */

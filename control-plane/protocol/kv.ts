@@ -31,7 +31,7 @@ export const Reservation = z.strictObject({
   epoch: z.int().min(1),
   handle: SequenceHandle,
   endpoint: KvEndpoint,
-  /** Leading prompt tokens whose pages the decode rank already holds; a multiple of BLOCK_TOKENS. */
+  /** Leading prompt tokens whose pages the decode rank already holds: fewer than the prompt has. */
   cachedTokens: z.int().min(0),
   deadlineMs: z.number(),
 });

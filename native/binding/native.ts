@@ -91,7 +91,7 @@ export interface SequenceSpec {
 
 export interface OpenedSequence {
   readonly handle: SequenceHandle;
-  /** Prompt tokens found in the prefix cache; a multiple of the block size, below the prompt's length. */
+  /** Prompt tokens found in the prefix cache; fewer than there are. */
   readonly cachedTokens: number;
 }
 

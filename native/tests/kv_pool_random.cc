@@ -44,6 +44,7 @@ class RandomUse {
     finding_.Same("free and cached at the end",
                   CountOf(*pool_, BlockState::kFree) + CountOf(*pool_, BlockState::kCached), blocks_);
     finding_.Expect(hits_ > operations / 100, "hardly any prefix was found: the run shows nothing");
+    finding_.Expect(begun_ > operations / 100, "hardly any row was copied: the run shows nothing");
     return finding_.what();
   }
 
@@ -53,6 +54,7 @@ class RandomUse {
     int prompt = 0;
     int capacity = 0;
     int length = 0;
+    int copied = 0;  // rows at its opening, beyond the shared blocks
     bool receiving = false;
     std::vector<BlockLease> in;
     std::vector<int> arrived;  // per expected block: 0 nothing, 1 receiving, 2 received
@@ -102,6 +104,8 @@ class RandomUse {
     std::set<int32_t> used = InUse();
     const int available = blocks_ - static_cast<int>(used.size());
     while (hits < (live.prompt - 1) / kBlockTokens && told_.contains(hashes[static_cast<size_t>(hits)])) ++hits;
+    const int begun = MostShared(live, hits);
+    const bool tight = blocks_ - static_cast<int>(used.size()) <= BlocksFor(live.capacity);
     const auto opened = pool_->Open(prompt, live.capacity, live.receiving ? KvUse::kReceive : KvUse::kCompute);
     if (!opened.ok()) {
       finding_.Expect(opened.status().code() == Code::kNoBlocks, "refused: " + opened.status().message());
@@ -110,8 +114,13 @@ class RandomUse {
       return;
     }
     const SequenceKvId id = opened.value().id;
-    finding_.Same("cached tokens", opened.value().cached_tokens, hits * kBlockTokens);
+    const int copied = opened.value().cached_tokens - hits * kBlockTokens;
+    finding_.Expect(copied >= 0 && copied <= kBlockTokens && opened.value().cached_tokens < live.prompt,
+                    std::to_string(opened.value().cached_tokens) + " tokens are cached");
+    finding_.Expect(copied >= begun || tight, "rows of a cached block were not used");
     hits_ += hits;
+    begun_ += copied > 0 ? 1 : 0;
+    live.copied = copied;
     live.length = opened.value().cached_tokens;
     const auto table = pool_->BlockTable(id);
     for (size_t i = static_cast<size_t>(hits); i < table.size(); ++i) {
@@ -122,8 +131,27 @@ class RandomUse {
       live.in = pool_->StartFlight(id, hits, count, Flight::kIn).value();
       live.arrived.assign(static_cast<size_t>(count), 0);
     }
+    Remember(live);
     live_.emplace(id, std::move(live));
     Tell();
+  }
+
+  // Rows that some full block in the cache shares with what follows the first `hits` blocks of a prompt.
+  int MostShared(const Live& live, int hits) {
+    int most = 0;
+    for (const BlockHash& hash : told_) {
+      const Tokens& past = full_[hash];
+      if (static_cast<int>(past.size()) != (hits + 1) * kBlockTokens) continue;
+      const int same = static_cast<int>(std::mismatch(past.begin(), past.end(), live.tokens.begin(), live.tokens.end()).first - past.begin());
+      most = std::max(most, std::min(same, live.prompt - 1) - hits * kBlockTokens);
+    }
+    return most;
+  }
+  void Remember(const Live& live) {
+    const auto hashes = BlockHashes("model", live.tokens);
+    for (size_t i = 0; i < hashes.size(); ++i) {
+      full_.try_emplace(hashes[i], live.tokens.begin(), live.tokens.begin() + static_cast<std::ptrdiff_t>((i + 1) * kBlockTokens));
+    }
   }
 
   auto AnyLive() {
@@ -153,6 +181,7 @@ class RandomUse {
     if (!room) return;
     const int family = live.tokens.front() / 1000;
     for (int i = 0; i < more; ++i) live.tokens.push_back(family * 1000 + live.capacity++ + 500);
+    Remember(live);
     Tell();
   }
 
@@ -165,7 +194,7 @@ class RandomUse {
       if (live.arrived[i] == 2 || Pick(3) == 0) continue;
       finding_.Expect(pool_->MarkReceiving(live.in[i]), "an expected page was refused");
       const int from = (first + static_cast<int>(i)) * kBlockTokens;
-      Write(live.in[i].block, live.tokens, from, std::min(live.prompt, from + kBlockTokens));
+      Write(live.in[i].block, live.tokens, std::max(from, live.length), std::min(live.prompt, from + kBlockTokens));
       live.arrived[i] = 1;
       if (Pick(2) == 0) continue;
       finding_.Expect(pool_->MarkReceived(live.in[i]), "an expected page was not sealed");
@@ -183,7 +212,8 @@ class RandomUse {
       int leading = 0;
       while (leading < (live.prompt - 1) / kBlockTokens - first && live.arrived[static_cast<size_t>(leading)] == 2)
         ++leading;
-      finding_.Same("usable tokens", usable.value(), (first + leading) * kBlockTokens);
+      const bool untouched = live.arrived[0] == 0;
+      finding_.Same("usable tokens", usable.value(), (first + leading) * kBlockTokens + (untouched ? live.copied : 0));
       live.length = usable.value();
     }
     live.in.clear();
@@ -285,7 +315,8 @@ class RandomUse {
   std::map<SequenceKvId, Live> live_;
   std::vector<Away> flights_;
   std::set<BlockHash> told_;
-  int hits_ = 0;
+  std::map<BlockHash, Tokens> full_;  // what the hash of every full block stands for, its past included
+  int hits_ = 0, begun_ = 0;
   Finding finding_;
 };
 

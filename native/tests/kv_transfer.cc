@@ -49,16 +49,17 @@ std::string KnownPrefixStays(bool shared_memory) {
   Prefiller prefiller;
   const auto tokens = TokensFrom(0, 200);
   for (int turn = 0; turn < 2; ++turn) {
-    // The second turn: both sides have the first three blocks in their caches.
+    // The second turn: both sides have all rows but the last one's in their caches.
     const SequenceRef here{0, turn}, there{0, turn};
     const SequenceKvId received = decoder.Expect(there, tokens);
     const OpenedKv sent = Must(prefiller.pool->Open(tokens, 200, KvUse::kCompute));
-    finding.Same("cached at the sender", sent.cached_tokens, turn * 192);
-    finding.Same("cached at the receiver", decoder.cached_tokens, turn * 192);
+    finding.Same("cached at the sender", sent.cached_tokens, turn * 199);
+    finding.Same("cached at the receiver", decoder.cached_tokens, turn * 199);
     Must(prefiller.sender->Begin(here, sent.id, 200, decoder.Target(there, shared_memory)));
     prefiller.Compute(here, sent.id, 1, tokens, sent.cached_tokens, 200);
     finding.Same("cause", decoder.outcomes.Of(there).cause, "");
     finding.Same("pages", decoder.outcomes.Of(there).pages, turn == 0 ? uint64_t{12} : uint64_t{3});
+    finding.Same("rows sent", decoder.outcomes.Of(there).bytes / kTestLayout.row_bytes(), turn == 0 ? 600u : 3u);
     decoder.receiver->Forget(there);
     finding.Expect(decoder.pool->Attach(received).ok(), "not attached");
     finding.Same("rows", decoder.Compare(received, 1, 0, 200), "");
@@ -372,8 +373,8 @@ std::string BadTargetsAreRefused() {
   target.host = "no.such.host";
   finding.Expect(!prefiller.sender->Begin({1, 1}, sent, 100, target).ok(), "a name was taken for an address");
   target = decoder.Target({1, 1}, false);
-  target.cached_tokens = 10;
-  finding.Expect(!prefiller.sender->Begin({1, 1}, sent, 100, target).ok(), "half a block cached");
+  target.cached_tokens = 100;
+  finding.Expect(!prefiller.sender->Begin({1, 1}, sent, 100, target).ok(), "nothing is left to send");
   finding.Expect(!prefiller.sender->Begin({1, 1}, 999, 100, decoder.Target({1, 1}, false)).ok(), "an unknown sequence");
   finding.Expect(!decoder.receiver->Expect({1, 1}, 999, 0, 100, NowMs()).ok(), "an unknown sequence is expected");
   finding.Expect(

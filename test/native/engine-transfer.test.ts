@@ -151,8 +151,8 @@ describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
     const answer = await decode(generation, first.attached);
     await p.idle();
     const again = await move(generation);
-    expect(again.there.cachedTokens).toBe(192);
-    expect(again.here.cachedTokens).toBe(192);
+    expect(again.there.cachedTokens).toBe(199);
+    expect(again.here.cachedTokens).toBe(199);
     expect(again.received.pages).toBe(6);
     expect((await decode(generation, again.attached)).tokens).toEqual(answer.tokens);
     const other = await NativeRank.open("decode", { kvTransport: transport });
@@ -160,7 +160,7 @@ describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
     d = other;
     try {
       const fresh = await move(generation);
-      expect([fresh.there.cachedTokens, fresh.here.cachedTokens, fresh.received.pages]).toEqual([0, 192, 24]);
+      expect([fresh.there.cachedTokens, fresh.here.cachedTokens, fresh.received.pages]).toEqual([0, 199, 24]);
       expect((await decode(generation, fresh.attached)).tokens).toEqual(answer.tokens);
     } finally {
       await other.end();

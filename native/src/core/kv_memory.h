@@ -36,6 +36,9 @@ struct KvMemory {
   std::byte* page(int attention, int block) const {
     return base + (static_cast<size_t>(attention) * static_cast<size_t>(blocks) + static_cast<size_t>(block)) * layout.page_bytes();
   }
+  std::byte* row(int attention, int block, int row) const {
+    return page(attention, block) + static_cast<size_t>(row) * layout.row_bytes();
+  }
 };
 
 }  // namespace margay

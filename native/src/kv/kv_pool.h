@@ -38,7 +38,7 @@ using SequenceKvId = uint64_t;  // never reused
 
 struct OpenedKv {
   SequenceKvId id = 0;
-  int cached_tokens = 0;  // multiple of kBlockTokens, < tokens.size()
+  int cached_tokens = 0;  // rows that are there, < tokens.size()
 };
 
 enum class KvUse : uint8_t { kCompute, kReceive };
@@ -62,8 +62,10 @@ class KvPool {
   virtual KvMemory memory() const = 0;
   virtual int memory_fd() const = 0;
 
-  // Leases blocks for `capacity` tokens: a cached prefix of `tokens` is pinned and shared, the rest is reserved (cached
-  // unpinned blocks are evicted least recently used first). kNoBlocks when there are not enough.
+  // Leases blocks for `capacity` tokens: full blocks of a cached prefix of `tokens` are pinned and shared, the rest is
+  // reserved (cached unpinned blocks are evicted least recently used first). Of the block after the shared ones as many
+  // leading rows are copied as any block holds that others may read: a full one in which the prompt ends or branches
+  // off, or the unfilled last block that a closed sequence left. kNoBlocks when there are not enough.
   virtual Result<OpenedKv> Open(std::span<const int32_t> tokens, int capacity, KvUse use) = 0;
 
   // More blocks, for `capacity` tokens in all: nothing when there are as many already. kNoBlocks: nothing has changed.
@@ -74,19 +76,20 @@ class KvPool {
   virtual std::span<const int32_t> BlockTable(SequenceKvId id) = 0;
 
   // Rows [0, length) of all attentions are written and hold `tokens` (all of them, length >= tokens computed so far).
-  // Full blocks are hashed and published to the prefix cache; a block equal to a cached one stays private.
+  // Full blocks are hashed and published to the prefix cache; a block equal to a cached one stays private. A row may
+  // depend on tokens up to its own alone: whoever shares those shares it.
   virtual void Advance(SequenceKvId id, std::span<const int32_t> tokens, int length) = 0;
 
   // kReceive sequences: all expected pages have arrived; blocks become attached.
   virtual Status Attach(SequenceKvId id) = 0;
 
   // kReceive sequences whose pages will not all come; the receiver must have forgotten them. The leading blocks that
-  // arrived whole become attached, the others are to be computed. Returns how many leading tokens need no computing:
-  // a multiple of kBlockTokens, < tokens.size().
+  // arrived whole become attached, the others are to be computed. Returns how many leading tokens need no computing,
+  // < tokens.size().
   virtual Result<int> AttachArrived(SequenceKvId id) = 0;
 
-  // Gives the lease back. Full published blocks stay cached when `keep`; the rest is freed. Blocks with bytes in flight
-  // (a copy into or out of them) are freed when the last flight ends.
+  // Gives the lease back. Published blocks and the rows of an unfilled last one stay cached when `keep`; the rest is
+  // freed. Blocks with bytes in flight (a copy into or out of them) are freed when the last flight ends.
   virtual void Close(SequenceKvId id, bool keep) = 0;
 
   // For the transport. Holds logical blocks [first, first + count) against reuse until EndFlight, beyond Close.

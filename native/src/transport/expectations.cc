@@ -32,12 +32,13 @@ Expectations::Entry* Expectations::Find(SequenceRef sequence) const {
 }
 
 Status Expectations::Expect(SequenceRef sequence, SequenceKvId kv, int cached_tokens, int tokens, int64_t deadline_ms) {
-  if (cached_tokens < 0 || cached_tokens % kBlockTokens != 0 || tokens <= cached_tokens) {
-    return {Code::kBadArgument, "pages are expected for whole blocks and at least one token"};
+  if (cached_tokens < 0 || tokens <= cached_tokens) {
+    return {Code::kBadArgument, "pages are expected for at least one token"};
   }
   auto entry = std::make_unique<Entry>();
   entry->sequence = sequence;
   entry->first_block = cached_tokens / kBlockTokens;
+  entry->first_row = cached_tokens % kBlockTokens;
   entry->tokens = tokens;
   entry->deadline_ms = deadline_ms;
   const int blocks = (tokens + kBlockTokens - 1) / kBlockTokens - entry->first_block;
@@ -74,7 +75,9 @@ Expectations::Verdict Expectations::JudgeLocked(const FrameHead& page) const {
                      page.block - entry->first_block < static_cast<int>(entry->block_arrived.size());
   if (!known) return refuse(FrameRefusal::kUnknownPage);
   const int block = page.block - entry->first_block;
-  if (page.rows != std::min(kBlockTokens, entry->tokens - page.block * kBlockTokens)) {
+  const int first_row = block == 0 ? entry->first_row : 0;
+  const int end = std::min(kBlockTokens, entry->tokens - page.block * kBlockTokens);
+  if (page.first_row != first_row || page.rows != end - first_row) {
     return refuse(FrameRefusal::kUnknownPage);
   }
   if (entry->arrived[PageIndex(block, page.attention)] != 0) return {std::nullopt, true};
@@ -99,7 +102,7 @@ Expectations::Claim Expectations::Take(const FrameHead& page) {
   if (!pool_->MarkReceiving(lease)) return {{FrameRefusal::kStaleHandle, false}, nullptr};
   if (entry.first_us == 0) entry.first_us = SteadyUs();
   claimed_ = page.sequence;
-  return {verdict, memory_.page(page.attention, lease.block)};
+  return {verdict, memory_.row(page.attention, lease.block, page.first_row)};
 }
 
 bool Expectations::Finish(const FrameHead& page, bool good, std::optional<TransferOutcome>* outcome) {

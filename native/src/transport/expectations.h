@@ -57,6 +57,7 @@ class Expectations {
   struct Entry {
     SequenceRef sequence;
     int first_block = 0;
+    int first_row = 0;  // of the first block: those before are there
     int tokens = 0;
     int64_t deadline_ms = 0;
     std::vector<BlockLease> leases;

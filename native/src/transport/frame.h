@@ -3,7 +3,7 @@
 //
 //   P -> D  hello        payload: layout, '\0', model hash; over a Unix socket the descriptor of P's pool comes with it
 //   D -> P  welcome
-//   P -> D  page         payload: `rows` rows of one attention of one block
+//   P -> D  page         payload: rows [first_row, first_row + rows) of one attention of one block
 //   P -> D  mapped page  no payload follows: D copies `payload_bytes` bytes of `source_block` from its mapping
 //   D -> P  ack          of `ticket`
 //   D -> P  refuse       of `ticket`, with `cause`; ticket 0: of the connection, which D then closes
@@ -26,7 +26,7 @@ static_assert(std::endian::native == std::endian::little, "frames travel as they
 enum class FrameType : uint16_t { kHello = 1, kWelcome, kPage, kMappedPage, kAck, kRefuse };
 
 inline constexpr uint32_t kFrameMagic = 0x564b474d;  // "MGKV"
-inline constexpr uint16_t kFrameVersion = 1;
+inline constexpr uint16_t kFrameVersion = 2;
 inline constexpr uint32_t kMaxHelloBytes = 1024;
 
 struct FrameHead {
@@ -43,7 +43,7 @@ struct FrameHead {
   int32_t rows = 0;
   int32_t source_block = 0;
   uint32_t source_generation = 0;
-  uint32_t unused = 0;
+  int32_t first_row = 0;  // in the block
   uint64_t payload_checksum = 0;
   uint64_t head_checksum = 0;  // of everything before it
 

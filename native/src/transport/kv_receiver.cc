@@ -310,7 +310,7 @@ void Receiver::OnMappedPage(Peer& peer, const FrameHead& page) {
 std::optional<FrameRefusal> Receiver::CopyMapped(const PoolImage& image, const FrameHead& page, std::byte* into) {
   const std::atomic<uint32_t>& generation = image.head()->generations()[page.source_block];
   if (generation.load(std::memory_order_acquire) != page.source_generation) return FrameRefusal::kStaleSource;
-  std::memcpy(into, image.memory().page(page.attention, page.source_block), page.payload_bytes);
+  std::memcpy(into, image.memory().row(page.attention, page.source_block, page.first_row), page.payload_bytes);
   FenceAfterCopy();
   if (generation.load(std::memory_order_acquire) != page.source_generation) return FrameRefusal::kStaleSource;
   if (Checksum(into, page.payload_bytes) != page.payload_checksum) return FrameRefusal::kChecksum;

@@ -81,8 +81,8 @@ class Sender final : public KvSender {
 };
 
 Status Sender::Begin(SequenceRef sequence, SequenceKvId kv, int tokens, const SendTarget& target) {
-  if (target.cached_tokens < 0 || target.cached_tokens % kBlockTokens != 0 || tokens <= target.cached_tokens) {
-    return {Code::kBadArgument, "pages are sent for whole blocks and at least one token"};
+  if (target.cached_tokens < 0 || tokens <= target.cached_tokens) {
+    return {Code::kBadArgument, "pages are sent for at least one token"};
   }
   const Result<Address> address = TcpAddress(target.host, target.port);
   if (!address.ok()) return address.status();

@@ -66,8 +66,8 @@ class KvReceiver {
   virtual ~KvReceiver() = default;
   virtual int port() const = 0;
   virtual void SetEpoch(int64_t epoch) = 0;
-  // Expects the pages of logical blocks [cached_tokens / 64, ceil(tokens / 64)) of all attentions; the last block holds
-  // tokens % 64 rows. on_transfer is called once: when all are sealed, or on failure (deadline); not after Forget.
+  // Expects rows [cached_tokens, tokens) of all attentions, as pages of logical blocks [cached_tokens / 64,
+  // ceil(tokens / 64)): the first and the last may have fewer than 64 rows. on_transfer is called once: when all are sealed, or on failure (deadline); not after Forget.
   // Every Expect is followed by a Forget, before the sequence is attached or closed.
   virtual Status Expect(SequenceRef sequence, SequenceKvId kv, int cached_tokens, int tokens, int64_t deadline_ms) = 0;
   // No further byte is written for this sequence once it returns (waits for a copy in progress, microseconds). Late

@@ -160,7 +160,8 @@ bool Link::FillOne() {
     FrameHead head = outgoing->Describe(*page);
     head.type = mapped_ ? FrameType::kMappedPage : FrameType::kPage;
     head.ticket = next_ticket_++;
-    const std::span<const std::byte> rows(pool_->memory().page(page->attention, head.source_block), head.payload_bytes);
+    const std::span<const std::byte> rows(pool_->memory().row(page->attention, head.source_block, head.first_row),
+                                          head.payload_bytes);
     head.payload_checksum = Checksum(rows.data(), rows.size());
     head.Seal();
     Append(BytesOf(head));

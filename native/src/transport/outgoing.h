@@ -71,7 +71,7 @@ class Outgoing {
     for (int attention = 0; attention < attentions_; ++attention) {
       int& next = due_[static_cast<size_t>(attention)];
       if (next == static_cast<int>(leases_.size())) continue;
-      if ((first_block_ + next) * kBlockTokens + Rows(next) > ready_[static_cast<size_t>(attention)]) continue;
+      if ((first_block_ + next) * kBlockTokens + End(next) > ready_[static_cast<size_t>(attention)]) continue;
       return Page{attention, next++};
     }
     return std::nullopt;
@@ -81,12 +81,13 @@ class Outgoing {
     if (!started_) started_ = std::chrono::steady_clock::now();
     const BlockLease& lease = leases_[static_cast<size_t>(page.index)];
     FrameHead head;
-    head.payload_bytes = static_cast<uint32_t>(static_cast<size_t>(Rows(page.index)) * row_bytes_);
     head.epoch = target.epoch;
     head.sequence = target.remote;
     head.attention = page.attention;
     head.block = first_block_ + page.index;
-    head.rows = Rows(page.index);
+    head.first_row = FirstRow(page.index);
+    head.rows = End(page.index) - head.first_row;
+    head.payload_bytes = static_cast<uint32_t>(static_cast<size_t>(head.rows) * row_bytes_);
     head.source_block = lease.block;
     head.source_generation = lease.generation;
     return head;
@@ -133,7 +134,9 @@ class Outgoing {
   }
 
  private:
-  int Rows(int index) const { return std::min(kBlockTokens, tokens_ - (first_block_ + index) * kBlockTokens); }
+  // Rows of a block that D lacks: of the first one it may have some.
+  int FirstRow(int index) const { return index == 0 ? target.cached_tokens % kBlockTokens : 0; }
+  int End(int index) const { return std::min(kBlockTokens, tokens_ - (first_block_ + index) * kBlockTokens); }
 
   const int attentions_;
   const size_t row_bytes_;
