@@ -155,8 +155,8 @@ export class SimEngine implements Engine {
       target,
       deadline: clock.after(target.deadlineMs - clock.now(), () => this.#sender.end(sequence, "late")),
       startMs: clock.monotonic(),
-      announced: target.cachedTokens / BLOCK_TOKENS,
-      acked: target.cachedTokens / BLOCK_TOKENS,
+      announced: Math.floor(target.cachedTokens / BLOCK_TOKENS),
+      acked: Math.floor(target.cachedTokens / BLOCK_TOKENS),
     };
     this.#sender.written(sequence);
   }

@@ -59,7 +59,7 @@ export class SimSender {
     if (exporting === null) return;
     sequence.exporting = null;
     exporting.deadline.cancel();
-    const pages = (exporting.acked - exporting.target.cachedTokens / BLOCK_TOKENS) * this.#model.attentions;
+    const pages = (exporting.acked - Math.floor(exporting.target.cachedTokens / BLOCK_TOKENS)) * this.#model.attentions;
     const ms = this.#model.clock.monotonic() - exporting.startMs;
     const sent = { kind: "sent", handle, pages, bytes: pages * this.#model.pageBytes, ms } as const;
     this.#settled(sequence, cause === null ? sent : { kind: "send-failed", handle, cause });

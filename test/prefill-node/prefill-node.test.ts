@@ -117,7 +117,7 @@ test("what cannot be right is refused before any page is taken", async () => {
     refused("invalid_request"),
   );
   expect(await ask(good, { cachedTokens: 64 })).toEqual(refused("invalid_request"));
-  expect(await ask(good, { cachedTokens: 7 })).toEqual(refused("invalid_request"));
+  expect(await ask(good, { cachedTokens: 20 })).toEqual(refused("invalid_request"));
   expect(p.engine.stats()).toMatchObject({ sequences: 0, steps: 0, blocks: { free: 8 } });
   expect(await p.metric('margay_worker_refused_total{role="prefill",code="invalid_request"}')).toBe(6);
   await free(d, head);

@@ -72,7 +72,7 @@ test("a destination of another epoch, attempt or shape is refused, and the promp
     world.settle(world.gateway.target(p.rankId, epoch, who, to));
   expect(await direct(p.epoch + 1, head, reservation)).toEqual(refused("stale_epoch"));
   expect(await direct(p.epoch, { ...head, attempt: 1 }, reservation)).toEqual(refused("cancelled"));
-  expect(await direct(p.epoch, head, { ...reservation, cachedTokens: 63 })).toEqual(refused("invalid_request"));
+  expect(await direct(p.epoch, head, { ...reservation, cachedTokens: 100 })).toEqual(refused("invalid_request"));
   expect(await direct(p.epoch, head, reservation)).toEqual({ kind: "done" });
   await free(d, head);
 });
