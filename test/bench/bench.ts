@@ -1,13 +1,15 @@
 import { parseArgs } from "node:util";
+import { benchKernels } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
 import { benchNano } from "./nano.ts";
 import { Promises } from "./report.ts";
+import { Results } from "./results.ts";
 
 /**
  * `npm run bench [-- PART ...] [--backend ref|cpu] [--quick]`. Prints one table per figure; ends with code 1 when a
  * promised limit is broken.
  */
-const PARTS = { nano: benchNano, memory: benchMemory } as const;
+const PARTS = { nano: benchNano, memory: benchMemory, kernels: benchKernels } as const;
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -21,5 +23,7 @@ if (unknown.length > 0 || (values.backend !== "ref" && values.backend !== "cpu")
 const promises = new Promises();
 const backend = values.backend === "ref" ? "ref" : "cpu";
 const parts = (positionals.length > 0 ? positionals : Object.keys(PARTS)) as (keyof typeof PARTS)[];
-for (const part of parts) await PARTS[part]({ backend, quick: values.quick, promises });
+const results = new Results();
+for (const part of parts) await PARTS[part]({ backend, quick: values.quick, promises, results });
+for (const file of results.write()) process.stdout.write(`written: ${file}\n`);
 process.exit(promises.broken.length === 0 ? 0 : 1);

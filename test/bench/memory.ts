@@ -2,7 +2,7 @@ import { stream } from "../support/client.ts";
 import { seeded } from "../support/storm.ts";
 import { type System, startSystem } from "../support/system.ts";
 import { collectGarbage } from "./collect-garbage.ts";
-import type { BenchOptions } from "./nano.ts";
+import type { BenchOptions } from "./options.ts";
 import { mappings, memoryOf, processTree } from "./processes.ts";
 import { machineLine, print } from "./report.ts";
 

@@ -3,16 +3,10 @@ import { nanoModel } from "../support/dialogues.ts";
 import { type System, startSystem } from "../support/system.ts";
 import { EngineAlone } from "./engine-alone.ts";
 import { streamCompletion } from "./http-stream.ts";
+import type { BenchOptions } from "./options.ts";
 import { aroundEngine, type CpuTime, cpuBetween, cpuTime, processTree } from "./processes.ts";
 import { Prompts } from "./prompts.ts";
-import { machineLine, type Promises, print, spread, summary } from "./report.ts";
-
-export interface BenchOptions {
-  readonly backend: "ref" | "cpu";
-  /** Less of everything, to try the benchmark itself. */
-  readonly quick: boolean;
-  readonly promises: Promises;
-}
+import { machineLine, print, spread, summary } from "./report.ts";
 
 const PROMPT_TOKENS = 100;
 const STREAM_TOKENS = 300;
