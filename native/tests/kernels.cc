@@ -1,7 +1,6 @@
 // kernels: compares every kernel of every usable code path with the plain reference over ugly shapes, and prints one JSON
 // line per path and operation: shapes tried, largest error relative to the size of the terms that were summed.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -214,23 +213,6 @@ void CheckRowwise(const CodePath& path) {
   bf16.Print(path.name, "bf16");
 }
 
-// Every item of every loop exactly once, with more threads than cores, loops of every size back to back.
-void CheckThreads() {
-  ThreadPool pool(5);
-  std::vector<std::atomic<int>> hits(300);
-  int wrong = 0;
-  int loops = 0;
-  for (int round = 0; round < 60; ++round) {
-    for (const int items : {1, 2, 3, 5, 64, 300}) {
-      for (auto& hit : hits) hit = 0;
-      pool.Run(items, [&](int item, int thread) { hits[static_cast<size_t>(item)] += thread >= 0 && thread < 5 ? 1 : 100; });
-      for (size_t i = 0; i < hits.size(); ++i) wrong += hits[i] == (static_cast<int>(i) < items ? 1 : 0) ? 0 : 1;
-      ++loops;
-    }
-  }
-  std::printf("{\"path\":\"any\",\"op\":\"thread_pool\",\"shapes\":%d,\"worst\":%d}\n", loops, wrong);
-}
-
 int Main() {
   ThreadPool pool(2);
   for (const CodePath& path : UsableCodePaths()) {
@@ -238,7 +220,6 @@ int Main() {
     CheckGrouped(path, &pool);
     CheckRowwise(path);
   }
-  CheckThreads();
   return 0;
 }
 

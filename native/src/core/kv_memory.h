@@ -17,6 +17,7 @@ struct KvLayout {
   int row_values = 0;   // kv_lora_rank + qk_rope_head_dim: [latent after norm and scale, k_rope after RoPE]
   KvType type = KvType::kF32;
 
+  bool operator==(const KvLayout&) const = default;
   size_t row_bytes() const { return static_cast<size_t>(row_values) * (type == KvType::kF32 ? 4 : 2); }
   size_t page_bytes() const { return row_bytes() * kBlockTokens; }
   size_t block_bytes() const { return page_bytes() * static_cast<size_t>(attentions); }

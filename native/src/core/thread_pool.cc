@@ -10,7 +10,11 @@
 namespace margay {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(50);
+using std::chrono::microseconds;
+
+constexpr auto kSpin = microseconds(50);
+constexpr auto kSpinAwake = microseconds(2000);
+constexpr auto kSpinAlone = microseconds(10);  // then whoever waits for the core may have it
 
 void Pause() {
 #if defined(__x86_64__)
@@ -20,17 +24,19 @@ void Pause() {
 #endif
 }
 
-// True as soon as ready() is; false when the spin time is over.
-template <typename Ready>
-bool SpinUntil(Ready&& ready) {
-  const auto end = std::chrono::steady_clock::now() + kSpin;
-  do {
+// True as soon as ready() is; false when longest() is over.
+template <typename Ready, typename Longest>
+bool SpinUntil(Ready&& ready, Longest&& longest) {
+  const auto start = std::chrono::steady_clock::now();
+  while (true) {
     for (int i = 0; i < 32; ++i) {
       if (ready()) return true;
       Pause();
     }
-  } while (std::chrono::steady_clock::now() < end);
-  return false;
+    const auto spun = std::chrono::steady_clock::now() - start;
+    if (spun > longest()) return false;
+    if (spun > kSpinAlone) sched_yield();
+  }
 }
 
 }  // namespace
@@ -46,8 +52,9 @@ ThreadPool::ThreadPool(int threads) {
   const int cores = UsableCores();
   const int wanted = std::clamp(threads > 0 ? threads : cores, 1, 1024);
   may_spin_ = wanted <= cores;
+  shares_ = std::make_unique<Share[]>(static_cast<size_t>(wanted));
   workers_.reserve(static_cast<size_t>(wanted - 1));
-  for (int thread = 1; thread < wanted; ++thread) workers_.emplace_back([this, thread] { Work(thread); });
+  for (int thread = 1; thread < wanted; ++thread) workers_.emplace_back([this, thread, wanted] { Work(thread, wanted); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -57,26 +64,39 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::Help(uint64_t epoch, int thread) {
-  constexpr uint64_t kMask = (uint64_t{1} << kItemBits) - 1;
-  uint64_t ticket = ticket_.load(std::memory_order_acquire);
-  while (ticket >> (2 * kItemBits) == epoch) {
-    const uint64_t item = ticket & kMask;
-    const uint64_t items = ticket >> kItemBits & kMask;
+uint32_t ThreadPool::Take(Share* share, bool from_front, uint64_t epoch, int thread) {
+  uint32_t taken = 0;
+  uint64_t word = share->word.load(std::memory_order_acquire);
+  while (word >> (2 * kItemBits) == epoch) {
+    const uint64_t next = word >> kItemBits & kItemMask;
+    const uint64_t end = word & kItemMask;
     const Call call = call_.load(std::memory_order_relaxed);
     void* const context = context_.load(std::memory_order_relaxed);
     const int first = first_.load(std::memory_order_relaxed);
-    if (item >= items) return;
+    if (next >= end) break;
     // What was read above belongs to this loop if the claim succeeds: the next loop is set up only after this item.
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    call(context, first + static_cast<int>(item), thread);
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == items) done_.notify_one();
-    ticket = ticket_.load(std::memory_order_acquire);
+    const uint64_t left = from_front ? word + (uint64_t{1} << kItemBits) : word - 1;
+    if (!share->word.compare_exchange_weak(word, left, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    call(context, first + static_cast<int>(from_front ? next : end - 1), thread);
+    ++taken;
+    word = share->word.load(std::memory_order_acquire);
   }
+  return taken;
+}
+
+void ThreadPool::Help(uint32_t published, int thread, int threads) {
+  const uint64_t epoch = Epoch(published);
+  uint32_t taken = Take(&shares_[static_cast<size_t>(thread)], true, epoch, thread);
+  for (int i = 1; i < threads; ++i) {
+    taken += Take(&shares_[static_cast<size_t>((thread + i) % threads)], false, epoch, thread);
+  }
+  if (taken == 0) return;
+  const uint32_t all = items_.load(std::memory_order_relaxed);
+  if (done_.fetch_add(taken, std::memory_order_acq_rel) + taken == all) done_.notify_one();
 }
 
 void ThreadPool::RunErased(int items, Call call, void* context) {
-  constexpr int kMost = (1 << kItemBits) - 1;
+  constexpr int kMost = static_cast<int>(kItemMask);
   for (int first = 0; first < items; first += std::min(items - first, kMost)) {
     RunSome(first, std::min(items - first, kMost), call, context);
   }
@@ -91,29 +111,36 @@ void ThreadPool::RunSome(int first, int items, Call call, void* context) {
   context_.store(context, std::memory_order_relaxed);
   first_.store(first, std::memory_order_relaxed);
   const auto count = static_cast<uint32_t>(items);
+  items_.store(count, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  const uint64_t before = ticket_.load(std::memory_order_relaxed) >> (2 * kItemBits);
-  const uint64_t epoch = (before + 1) & ((uint64_t{1} << (64 - 2 * kItemBits)) - 1);
-  ticket_.store((epoch << kItemBits | count) << kItemBits, std::memory_order_release);
-  published_.fetch_add(1, std::memory_order_release);
+  const uint32_t published = published_.load(std::memory_order_relaxed) + 1;
+  // Shares beyond the items stay of an earlier loop: nobody finds anything in them.
+  const int shares = std::min(items, threads());
+  for (int s = 0; s < shares; ++s) {
+    const auto border = [&](int i) { return static_cast<uint64_t>(int64_t{items} * i / shares); };
+    const uint64_t word = (Epoch(published) << kItemBits | border(s)) << kItemBits | border(s + 1);
+    shares_[static_cast<size_t>(s)].word.store(word, std::memory_order_release);
+  }
+  published_.store(published, std::memory_order_seq_cst);
   published_.notify_all();
-  Help(epoch, 0);
+  Help(published, 0, threads());
   const auto finished = [&] { return done_.load(std::memory_order_acquire) == count; };
-  if (finished() || (may_spin_ && SpinUntil(finished))) return;
+  if (finished() || (may_spin_ && SpinUntil(finished, [] { return kSpin; }))) return;
   for (uint32_t done = done_.load(std::memory_order_acquire); done != count; done = done_.load(std::memory_order_acquire)) {
     done_.wait(done, std::memory_order_acquire);
   }
 }
 
-void ThreadPool::Work(int thread) {
+void ThreadPool::Work(int thread, int threads) {
   NameThread("margay-pool");
   uint32_t seen = 0;
   while (true) {
     const auto news = [&] { return published_.load(std::memory_order_acquire) != seen; };
-    if (!news() && !(may_spin_ && SpinUntil(news))) published_.wait(seen, std::memory_order_acquire);
+    const auto longest = [&] { return stay_awake_.load(std::memory_order_relaxed) > 0 ? kSpinAwake : kSpin; };
+    if (!news() && !(may_spin_ && SpinUntil(news, longest))) published_.wait(seen, std::memory_order_acquire);
     seen = published_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_relaxed)) return;
-    Help(ticket_.load(std::memory_order_acquire) >> (2 * kItemBits), thread);
+    Help(seen, thread, threads);
   }
 }
 

@@ -42,6 +42,7 @@ class LongcatModel final : public Model {
                  float* logits) override {
     last_rows_ = 0;
     if (Status begun = Begin(sequences, kv); !begun.ok()) return begun;
+    const ThreadPool::Awake awake(pool_.get());
     backend_->Embed(step_);
     for (int layer = 0; layer < c_.layers; ++layer) {
       for (int half = 0; half < 2; ++half) {
@@ -72,6 +73,7 @@ class LongcatModel final : public Model {
       for (int i = 0; i < sequence.rows.count; ++i) sources_.push_back(sequence.source + i);
     }
     if (Status begun = Begin(draft_rows_, kv); !begun.ok()) return begun;
+    const ThreadPool::Awake awake(pool_.get());
     backend_->EmbedDraft(step_, sources_, last_norm_);
     backend_->WriteKv(step_, c_.layers, 0);
     if (done) done(c_.attentions());
@@ -89,7 +91,7 @@ class LongcatModel final : public Model {
 
  private:
   Status Begin(std::span<const SequenceRows> sequences, const KvMemory& kv) {
-    if (kv.layout.Spell() != facts_.kv.Spell()) {
+    if (kv.layout != facts_.kv) {
       return BadArgument("the KV pool is laid out as " + kv.layout.Spell() + ", the model needs " + facts_.kv.Spell());
     }
     step_.sequences = sequences;
