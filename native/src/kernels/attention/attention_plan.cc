@@ -37,6 +37,12 @@ AttentionPlan::AttentionPlan(int heads, int threads, int max_rows, int slots) : 
   depth_.reserve(rows);
   taken_.reserve(rows);
   groups_.reserve(rows);
+  // Shared parts are few; a step that has more of them than this grows the lists once.
+  const size_t tiles = 2 * (queries / kFewestQueries + rows);
+  tiles_.reserve(tiles);
+  items_.reserve(tiles + static_cast<size_t>(slots));
+  merges_.reserve(static_cast<size_t>(slots));
+  borders_.reserve(64);
 }
 
 void AttentionPlan::Cut(std::span<const AttentionRows> sequences) {
