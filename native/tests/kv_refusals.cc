@@ -39,6 +39,8 @@ std::string WrongPages() {
     flipped[bit / 8] ^= static_cast<std::byte>(1 << (bit % 8));
     expect("flipped bit " + std::to_string(bit), good, flipped, FrameRefusal::kChecksum);
   }
+  finding.Same("pool but the damaged page", stage.UntouchedBut(good.attention, good.block), "");
+  stage.Mark();
   expect("a page one row short", with([](FrameHead& p) { p.payload_bytes -= 64; }),
          std::vector<std::byte>(payload.begin(), payload.end() - 64), FrameRefusal::kTruncated);
   expect("a page without bytes", with([](FrameHead& p) { p.payload_bytes = 0; }), {}, FrameRefusal::kTruncated);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kv_sides.h"
-#include "transport/checksum.h"
+#include "core/checksum.h"
 #include "transport/frame.h"
 #include "transport/socket.h"
 

@@ -1,6 +1,6 @@
 #include "transport/frame.h"
 
-#include "transport/checksum.h"
+#include "core/checksum.h"
 
 namespace margay {
 

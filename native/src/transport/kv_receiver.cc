@@ -6,9 +6,9 @@
 #include <thread>
 #include <utility>
 
+#include "core/checksum.h"
 #include "core/thread_name.h"
 #include "kv/pool_image.h"
-#include "transport/checksum.h"
 #include "transport/expectations.h"
 #include "transport/frame.h"
 #include "transport/kv_transfer.h"
@@ -22,7 +22,7 @@ constexpr int64_t kHelloMs = 2'000;  // from accept to the whole hello
 constexpr int64_t kAcceptPauseMs = 100;
 constexpr int kPagesPerTurn = 32;         // then other connections have theirs
 constexpr size_t kMaxUnsent = 64 * 1024;  // answers a peer does not take; then nothing more is read from it
-constexpr size_t kInputBytes = 4096;
+constexpr size_t kInputBytes = 4096;  // of heads, and of what comes with them
 
 using Verdict = Expectations::Verdict;
 
@@ -53,13 +53,15 @@ struct Peer {
   std::array<std::byte, kInputBytes> input;
   size_t input_from = 0, input_to = 0;
   bool in_payload = false;
-  FrameHead head;  // of the payload that arrives
-  Verdict verdict;
-  std::vector<std::byte> payload;
+  FrameHead head;     // of the payload that arrives
+  Verdict verdict;    // of its page; wanted: the bytes go straight into the block
+  std::vector<std::byte> aside;  // all other payload
   size_t payload_have = 0;
 
   std::vector<std::byte> unsent;
   size_t sent = 0;
+
+  bool wanted_page() const { return head.type == FrameType::kPage && verdict.wanted(); }
 
   size_t waiting() const { return unsent.size() - sent; }
   bool stuck() const { return waiting() > kMaxUnsent; }
@@ -101,10 +103,11 @@ class Receiver final : public KvReceiver {
   void AcceptAll(const Fd& listener, bool is_unix);
   void Serve(Peer& peer);
   bool Fill(Peer& peer);
+  bool FillPayload(Peer& peer, std::byte* payload);
+  bool FillPage(Peer& peer);
   void OnHead(Peer& peer, const FrameHead& head);
   void OnPayload(Peer& peer);
   void OnHello(Peer& peer);
-  void OnPage(Peer& peer);
   void OnMappedPage(Peer& peer, const FrameHead& head);
   static std::optional<FrameRefusal> CopyMapped(const PoolImage& image, const FrameHead& page, std::byte* into);
   std::optional<FrameRefusal> Finish(const FrameHead& page, std::optional<FrameRefusal> refusal);
@@ -182,7 +185,7 @@ void Receiver::Serve(Peer& peer) {
       break;
     }
     if (peer.in_payload) {
-      if (peer.payload_have == peer.payload.size()) {
+      if (peer.payload_have == peer.head.payload_bytes) {
         OnPayload(peer);
         ++pages;
         continue;
@@ -202,24 +205,7 @@ void Receiver::Serve(Peer& peer) {
 
 // Reads once. False when there is nothing to read now, or never again.
 bool Receiver::Fill(Peer& peer) {
-  if (peer.in_payload) {
-    const std::span<std::byte> rest = std::span(peer.payload).subspan(peer.payload_have);
-    const std::span<std::byte> buffered(peer.input.data() + peer.input_from, peer.input_to - peer.input_from);
-    if (!buffered.empty()) {
-      const size_t taken = std::min(rest.size(), buffered.size());
-      std::memcpy(rest.data(), buffered.data(), taken);
-      peer.input_from += taken;
-      peer.payload_have += taken;
-      return true;
-    }
-    const ssize_t got = Receive(peer.fd, rest);
-    if (got < 0) {
-      Count(FrameRefusal::kTruncated);
-      peer.over = true;
-    }
-    if (got > 0) peer.payload_have += static_cast<size_t>(got);
-    return got > 0;
-  }
+  if (peer.in_payload) return peer.wanted_page() ? FillPage(peer) : FillPayload(peer, peer.aside.data());
   std::memmove(peer.input.data(), peer.input.data() + peer.input_from, peer.input_to - peer.input_from);
   peer.input_to -= peer.input_from;
   peer.input_from = 0;
@@ -231,6 +217,47 @@ bool Receiver::Fill(Peer& peer) {
   }
   if (got > 0) peer.input_to += static_cast<size_t>(got);
   return got > 0;
+}
+
+// One piece of the payload to its place in `payload`. False as Fill.
+bool Receiver::FillPayload(Peer& peer, std::byte* payload) {
+  const std::span<std::byte> rest(payload + peer.payload_have, peer.head.payload_bytes - peer.payload_have);
+  if (peer.input_from == peer.input_to) {
+    const ssize_t got = Receive(peer.fd, rest, peer.input);  // with it the head of the next frame
+    if (got < 0) {
+      Count(FrameRefusal::kTruncated);
+      peer.over = true;
+    }
+    if (got <= 0) return false;
+    const size_t taken = std::min(rest.size(), static_cast<size_t>(got));
+    peer.payload_have += taken;
+    peer.input_from = 0;
+    peer.input_to = static_cast<size_t>(got) - taken;
+    return true;
+  }
+  const size_t taken = std::min(rest.size(), peer.input_to - peer.input_from);
+  std::memcpy(rest.data(), peer.input.data() + peer.input_from, taken);
+  peer.input_from += taken;
+  peer.payload_have += taken;
+  return true;
+}
+
+// The block is claimed for one piece at a time: a peer that pauses in mid page holds nobody up. What other peers wrote
+// into the page between the pieces, the checksum of the whole finds.
+bool Receiver::FillPage(Peer& peer) {
+  const Expectations::Claim claim = expectations_.Take(peer.head);
+  if (!claim.verdict.wanted()) {
+    peer.verdict = claim.verdict;
+    return true;
+  }
+  const bool filled = FillPayload(peer, claim.into);
+  const bool complete = peer.payload_have == peer.head.payload_bytes;
+  const bool whole = complete && Checksum(claim.into, peer.head.payload_bytes) == peer.head.payload_checksum;
+  std::optional<FrameRefusal> refusal;
+  if (complete && !whole) refusal = FrameRefusal::kChecksum;
+  if (!expectations_.Finish(peer.head, whole, &complete_)) refusal = FrameRefusal::kStaleHandle;
+  peer.verdict.refusal = refusal;
+  return filled;
 }
 
 void Receiver::OnHead(Peer& peer, const FrameHead& head) {
@@ -247,21 +274,21 @@ void Receiver::OnHead(Peer& peer, const FrameHead& head) {
   }
   peer.head = head;
   peer.in_payload = true;
-  peer.payload.resize(head.payload_bytes);
+  peer.aside.resize(head.payload_bytes);
   peer.payload_have = 0;
 }
 
 void Receiver::OnPayload(Peer& peer) {
   peer.in_payload = false;
   if (peer.head.type == FrameType::kHello) return OnHello(peer);
-  OnPage(peer);
+  Tell(peer, peer.head, peer.verdict);
 }
 
 void Receiver::OnHello(Peer& peer) {
-  if (Checksum(peer.payload.data(), peer.payload.size()) != peer.head.payload_checksum) {
+  if (Checksum(peer.aside.data(), peer.aside.size()) != peer.head.payload_checksum) {
     return BreakOff(peer, FrameRefusal::kMalformed);
   }
-  const std::string_view text(reinterpret_cast<const char*>(peer.payload.data()), peer.payload.size());
+  const std::string_view text(reinterpret_cast<const char*>(peer.aside.data()), peer.aside.size());
   if (text != hello_) return BreakOff(peer, FrameRefusal::kIncompatible);
   if (peer.unix_socket) {
     if (!peer.passed) return BreakOff(peer, FrameRefusal::kIncompatible);
@@ -271,23 +298,6 @@ void Receiver::OnHello(Peer& peer) {
   }
   peer.greeted = true;
   Answer(peer, FrameType::kWelcome, 0);
-}
-
-void Receiver::OnPage(Peer& peer) {
-  const FrameHead& page = peer.head;
-  Verdict verdict = peer.verdict;
-  if (verdict.wanted() && Checksum(peer.payload.data(), peer.payload.size()) != page.payload_checksum) {
-    verdict.refusal = FrameRefusal::kChecksum;
-  }
-  if (verdict.wanted()) {
-    const Expectations::Claim claim = expectations_.Take(page);  // it may have been forgotten since the head came
-    verdict = claim.verdict;
-    if (verdict.wanted()) {
-      std::memcpy(claim.into, peer.payload.data(), peer.payload.size());
-      verdict.refusal = Finish(page, std::nullopt);
-    }
-  }
-  Tell(peer, page, verdict);
 }
 
 void Receiver::OnMappedPage(Peer& peer, const FrameHead& page) {
@@ -306,14 +316,15 @@ void Receiver::OnMappedPage(Peer& peer, const FrameHead& page) {
 }
 
 // The owner bumps the generation before it reuses a block: equal before and after the copy means that the rows were of
-// one life of the block. The checksum is taken over what was copied, which the peer cannot change any more.
+// one life of the block. The checksum is that of the bytes stored, which the peer cannot change any more.
 std::optional<FrameRefusal> Receiver::CopyMapped(const PoolImage& image, const FrameHead& page, std::byte* into) {
   const std::atomic<uint32_t>& generation = image.head()->generations()[page.source_block];
   if (generation.load(std::memory_order_acquire) != page.source_generation) return FrameRefusal::kStaleSource;
-  std::memcpy(into, image.memory().row(page.attention, page.source_block, page.first_row), page.payload_bytes);
+  const std::byte* from = image.memory().row(page.attention, page.source_block, page.first_row);
+  const uint64_t sum = CopyWithChecksum(into, from, page.payload_bytes);
   FenceAfterCopy();
   if (generation.load(std::memory_order_acquire) != page.source_generation) return FrameRefusal::kStaleSource;
-  if (Checksum(into, page.payload_bytes) != page.payload_checksum) return FrameRefusal::kChecksum;
+  if (sum != page.payload_checksum) return FrameRefusal::kChecksum;
   return std::nullopt;
 }
 

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
-#include "transport/checksum.h"
+#include "core/checksum.h"
 
 namespace margay {
 namespace {
 
-constexpr size_t kMostHeads = 4096;  // bytes of mapped-page frames gathered for one send
+// Mapped pages announced by one send: few, so that D copies while the next are looked at.
+constexpr size_t kHeadsPerSend = 8;
 constexpr int kMostFailures = 6;     // beyond, the pause grows no more
 
 template <typename T>
@@ -145,7 +146,7 @@ bool Link::Pump() {
   for (;;) {
     if (!Flush()) return false;
     if (!out_.empty() || !payload_.empty()) return true;
-    while (in_flight_.size() < kWindow && payload_.empty() && out_.size() < kMostHeads && FillOne()) {
+    while (in_flight_.size() < kWindow && payload_.empty() && out_.size() < kHeadsPerSend * sizeof(FrameHead) && FillOne()) {
     }
     if (out_.empty()) return true;
   }

@@ -131,8 +131,12 @@ ssize_t Send(const Fd& fd, std::span<const std::byte> first, std::span<const std
   return Moved(sendmsg(fd.get(), &message, MSG_NOSIGNAL));
 }
 
-ssize_t Receive(const Fd& fd, std::span<std::byte> into) {
-  const ssize_t got = recv(fd.get(), into.data(), into.size(), 0);
+ssize_t Receive(const Fd& fd, std::span<std::byte> first, std::span<std::byte> second) {
+  std::array<iovec, 2> pieces = {Piece(first), Piece(second)};
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = second.empty() ? 1 : 2;
+  const ssize_t got = recvmsg(fd.get(), &message, 0);
   return got == 0 ? -1 : Moved(got);
 }
 

@@ -57,7 +57,7 @@ bool SameUser(const Fd& fd);
 
 // Bytes moved; 0: not now; -1: the connection is over.
 ssize_t Send(const Fd& fd, std::span<const std::byte> first, std::span<const std::byte> second = {});
-ssize_t Receive(const Fd& fd, std::span<std::byte> into);
+ssize_t Receive(const Fd& fd, std::span<std::byte> first, std::span<std::byte> second = {});
 // The first byte carries a descriptor; receivers of anything else pass `received` and get what came, or leave it empty.
 ssize_t SendWithFd(const Fd& fd, std::span<const std::byte> bytes, int passed);
 ssize_t ReceiveWithFd(const Fd& fd, std::span<std::byte> into, Fd* received);

@@ -5,13 +5,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <memory>
 #include <thread>
+
+#include "core/checksum.h"
 
 namespace margay {
 namespace {
@@ -29,34 +30,17 @@ struct Header {
   uint64_t own_checksum;  // of what stands above
 };
 
-// 64 bits over four independent lanes: meant to notice damage at memory speed, not to resist an adversary.
-uint64_t Checksum(const std::byte* data, size_t bytes) {
-  constexpr uint64_t kA = 0x9e3779b97f4a7c15;
-  constexpr uint64_t kB = 0xd6e8feb86659fd93;
-  uint64_t lanes[4] = {kA, kB, ~kA, ~kB};
-  size_t at = 0;
-  for (; at + 32 <= bytes; at += 32) {
-    uint64_t words[4];
-    std::memcpy(words, data + at, 32);
-    for (int i = 0; i < 4; ++i) lanes[i] = std::rotl((lanes[i] ^ words[i]) * kA, 29);
-  }
-  uint64_t sum = bytes;
-  for (; at < bytes; ++at) sum = (sum ^ static_cast<uint64_t>(data[at])) * kB;
-  for (const uint64_t lane : lanes) sum = std::rotl((sum ^ lane) * kB, 31);
-  return sum ^ sum >> 32;
-}
-
 uint64_t ChecksumOf(const std::byte* data, size_t bytes, ThreadPool* pool) {
   std::vector<uint64_t> sums((bytes + kChecksumChunk - 1) / kChecksumChunk);
   pool->Run(static_cast<int>(sums.size()), [&](int item, int) {
     const size_t at = static_cast<size_t>(item) * kChecksumChunk;
     sums[static_cast<size_t>(item)] = Checksum(data + at, std::min(kChecksumChunk, bytes - at));
   });
-  return Checksum(reinterpret_cast<const std::byte*>(sums.data()), sums.size() * sizeof(uint64_t));
+  return Checksum(sums.data(), sums.size() * sizeof(uint64_t));
 }
 
 uint64_t HeaderChecksum(const Header& header) {
-  return Checksum(reinterpret_cast<const std::byte*>(&header), offsetof(Header, own_checksum));
+  return Checksum(&header, offsetof(Header, own_checksum));
 }
 
 // Maps the file when it is whole and of this key; an empty mapping otherwise.
