@@ -159,16 +159,63 @@ void CheckGrouped(const CodePath& path, ThreadPool* pool) {
   tally.Print(path.name, "grouped_gate_up");
 }
 
-void CheckRowwise(const CodePath& path) {
+constexpr int kWidths[] = {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 96, 100, 768};
+
+void CheckNorms(const CodePath& path) {
   Random random;
   Tally norm;
+  Tally rounded;
+  Tally added;
+  for (const int n : kWidths) {
+    const auto width = static_cast<size_t>(n);
+    const std::vector<float> a = random.Floats(n);
+    const std::vector<float> b = random.Floats(n);
+    const std::vector<float> weight = random.Floats(n);
+    std::vector<float> got(width + 1, 5.0F);
+    std::vector<float> want(width);
+    path.pointwise->rms_norm(a.data(), weight.data(), n, 1e-5F, got.data());
+    reference::RmsNorm(a.data(), weight.data(), n, 1e-5F, 1, want.data());
+    for (size_t i = 0; i < width; ++i) norm.Add(got[i], want[i], 2);
+    norm.Add(got.back(), 5, 1e-3);
+    ++norm.shapes;
+    std::vector<uint16_t> bits(width + 1, 77);
+    path.pointwise->rms_norm_bf16(a.data(), weight.data(), n, 1e-5F, bits.data());
+    for (size_t i = 0; i < width; ++i) rounded.Add(bits[i], FloatToBf16(got[i]), 1);
+    rounded.Add(bits.back(), 77, 1);
+    ++rounded.shapes;
+    for (const bool both : {false, true}) {
+      std::vector<float> x = weight;
+      x.push_back(5.0F);
+      path.pointwise->add_norm(x.data(), a.data(), both ? b.data() : nullptr, b.data(), n, 1e-5F, got.data());
+      std::vector<float> sum(width);
+      for (size_t i = 0; i < width; ++i) sum[i] = weight[i] + a[i] + (both ? b[i] : 0);
+      reference::RmsNorm(sum.data(), b.data(), n, 1e-5F, 1, want.data());
+      for (size_t i = 0; i < width; ++i) {
+        added.Add(x[i], sum[i], 1);
+        added.Add(got[i], want[i], 2);
+      }
+      added.Add(x.back(), 5, 1e-3);
+      added.Add(got.back(), 5, 1e-3);
+      x = weight;
+      path.pointwise->add_norm(x.data(), a.data(), both ? b.data() : nullptr, nullptr, n, 1e-5F, nullptr);
+      for (size_t i = 0; i < width; ++i) added.Add(x[i], sum[i], 1);
+      ++added.shapes;
+    }
+  }
+  norm.Print(path.name, "rms_norm");
+  rounded.Print(path.name, "rms_norm_bf16");
+  added.Print(path.name, "add_norm");
+}
+
+void CheckRowwise(const CodePath& path) {
+  Random random;
   Tally silu;
   Tally softmax;
   Tally sums;
   Tally bf16;
-  for (const int n : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 96, 100, 768}) {
+  for (const int n : kWidths) {
     std::vector<float> a = random.Floats(n);
-    std::vector<float> b = random.Floats(n);
+    const std::vector<float> b = random.Floats(n);
     std::vector<float> got(static_cast<size_t>(n) + 1, 5.0F);
     std::vector<float> want(static_cast<size_t>(n));
     const auto compare = [&](Tally* tally, double scale) {
@@ -176,9 +223,16 @@ void CheckRowwise(const CodePath& path) {
       tally->Add(got.back(), 5, 1e-3);
       ++tally->shapes;
     };
-    path.pointwise->rms_norm(a.data(), b.data(), n, 1e-5F, got.data());
-    reference::RmsNorm(a.data(), b.data(), n, 1e-5F, 1, want.data());
-    compare(&norm, 2);
+    for (const int count : {0, 1, 2, 5}) {
+      const float* from[] = {a.data(), b.data(), a.data(), b.data(), b.data()};
+      const float weights[] = {0.5F, -3, 7, 0, 1.25F};
+      path.pointwise->weighted_sum(from, weights, count, n, got.data());
+      for (size_t i = 0; i < want.size(); ++i) {
+        want[i] = 0;
+        for (int k = 0; k < count; ++k) want[i] += weights[k] * from[k][i];
+      }
+      compare(&sums, 20);
+    }
     for (float& value : a) value *= 40;
     a[0] = -200;
     path.pointwise->silu_mul(a.data(), b.data(), n, got.data());
@@ -189,13 +243,6 @@ void CheckRowwise(const CodePath& path) {
     path.pointwise->softmax(got.data(), n);
     reference::Softmax(want.data(), n);
     compare(&softmax, 1);
-    std::copy(a.begin(), a.end(), got.begin());
-    path.pointwise->add(got.data(), b.data(), n);
-    for (size_t i = 0; i < want.size(); ++i) want[i] = a[i] + b[i];
-    compare(&sums, 1);
-    path.pointwise->add_scaled(got.data(), -3, b.data(), n);
-    for (size_t i = 0; i < want.size(); ++i) want[i] -= 3 * b[i];
-    compare(&sums, 100);
     std::vector<uint16_t> bits(static_cast<size_t>(n));
     if (n > 8) a[3] = 1.00390625F, a[4] = 1.01171875F, a[5] = -1e-40F, a[6] = 3.4e38F;  // ties to even, denormal, rounds to infinity
     path.pointwise->to_bf16(a.data(), n, bits.data());
@@ -206,11 +253,34 @@ void CheckRowwise(const CodePath& path) {
     }
     ++bf16.shapes;
   }
-  norm.Print(path.name, "rms_norm");
   silu.Print(path.name, "silu_mul");
   softmax.Print(path.name, "softmax");
-  sums.Print(path.name, "add");
+  sums.Print(path.name, "weighted_sum");
   bf16.Print(path.name, "bf16");
+}
+
+// Against a sort of all slots; many are equal.
+void CheckTopSlots(const CodePath& path) {
+  Random random;
+  Tally tally;
+  for (const int slots : {1, 2, 3, 15, 16, 17, 33, 100, 767, 768}) {
+    for (const int count : {1, 2, 3, 8, 12, slots}) {
+      if (count > slots) continue;
+      const std::vector<float> bias = random.Floats(slots);
+      std::vector<float> values = random.Floats(slots);
+      for (int i = 0; i < slots; i += 3) values[static_cast<size_t>(i)] = 0.5F - bias[static_cast<size_t>(i)];
+      std::vector<int32_t> order(static_cast<size_t>(slots));
+      for (int i = 0; i < slots; ++i) order[static_cast<size_t>(i)] = i;
+      const auto score = [&](int32_t slot) { return values[static_cast<size_t>(slot)] + bias[static_cast<size_t>(slot)]; };
+      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return score(a) > score(b); });
+      std::vector<int32_t> chosen(static_cast<size_t>(count) + 1, -7);
+      path.pointwise->top_slots(values.data(), bias.data(), slots, count, chosen.data());
+      for (size_t i = 0; i < static_cast<size_t>(count); ++i) tally.Add(chosen[i], order[i], 1);
+      tally.Add(chosen.back(), -7, 1);
+      ++tally.shapes;
+    }
+  }
+  tally.Print(path.name, "top_slots");
 }
 
 int Main() {
@@ -218,7 +288,9 @@ int Main() {
   for (const CodePath& path : UsableCodePaths()) {
     CheckMatmul(path, &pool);
     CheckGrouped(path, &pool);
+    CheckNorms(path);
     CheckRowwise(path);
+    CheckTopSlots(path);
   }
   return 0;
 }

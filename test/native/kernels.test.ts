@@ -38,7 +38,10 @@ describe("every code path of this machine", () => {
     ["rms_norm", 1e-6],
     ["silu_mul", 1e-7],
     ["softmax", 1e-6],
-    ["add", 1e-6],
+    ["rms_norm_bf16", 0],
+    ["add_norm", 1e-6],
+    ["weighted_sum", 1e-6],
+    ["top_slots", 0],
     ["bf16", 0],
   ])("%s agrees with the reference within %d over ugly shapes", (op, tolerance) => {
     for (const line of of(op)) {

@@ -72,7 +72,7 @@ class Backend {
   virtual void DenseMlp(const Step& step, int layer, int half) = 0;
   // x += m.
   virtual void JoinShortcut(const Step& step, int layer) = 0;
-  // Logits of the wanted rows.
+  // Ends the step: x is whole afterwards. Logits of the wanted rows, if there are any.
   virtual void Logits(const Step& step, FinalNorm norm, float* logits) = 0;
 };
 

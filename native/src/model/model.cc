@@ -54,7 +54,7 @@ class LongcatModel final : public Model {
       }
       backend_->JoinShortcut(step_, layer);
     }
-    if (!step_.wanted.empty()) backend_->Logits(step_, FinalNorm::kTarget, logits);
+    backend_->Logits(step_, FinalNorm::kTarget, logits);
     last_rows_ = static_cast<int>(step_.rows.size());
     last_norm_ = FinalNorm::kTarget;
     return Status::Ok();
@@ -79,7 +79,7 @@ class LongcatModel final : public Model {
     if (done) done(c_.attentions());
     backend_->Attend(step_, c_.layers, 0);
     backend_->DenseMlp(step_, c_.layers, 0);
-    if (!step_.wanted.empty()) backend_->Logits(step_, FinalNorm::kDraft, logits);
+    backend_->Logits(step_, FinalNorm::kDraft, logits);
     last_rows_ = static_cast<int>(step_.rows.size());
     last_norm_ = FinalNorm::kDraft;
     return Status::Ok();

@@ -11,13 +11,17 @@ namespace margay {
 struct PointwiseKernels {
   // y = weight * x / sqrt(mean(x^2) + eps)
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
-  // x += y
-  void (*add)(float* x, const float* y, int n);
-  // x += a * y
-  void (*add_scaled)(float* x, float a, const float* y, int n);
+  // The same, rounded to bf16.
+  void (*rms_norm_bf16)(const float* x, const float* weight, int n, float eps, uint16_t* y);
+  // x += a, then x += b unless it is null, then y = weight * x / sqrt(mean(x^2) + eps) unless weight is null.
+  void (*add_norm)(float* x, const float* a, const float* b, const float* weight, int n, float eps, float* y);
+  // y = sum over i of weights[i] * from[i], in order
+  void (*weighted_sum)(const float* const* from, const float* weights, int count, int n, float* y);
   // y = silu(gate) * up
   void (*silu_mul)(const float* gate, const float* up, int n, float* y);
   void (*softmax)(float* x, int n);
+  // The `count` slots with the highest value + bias, ties to the lower one, by falling sum; 1 <= count <= slots.
+  void (*top_slots)(const float* values, const float* bias, int slots, int count, int32_t* chosen);
   void (*to_bf16)(const float* x, int n, uint16_t* y);
   void (*from_bf16)(const uint16_t* x, int n, float* y);
 };

@@ -7,7 +7,8 @@
 namespace margay {
 
 const PointwiseKernels* Avx2Pointwise() {
-  static constexpr PointwiseKernels kTable = {RmsNorm, AddTo, AddScaled, SiluMul, Softmax, ToBf16, FromBf16};
+  static constexpr PointwiseKernels kTable = {RmsNorm, RmsNormBf16, AddNorm, WeightedSum, SiluMul,
+                                             Softmax, TopSlots,    ToBf16,  FromBf16};
   return &kTable;
 }
 

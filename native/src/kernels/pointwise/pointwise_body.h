@@ -7,28 +7,53 @@
 namespace margay {
 namespace {
 
-void RmsNorm(const float* x, const float* weight, int n, float eps, float* y) {
+inline Vec::Reg InverseRoot(Vec::Reg squares, int n, float eps) {
+  return Vec::Set(1.0F / __builtin_sqrtf(Vec::Sum(squares) / static_cast<float>(n) + eps));
+}
+
+inline Vec::Reg InverseNorm(const float* x, int n, float eps) {
   Vec::Reg squares = Vec::Zero();
   for (int i = 0; i < n; i += kW) {
     const Vec::Reg v = LoadUpTo(x + i, n - i);
     squares = Vec::Fma(v, v, squares);
   }
-  const float mean = Vec::Sum(squares) / static_cast<float>(n);
-  const Vec::Reg inverse = Vec::Set(1.0F / __builtin_sqrtf(mean + eps));
+  return InverseRoot(squares, n, eps);
+}
+
+inline Vec::Reg Normed(const float* x, const float* weight, Vec::Reg inverse, int left) {
+  return Vec::Mul(Vec::Mul(LoadUpTo(x, left), inverse), LoadUpTo(weight, left));
+}
+
+void RmsNorm(const float* x, const float* weight, int n, float eps, float* y) {
+  const Vec::Reg inverse = InverseNorm(x, n, eps);
+  for (int i = 0; i < n; i += kW) StoreUpTo(y + i, Normed(x + i, weight + i, inverse, n - i), n - i);
+}
+
+void RmsNormBf16(const float* x, const float* weight, int n, float eps, uint16_t* y) {
+  const Vec::Reg inverse = InverseNorm(x, n, eps);
   for (int i = 0; i < n; i += kW) {
-    const Vec::Reg v = Vec::Mul(LoadUpTo(x + i, n - i), inverse);
-    StoreUpTo(y + i, Vec::Mul(v, LoadUpTo(weight + i, n - i)), n - i);
+    Vec::StoreBf16Some(y + i, Normed(x + i, weight + i, inverse, n - i), n - i < kW ? n - i : kW);
   }
 }
 
-void AddTo(float* x, const float* y, int n) {
-  for (int i = 0; i < n; i += kW) StoreUpTo(x + i, Vec::Add(LoadUpTo(x + i, n - i), LoadUpTo(y + i, n - i)), n - i);
+void AddNorm(float* x, const float* a, const float* b, const float* weight, int n, float eps, float* y) {
+  Vec::Reg squares = Vec::Zero();
+  for (int i = 0; i < n; i += kW) {
+    Vec::Reg v = Vec::Add(LoadUpTo(x + i, n - i), LoadUpTo(a + i, n - i));
+    if (b != nullptr) v = Vec::Add(v, LoadUpTo(b + i, n - i));
+    StoreUpTo(x + i, v, n - i);
+    squares = Vec::Fma(v, v, squares);
+  }
+  if (weight == nullptr) return;
+  const Vec::Reg inverse = InverseRoot(squares, n, eps);
+  for (int i = 0; i < n; i += kW) StoreUpTo(y + i, Normed(x + i, weight + i, inverse, n - i), n - i);
 }
 
-void AddScaled(float* x, float a, const float* y, int n) {
-  const Vec::Reg factor = Vec::Set(a);
+void WeightedSum(const float* const* from, const float* weights, int count, int n, float* y) {
   for (int i = 0; i < n; i += kW) {
-    StoreUpTo(x + i, Vec::Fma(factor, LoadUpTo(y + i, n - i), LoadUpTo(x + i, n - i)), n - i);
+    Vec::Reg sum = Vec::Zero();
+    for (int k = 0; k < count; ++k) sum = Vec::Fma(Vec::Set(weights[k]), LoadUpTo(from[k] + i, n - i), sum);
+    StoreUpTo(y + i, sum, n - i);
   }
 }
 
@@ -43,16 +68,47 @@ void SiluMul(const float* gate, const float* up, int n, float* y) {
 
 void Softmax(float* x, int n) {
   float top = x[0];
-  for (int i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
-  const Vec::Reg shift = Vec::Set(top);
-  float sum = 0;
-  for (int i = 0; i < n; i += kW) {
-    const Vec::Reg e = Exp2(Vec::Mul(Vec::Sub(LoadUpTo(x + i, n - i), shift), Vec::Set(kLog2E)));
-    StoreUpTo(x + i, e, n - i);
-    for (int j = i; j < n && j < i + kW; ++j) sum += x[j];
+  int i = 0;
+  if (n >= kW) {
+    Vec::Reg highest = Vec::Load(x);
+    for (i = kW; i + kW <= n; i += kW) highest = Vec::Max(highest, Vec::Load(x + i));
+    top = Vec::Highest(highest);
   }
+  for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+  const auto power = [&](int at) {
+    return Exp2(Vec::Mul(Vec::Sub(LoadUpTo(x + at, n - at), Vec::Set(top)), Vec::Set(kLog2E)));
+  };
+  Vec::Reg sums = Vec::Zero();
+  for (i = 0; i + kW <= n; i += kW) {
+    const Vec::Reg e = power(i);
+    Vec::Store(x + i, e);
+    sums = Vec::Add(sums, e);
+  }
+  float sum = Vec::Sum(sums);
+  if (i < n) StoreUpTo(x + i, power(i), n - i);
+  for (; i < n; ++i) sum += x[i];
   const Vec::Reg inverse = Vec::Set(1.0F / sum);
-  for (int i = 0; i < n; i += kW) StoreUpTo(x + i, Vec::Mul(LoadUpTo(x + i, n - i), inverse), n - i);
+  for (i = 0; i < n; i += kW) StoreUpTo(x + i, Vec::Mul(LoadUpTo(x + i, n - i), inverse), n - i);
+}
+
+// Insertion into a short sorted list: few slots beat its last entry, and those that do not are passed by in vectors.
+void TopSlots(const float* values, const float* bias, int slots, int count, int32_t* chosen) {
+  const auto score = [&](int32_t slot) { return values[slot] + bias[slot]; };
+  int filled = 0;
+  for (int first = 0; first < slots; first += kW) {
+    if (filled == count) {
+      const Vec::Reg scores = Vec::Add(LoadUpTo(values + first, slots - first), LoadUpTo(bias + first, slots - first));
+      if (!Vec::AnyGreater(scores, Vec::Set(score(chosen[count - 1])))) continue;
+    }
+    for (int slot = first; slot < slots && slot < first + kW; ++slot) {
+      const float mine = score(slot);
+      if (filled == count && !(mine > score(chosen[count - 1]))) continue;
+      if (filled < count) ++filled;
+      int at = filled - 1;
+      for (; at > 0 && mine > score(chosen[at - 1]); --at) chosen[at] = chosen[at - 1];
+      chosen[at] = slot;
+    }
+  }
 }
 
 void ToBf16(const float* x, int n, uint16_t* y) {

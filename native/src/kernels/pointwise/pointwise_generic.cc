@@ -6,7 +6,8 @@
 namespace margay {
 
 const PointwiseKernels* GenericPointwise() {
-  static constexpr PointwiseKernels kTable = {RmsNorm, AddTo, AddScaled, SiluMul, Softmax, ToBf16, FromBf16};
+  static constexpr PointwiseKernels kTable = {RmsNorm, RmsNormBf16, AddNorm, WeightedSum, SiluMul,
+                                             Softmax, TopSlots,    ToBf16,  FromBf16};
   return &kTable;
 }
 

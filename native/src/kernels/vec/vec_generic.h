@@ -42,6 +42,10 @@ struct Vec {
   static Reg Div(Reg a, Reg b) { return a / b; }
   static Reg Max(Reg a, Reg b) { return a > b ? a : b; }
   static Reg Min(Reg a, Reg b) { return a < b ? a : b; }
+  static bool AnyGreater(Reg a, Reg b) {
+    const Ints greater = a > b;
+    return (greater[0] | greater[1] | greater[2] | greater[3]) != 0;
+  }
   static float Sum(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float Highest(Reg a) {
     const float x = a[0] > a[1] ? a[0] : a[1];

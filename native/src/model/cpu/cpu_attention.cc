@@ -2,19 +2,20 @@
 #include "model/cpu/cpu_backend.h"
 
 namespace margay {
+
 void CpuBackend::WriteKv(const Step& step, int layer, int half) {
   const CpuAttention& a = weights_.layer(layer).attention[half];
-  ForRows(step, c_.hidden, [&](int row) { Norm(x_, a.input_norm, row, n_); });
+  Settle(step, a.input_norm);
   jobs_ = {Job(a.q_a, n_.data(), step, q_a_.data()), Job(a.kv_a, n_.data(), step, kv_.data())};
   matmul_.Run(jobs_);
   ForRows(step, c_.q_lora + c_.kv_row(), [&](int row) {
     float* q_a = &q_a_[Area(row, c_.q_lora)];
     path_.pointwise->rms_norm(q_a, a.q_a_norm, c_.q_lora, latent_eps_, q_a);
     float* kv = &kv_[Area(row, c_.kv_row())];
-    path_.pointwise->rms_norm(kv, a.kv_a_norm, c_.kv_lora, latent_eps_, kv);
+    auto* to = reinterpret_cast<uint16_t*>(step.KvRow(2 * layer + half, step.rows[static_cast<size_t>(row)]));
+    path_.pointwise->rms_norm_bf16(kv, a.kv_a_norm, c_.kv_lora, latent_eps_, to);
     Rotate(kv + c_.kv_lora, row, kv + c_.kv_lora);
-    std::byte* to = step.KvRow(2 * layer + half, step.rows[static_cast<size_t>(row)]);
-    path_.pointwise->to_bf16(kv, c_.kv_row(), reinterpret_cast<uint16_t*>(to));
+    path_.pointwise->to_bf16(kv + c_.kv_lora, c_.rope, to + c_.kv_lora);
   });
 }
 
@@ -45,10 +46,8 @@ void CpuBackend::Attend(const Step& step, int layer, int half) {
   }
   matmul_.Run(jobs_);
   RunOne(Job(a.o, heads_out_.data(), step, y_.data()));
-  ForRows(step, c_.hidden, [&](int row) {
-    Accumulate(y_, row);
-    Norm(x_, a.post_norm, row, n_);
-  });
+  pending_ = Pending::kBranch;
+  Settle(step, a.post_norm);
 }
 
 void CpuBackend::PlanAttention(const Step& step) {

@@ -35,6 +35,8 @@ CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options,
   place_.resize(chosen_.size());
   assigned_.resize(chosen_.size());
   expert_first_.resize(static_cast<size_t>(c_.experts) + 1);
+  sources_.resize(Area(pool->threads(), c_.topk + 1));
+  source_weights_.resize(sources_.size());
   sequences_.reserve(static_cast<size_t>(options.max_rows));
   jobs_.reserve(static_cast<size_t>(std::max({2, c_.heads, c_.experts})));
 }
@@ -46,7 +48,10 @@ void CpuBackend::Plan(const Checkpoint& checkpoint, const ModelTensors& tensors,
 
 void CpuBackend::Bind(const std::byte* base) { weights_.Bind(base); }
 
-void CpuBackend::Embed(const Step& step) { EmbedInto(x_, weights_.embedding(), step); }
+void CpuBackend::Embed(const Step& step) {
+  pending_ = Pending::kNothing;
+  EmbedInto(x_, weights_.embedding(), step);
+}
 
 void CpuBackend::EmbedInto(std::vector<float>& y, const CpuTable& table, const Step& step) {
   ForRows(step, c_.hidden, [&](int row) {
@@ -62,8 +67,20 @@ void CpuBackend::EmbedInto(std::vector<float>& y, const CpuTable& table, const S
   PlanAttention(step);
 }
 
-void CpuBackend::JoinShortcut(const Step& step, int) {
-  ForRows(step, c_.hidden, [&](int row) { Accumulate(m_, row); });
+void CpuBackend::JoinShortcut(const Step&, int) { pending_ = Pending::kBranchAndShortcut; }
+
+void CpuBackend::Settle(const Step& step, const float* weight) {
+  if (pending_ == Pending::kNothing && weight == nullptr) return;
+  ForRows(step, 3 * c_.hidden, [&](int row) {
+    const size_t at = Area(row, c_.hidden);
+    if (pending_ == Pending::kNothing) {
+      path_.pointwise->rms_norm(&x_[at], weight, c_.hidden, c_.rms_eps, &n_[at]);
+    } else {
+      const float* m = pending_ == Pending::kBranchAndShortcut ? &m_[at] : nullptr;
+      path_.pointwise->add_norm(&x_[at], &y_[at], m, weight, c_.hidden, c_.rms_eps, &n_[at]);
+    }
+  });
+  pending_ = Pending::kNothing;
 }
 
 const float* CpuBackend::NormBeforeHead(FinalNorm which) const {
@@ -71,20 +88,14 @@ const float* CpuBackend::NormBeforeHead(FinalNorm which) const {
 }
 
 void CpuBackend::Logits(const Step& step, FinalNorm norm, float* logits) {
+  Settle(step, nullptr);
+  if (step.wanted.empty()) return;
   for (size_t i = 0; i < step.wanted.size(); ++i) {
     path_.pointwise->rms_norm(&x_[Area(step.wanted[i], c_.hidden)], NormBeforeHead(norm), c_.hidden, c_.rms_eps, &n_[i * static_cast<size_t>(c_.hidden)]);
   }
   MatmulJob job = Job(weights_.head(), n_.data(), step, logits);
   job.rows = static_cast<int>(step.wanted.size());
   RunOne(job);
-}
-
-void CpuBackend::Norm(const std::vector<float>& x, const float* weight, int row, std::vector<float>& y) {
-  path_.pointwise->rms_norm(&x[Area(row, c_.hidden)], weight, c_.hidden, c_.rms_eps, &y[Area(row, c_.hidden)]);
-}
-
-void CpuBackend::Accumulate(const std::vector<float>& y, int row) {
-  path_.pointwise->add(&x_[Area(row, c_.hidden)], &y[Area(row, c_.hidden)], c_.hidden);
 }
 
 std::vector<std::string> CpuIsas() {

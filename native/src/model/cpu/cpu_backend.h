@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/attention/attention_list.h"
@@ -48,26 +49,36 @@ class CpuBackend final : public Backend {
 
   void RunOne(const MatmulJob& job) { matmul_.Run({&job, 1}); }
 
+  // body(row) or body(row, thread), on all threads where that pays.
   template <typename Body>
   void ForRows(const Step& step, int values_per_row, Body&& body) {
     const auto rows = static_cast<int>(step.rows.size());
+    const auto run = [&](int row, int thread) {
+      if constexpr (std::is_invocable_v<Body, int, int>) {
+        body(row, thread);
+      } else {
+        body(row);
+      }
+    };
     if (int64_t{rows} * values_per_row <= kSerialValues) {
-      for (int row = 0; row < rows; ++row) body(row);
+      for (int row = 0; row < rows; ++row) run(row, 0);
       return;
     }
     const int bands = std::min(rows, 4 * pool_->threads());
-    pool_->Run(bands, [&](int band, int) {
+    pool_->Run(bands, [&](int band, int thread) {
       const auto border = [&](int b) { return static_cast<int>(int64_t{b} * rows / bands); };
-      for (int row = border(band); row < border(band + 1); ++row) body(row);
+      for (int row = border(band); row < border(band + 1); ++row) run(row, thread);
     });
   }
+
+  // What is left to whoever reads x next to add to it: y of the last attention or MLP and, after a layer, the shortcut's m.
+  enum class Pending { kNothing, kBranch, kBranchAndShortcut };
+  // x += what is pending, and n = RMS(x; weight) unless weight is null.
+  void Settle(const Step& step, const float* weight);
 
   // y = the tokens' embeddings; then all that depends on the rows' positions.
   void EmbedInto(std::vector<float>& y, const CpuTable& table, const Step& step);
   const float* NormBeforeHead(FinalNorm which) const;
-  void Norm(const std::vector<float>& x, const float* weight, int row, std::vector<float>& y);
-  // Adds `y` to the residual stream x.
-  void Accumulate(const std::vector<float>& y, int row);
 
   // Attention.
   // What all attentions of the step share: who sees what, the rows' rotary angles.
@@ -78,7 +89,7 @@ class CpuBackend final : public Backend {
   // Sorts the choices by expert: assigned_ lists rows, place_ says where each choice's output will be (-1: identity).
   void Assign(size_t rows);
   // m = sum of the chosen experts' weighted outputs, and the identity experts' weight times n, in order of choice.
-  void Combine(int row);
+  void Combine(int row, int thread);
 
   const ModelConfig c_;
   const float latent_eps_;
@@ -92,6 +103,7 @@ class CpuBackend final : public Backend {
   AttentionList attention_;
   std::vector<AttentionRows> sequences_;
 
+  Pending pending_ = Pending::kNothing;
   // Activations, [rows, width].
   std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, expert_out_, probabilities_, cosine_, sine_;
   std::vector<float> joined_;          // of a draft: [rows, 2 * hidden]
@@ -99,6 +111,9 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> place_;         // [rows, topk]
   std::vector<int32_t> assigned_;      // rows, by expert
   std::vector<int32_t> expert_first_;  // [experts + 1] into assigned_
+  // Of one combination, per thread: [threads, topk + 1].
+  std::vector<const float*> sources_;
+  std::vector<float> source_weights_;
   std::vector<MatmulJob> jobs_;
 };
 

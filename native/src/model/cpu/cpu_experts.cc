@@ -13,7 +13,7 @@ void CpuBackend::Experts(const Step& step, int layer, Routing* routing) {
   ForRows(step, c_.slots() * 4, [&](int row) {
     const auto r = static_cast<size_t>(row);
     path_.pointwise->softmax(&probabilities_[r * slots], c_.slots());
-    ChooseExperts({&probabilities_[r * slots], slots}, {l.correction_bias, slots}, {&chosen_[r * topk], topk});
+    path_.pointwise->top_slots(&probabilities_[r * slots], l.correction_bias, c_.slots(), c_.topk, &chosen_[r * topk]);
   });
   routing->Settle({chosen_.data(), step.rows.size() * topk});
   Assign(step.rows.size());
@@ -35,7 +35,7 @@ void CpuBackend::Experts(const Step& step, int layer, Routing* routing) {
                      expert_out_.data() + Area(first, c_.hidden), c_.hidden});
   }
   matmul_.Run(jobs_);
-  ForRows(step, c_.topk * c_.hidden, [&](int row) { Combine(row); });
+  ForRows(step, c_.topk * c_.hidden, [&](int row, int thread) { Combine(row, thread); });
 }
 
 void CpuBackend::Assign(size_t rows) {
@@ -53,9 +53,10 @@ void CpuBackend::Assign(size_t rows) {
   expert_first_[0] = 0;
 }
 
-void CpuBackend::Combine(int row) {
-  float* m = &m_[Area(row, c_.hidden)];
-  std::fill_n(m, c_.hidden, 0.0F);
+void CpuBackend::Combine(int row, int thread) {
+  const float** sources = &sources_[Area(thread, c_.topk + 1)];
+  float* weights = &source_weights_[Area(thread, c_.topk + 1)];
+  int count = 0;
   float identity = 0;
   for (int k = 0; k < c_.topk; ++k) {
     const size_t i = Area(row, c_.topk) + static_cast<size_t>(k);
@@ -63,10 +64,15 @@ void CpuBackend::Combine(int row) {
     if (place_[i] < 0) {
       identity += weight;
     } else {
-      path_.pointwise->add_scaled(m, weight, &expert_out_[Area(place_[i], c_.hidden)], c_.hidden);
+      sources[count] = &expert_out_[Area(place_[i], c_.hidden)];
+      weights[count++] = weight;
     }
   }
-  if (identity != 0) path_.pointwise->add_scaled(m, identity, &n_[Area(row, c_.hidden)], c_.hidden);
+  if (identity != 0) {
+    sources[count] = &n_[Area(row, c_.hidden)];
+    weights[count++] = identity;
+  }
+  path_.pointwise->weighted_sum(sources, weights, count, c_.hidden, &m_[Area(row, c_.hidden)]);
 }
 
 }  // namespace margay

@@ -9,7 +9,7 @@ void CpuBackend::DenseMlp(const Step& step, int layer, int half) {
   job.up = &mlp.up;
   RunOne(job);
   RunOne(Job(mlp.down, wide_.data(), step, y_.data()));
-  ForRows(step, c_.hidden, [&](int row) { Accumulate(y_, row); });
+  pending_ = Pending::kBranch;
 }
 
 }  // namespace margay
