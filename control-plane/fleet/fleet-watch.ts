@@ -2,7 +2,7 @@ import { z } from "zod";
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import { asMargayError } from "#protocol/errors.ts";
 import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
-import { KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
+import { KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
 import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
 import {
   GATEWAY_BEAT_MS,
@@ -37,7 +37,7 @@ import { PrefixIndex } from "./prefix-index.ts";
 const TICK_MS = 250;
 /** A tick this late means that this process stood still, and heard nobody. */
 const STALL_MS = 1_000;
-const SNAPSHOT_MS = 2_000;
+const MISSED_MS = 2_000;
 const BeatMessage = z.discriminatedUnion("kind", [Heartbeat, Goodbye]);
 const HelloReply = z.discriminatedUnion("kind", [Welcome, Refused]);
 
@@ -193,18 +193,21 @@ export class FleetWatch {
     return { kind: "welcome", epoch, gatewayId };
   }
 
-  /** Learns a rank's whole prefix cache; one question at a time per rank, repeated by later events if it fails. */
+  /** Learns what was missed of a rank's KV events; one question at a time per rank, repeated by later events if it fails. */
   async #fetch(rankId: RankId): Promise<void> {
-    if (this.#fetching.has(rankId)) return;
+    const epoch = this.#snapshot.ranks.get(rankId)?.epoch;
+    if (epoch === undefined || this.#fetching.has(rankId)) return;
     this.#fetching.add(rankId);
     try {
-      const query = { kind: "kv-snapshot-query" } as const;
-      const subject = subjects.kvSnapshot(rankId);
-      const reply = await this.#parts.bus.request(subject, KvSnapshotQuery, query, KvSnapshot, SNAPSHOT_MS);
+      const missed = { kind: "kv-missed", epoch, seq: this.prefixes.lastSeq(rankId, epoch) } as const;
+      const subject = subjects.kvMissed(rankId);
+      const reply = await this.#parts.bus.request(subject, KvMissed, missed, KvMissedReply, MISSED_MS);
       // The rank may have left, or begun anew, while it answered.
-      if (this.#snapshot.ranks.get(rankId)?.epoch === reply.epoch) this.prefixes.restore(reply);
+      if (this.#snapshot.ranks.get(rankId)?.epoch !== reply.epoch) return;
+      if (reply.kind === "kv-replay") this.prefixes.replay(reply);
+      else this.prefixes.restore(reply);
     } catch (thrown) {
-      this.#parts.logger.debug({ rank: rankId, code: asMargayError(thrown).code }, "no snapshot of a prefix cache");
+      this.#parts.logger.debug({ rank: rankId, code: asMargayError(thrown).code }, "missed KV events were not told");
     } finally {
       this.#fetching.delete(rankId);
     }

@@ -1,12 +1,12 @@
 import { splitHashes } from "#protocol/block-hash.ts";
 import type { RankId } from "#protocol/ids.ts";
-import type { KvEvents, KvSnapshot } from "#protocol/kv.ts";
+import type { KvEvents, KvReplay, KvSnapshot } from "#protocol/kv.ts";
 
 interface RankPrefixes {
   readonly epoch: number;
   seq: number;
   hashes: Set<string>;
-  /** Events above a gap, in order: they follow the snapshot that is on its way. */
+  /** Events above a gap, in order: they follow what closes it and is on its way. */
   ahead: KvEvents[];
 }
 
@@ -16,27 +16,34 @@ export interface PrefixLookup {
   cachedBlocks(rankId: RankId, hashes: readonly string[]): number;
 }
 
-/** Most events kept of a rank whose snapshot is awaited; without the earlier ones another snapshot is asked for. */
+/** Most events kept of a rank while a gap is open; without the earlier ones it is asked again. */
 const MOST_AHEAD = 256;
+/** Most blocks remembered of a rank, 64 million tokens: what it stores beyond them is not believed of it. */
+const MOST_BLOCKS = 1_000_000;
 
 /**
- * Owns what this control plane believes of every rank's prefix cache. Its size is bounded by the ranks' own pools: a rank
- * tells what it removes.
+ * Owns what this control plane believes of every rank's prefix cache. Its size is bounded by the ranks' own pools, as a
+ * rank tells what it removes, and by MOST_BLOCKS for one that does not.
  *
- *   (unknown) -> snapshot -> followed by events -> (gap: snapshot again) -> forgotten
+ *   (unknown) -> followed by events -> (gap: replay or snapshot) -> followed ... -> forgotten with its epoch
  *
- * I1 events are obeyed in order and without a gap; those above one wait for the snapshot that closes it
+ * I1 events are obeyed in order and without a gap; those above one wait for the replay or snapshot that closes it
  * I2 a wrong belief costs time, never correctness: the decode rank decides what it has
  */
 export class PrefixIndex implements PrefixLookup {
   readonly #ranks = new Map<RankId, RankPrefixes>();
+  readonly #mostBlocks: number;
+
+  constructor(mostBlocks: number = MOST_BLOCKS) {
+    this.#mostBlocks = mostBlocks;
+  }
 
   /** Ranks something is known of. */
   get size(): number {
     return this.#ranks.size;
   }
 
-  /** Follows an event. False: there is a gap, ask the rank for a snapshot. */
+  /** Follows an event. False: there is a gap, ask the rank for what was missed. */
   follow(events: KvEvents): boolean {
     let known = this.#ranks.get(events.rankId);
     if (known === undefined || known.epoch < events.epoch) {
@@ -51,8 +58,22 @@ export class PrefixIndex implements PrefixLookup {
     }
     known.seq = events.seq;
     for (const hash of splitHashes(events.removed)) known.hashes.delete(hash);
-    for (const hash of splitHashes(events.stored)) known.hashes.add(hash);
+    for (const hash of splitHashes(events.stored)) if (known.hashes.size < this.#mostBlocks) known.hashes.add(hash);
     return true;
+  }
+
+  /** Number of the last event followed of this epoch; -1: none. */
+  lastSeq(rankId: RankId, epoch: number): number {
+    const known = this.#ranks.get(rankId);
+    return known?.epoch === epoch ? known.seq : -1;
+  }
+
+  /** Follows events that were missed, then those that came meanwhile. */
+  replay({ rankId, epoch, seq, changes }: KvReplay): void {
+    const known = this.#ranks.get(rankId);
+    const ahead = known?.epoch === epoch ? known.ahead.splice(0) : [];
+    const missed = changes.map((change, i) => ({ kind: "kv-events", rankId, epoch, seq: seq + i, ...change }) as const);
+    for (const events of [...missed, ...ahead]) this.follow(events);
   }
 
   /** Takes a snapshot and what came after it. A gap that is left shows at the next event or heartbeat. */
@@ -64,7 +85,7 @@ export class PrefixIndex implements PrefixLookup {
     this.#ranks.set(snapshot.rankId, {
       epoch: snapshot.epoch,
       seq: snapshot.seq,
-      hashes: new Set(splitHashes(snapshot.hashes)),
+      hashes: new Set(splitHashes(snapshot.hashes).slice(0, this.#mostBlocks)),
       ahead: [],
     });
     if (sameEpoch) for (const events of known.ahead) this.follow(events);

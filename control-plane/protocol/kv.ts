@@ -37,23 +37,38 @@ export const Reservation = z.strictObject({
 });
 export type Reservation = z.infer<typeof Reservation>;
 
+/** Concatenated block hashes, BLOCK_HASH_BYTES each. */
+const KvChange = z.strictObject({ stored: Bytes, removed: Bytes });
+export type KvChange = z.infer<typeof KvChange>;
+
 /** Changes of a rank's prefix cache, sent after they are visible (B6). `seq` counts messages of one epoch from 0. */
 export const KvEvents = z.strictObject({
   kind: z.literal("kv-events"),
   rankId: RankId,
   epoch: z.int().min(1),
   seq: z.int().min(0),
-  /** Concatenated block hashes, BLOCK_HASH_BYTES each. */
-  stored: Bytes,
-  removed: Bytes,
+  ...KvChange.shape,
 });
 export type KvEvents = z.infer<typeof KvEvents>;
 
-/** Asks a rank for all hashes in its prefix cache, after a gap in `KvEvents.seq`. */
-export const KvSnapshotQuery = z.strictObject({ kind: z.literal("kv-snapshot-query") });
-export type KvSnapshotQuery = z.infer<typeof KvSnapshotQuery>;
+/**
+ * Asks a rank for what was missed of its `KvEvents`: all after number `seq` of `epoch` (-1: nothing is known). Answered by
+ * `KvReplay`, or by `KvSnapshot` where the rank does not keep them any more or is in another epoch.
+ */
+export const KvMissed = z.strictObject({ kind: z.literal("kv-missed"), epoch: z.int().min(1), seq: z.int().min(-1) });
+export type KvMissed = z.infer<typeof KvMissed>;
 
-/** Answer: the state after the event with number `seq` (-1: before the first). */
+/** Answer: the changes told by events `seq`, `seq` + 1 and so on, to the last one there was. */
+export const KvReplay = z.strictObject({
+  kind: z.literal("kv-replay"),
+  rankId: RankId,
+  epoch: z.int().min(1),
+  seq: z.int().min(0),
+  changes: z.array(KvChange),
+});
+export type KvReplay = z.infer<typeof KvReplay>;
+
+/** Answer: all hashes in the prefix cache, the state after the event with number `seq` (-1: before the first). */
 export const KvSnapshot = z.strictObject({
   kind: z.literal("kv-snapshot"),
   rankId: RankId,
@@ -62,3 +77,6 @@ export const KvSnapshot = z.strictObject({
   hashes: Bytes,
 });
 export type KvSnapshot = z.infer<typeof KvSnapshot>;
+
+export const KvMissedReply = z.discriminatedUnion("kind", [KvReplay, KvSnapshot]);
+export type KvMissedReply = z.infer<typeof KvMissedReply>;

@@ -19,7 +19,7 @@ const anyGateway = "*" as GatewayId;
 const rankPublishes = [subjects.hello(), subjects.beat(anyRank), subjects.kvEvents(anyRank)];
 const rankSubscribes = [
   subjects.cancel(anyRank),
-  subjects.kvSnapshot(anyRank),
+  subjects.kvMissed(anyRank),
   subjects.drain(anyRank),
   subjects.gatewayBeats(),
 ];
@@ -34,7 +34,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.cancel(anyRank),
       subjects.resume(anyRank),
       subjects.acks(anyRank),
-      subjects.kvSnapshot(anyRank),
+      subjects.kvMissed(anyRank),
       subjects.drain(anyRank),
       subjects.gatewayBeat(anyGateway),
       // The epoch bucket: look it up, make it, put keys.

@@ -11,7 +11,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.rank.RANK.start            StartDecode -> StartReply
  *   margay.rank.RANK.cancel           Cancel -> CancelReply
  *   margay.rank.RANK.resume           ResumeStream -> ResumeReply
- *   margay.rank.RANK.kv-snapshot      KvSnapshotQuery -> KvSnapshot | Refused
+ *   margay.rank.RANK.kv-missed        KvMissed -> KvMissedReply
  *   margay.rank.RANK.drain            Drain -> DrainReply
  *   margay.operator.status            StatusQuery -> StatusReport
  *   margay.operator.drain             DrainWorker -> Done | Refused
@@ -36,7 +36,7 @@ export const subjects = {
   cancel: (rank: RankId) => `margay.rank.${rank}.cancel`,
   resume: (rank: RankId) => `margay.rank.${rank}.resume`,
   acks: (rank: RankId) => `margay.rank.${rank}.acks`,
-  kvSnapshot: (rank: RankId) => `margay.rank.${rank}.kv-snapshot`,
+  kvMissed: (rank: RankId) => `margay.rank.${rank}.kv-missed`,
   drain: (rank: RankId) => `margay.rank.${rank}.drain`,
   tokens: (gateway: GatewayId) => `margay.gateway.${gateway}.tokens`,
   prefillOutcome: (gateway: GatewayId) => `margay.gateway.${gateway}.prefill`,

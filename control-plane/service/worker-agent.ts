@@ -2,7 +2,7 @@ import { z } from "zod";
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
-import { type KvEndpoint, KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
+import { type KvChange, type KvEndpoint, KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import { DrainReply } from "#protocol/prefill.ts";
 import { subjects } from "#protocol/subjects.ts";
@@ -23,6 +23,7 @@ import {
 } from "#protocol/worker.ts";
 import { type BackoffRule, backoffMs } from "./backoff.ts";
 import type { Clock, Random, Timer } from "./clock.ts";
+import { KvJournal } from "./kv-journal.ts";
 import type { Logger } from "./logger.ts";
 import { OwnerWatch } from "./owner-watch.ts";
 
@@ -75,7 +76,7 @@ const WelcomeReply = z.discriminatedUnion("kind", [Welcome, Refused]);
  *
  * 1 nothing is published before the epoch is known
  * 2 a heartbeat goes out every HEARTBEAT_MS, at once on a change of state and when the bus comes back
- * 3 KV events are numbered without gaps; one lost on the bus shows as a gap, and the snapshot repairs it
+ * 3 KV events are numbered without gaps; one lost on the bus shows as a gap, and is told again or made good by a snapshot
  * 4 after `leave` nothing is published any more
  */
 export class WorkerAgent {
@@ -86,7 +87,7 @@ export class WorkerAgent {
   #epoch = 0;
   #state: WorkerState = "loading";
   #beats = 0;
-  #kvSeq = -1;
+  readonly #journal = new KvJournal();
   #left = false;
 
   constructor(options: AgentOptions) {
@@ -117,13 +118,7 @@ export class WorkerAgent {
     const { bus, clock, identity, host } = this.#options;
     const { rankId } = identity;
     this.#subscriptions.push(
-      bus.respond(subjects.kvSnapshot(rankId), KvSnapshotQuery, KvSnapshot, () => ({
-        kind: "kv-snapshot" as const,
-        rankId,
-        epoch: this.#epoch,
-        seq: this.#kvSeq,
-        hashes: host.prefixHashes(),
-      })),
+      bus.respond(subjects.kvMissed(rankId), KvMissed, KvMissedReply, (missed) => this.#retell(missed)),
       bus.respond(subjects.drain(rankId), Drain, DrainReply, ({ deadlineMs }) => {
         host.onDrain(deadlineMs);
         return { kind: "done" as const };
@@ -161,15 +156,15 @@ export class WorkerAgent {
   }
 
   /** Announces changes of the prefix cache: concatenated hashes, after the change is visible (B6). */
-  publishKv(stored: Uint8Array, removed: Uint8Array): void {
+  publishKv({ stored, removed }: KvChange): void {
     if (this.#epoch === 0 || this.#left || stored.length + removed.length === 0) return;
     const { bus, identity } = this.#options;
-    this.#kvSeq++;
+    const seq = this.#journal.note({ stored, removed });
     bus.publish(subjects.kvEvents(identity.rankId), KvEvents, {
       kind: "kv-events",
       rankId: identity.rankId,
       epoch: this.#epoch,
-      seq: this.#kvSeq,
+      seq,
       stored,
       removed,
     });
@@ -209,6 +204,14 @@ export class WorkerAgent {
     }
   }
 
+  #retell({ epoch, seq }: KvMissed): KvMissedReply {
+    const { host, identity } = this.#options;
+    const rank = { rankId: identity.rankId, epoch: this.#epoch };
+    const changes = epoch === this.#epoch ? this.#journal.since(seq) : null;
+    if (changes !== null) return { kind: "kv-replay", ...rank, seq: seq + 1, changes: [...changes] };
+    return { kind: "kv-snapshot", ...rank, seq: this.#journal.seq, hashes: host.prefixHashes() };
+  }
+
   #beat(): void {
     const { bus, clock, identity, host } = this.#options;
     if (this.#epoch === 0 || this.#left || bus.state !== "connected") return;
@@ -219,7 +222,7 @@ export class WorkerAgent {
       epoch: this.#epoch,
       clockMs: clock.now(),
       seq: this.#beats++,
-      kvSeq: this.#kvSeq,
+      kvSeq: this.#journal.seq,
       load: host.load(),
     });
   }

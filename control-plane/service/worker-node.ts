@@ -159,7 +159,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
       onStep: (result) => this.#serving?.requests.onStep(result),
       onEvents: (events) => {
         for (const event of events) {
-          if (isCacheChange(event)) this.#agent?.publishKv(event.stored, event.removed);
+          if (isCacheChange(event)) this.#agent?.publishKv(event);
           else this.#serving?.requests.onEvent(event);
         }
       },

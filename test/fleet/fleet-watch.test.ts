@@ -2,6 +2,7 @@ import { beforeEach, describe, expect, test } from "vitest";
 import { z } from "zod";
 import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
 import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
+import type { KvMissed } from "#protocol/kv.ts";
 import { subjects } from "#protocol/subjects.ts";
 import {
   GATEWAY_BEAT_MS,
@@ -183,6 +184,23 @@ describe("prefix caches", () => {
     await clock.settle();
     expect(rank.snapshots).toBe(1);
     expect(watch.prefixes.cachedBlocks(rank.rankId, [h("a"), h("b"), h("c")])).toBe(3);
+  });
+
+  test("a rank that keeps what was missed tells it again, and nothing else", async () => {
+    const rank = await joined();
+    const bytes = (...names: string[]) => new Uint8Array(Buffer.from(names.join(""), "latin1"));
+    const asked: KvMissed[] = [];
+    rank.onMissed = (missed) => {
+      asked.push(missed);
+      const changes = [{ stored: bytes(h("b")), removed: bytes(h("a")) }];
+      return { kind: "kv-replay", rankId: rank.rankId, epoch: rank.epoch, seq: missed.seq + 1, changes };
+    };
+    rank.kvEvents(0, [h("a")]);
+    rank.kvEvents(2, [h("c")]);
+    await clock.settle();
+    expect(asked).toEqual([{ kind: "kv-missed", epoch: rank.epoch, seq: 0 }]);
+    expect([h("a"), h("b"), h("c")].map((one) => watch.prefixes.cachedBlocks(rank.rankId, [one]))).toEqual([0, 1, 1]);
+    expect(rank.snapshots).toBe(0);
   });
 
   test("the last event lost shows in the next heartbeat", async () => {

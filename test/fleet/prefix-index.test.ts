@@ -39,6 +39,29 @@ describe("an index of prefixes", () => {
     expect(index.isCurrent(rankId, 1, 4)).toBe(true);
   });
 
+  test("I1: a replay closes a gap as a snapshot does", () => {
+    index.follow(event(0, ["a"]));
+    index.follow(event(3, ["d"], ["a"]));
+    index.follow(event(4, ["e"]));
+    expect(index.lastSeq(rankId, 1)).toBe(0);
+    const changes = [event(1, ["b"]), event(2, ["c"], ["b"])].map(({ stored, removed }) => ({ stored, removed }));
+    index.replay({ kind: "kv-replay", rankId, epoch: 1, seq: 1, changes });
+    expect(["a", "b", "c", "d", "e"].map((name) => cached([name]))).toEqual([0, 0, 1, 1, 1]);
+    expect([index.lastSeq(rankId, 1), index.lastSeq(rankId, 2)]).toEqual([4, -1]);
+    index.replay({ kind: "kv-replay", rankId, epoch: 1, seq: 1, changes });
+    expect([cached(["b"]), index.lastSeq(rankId, 1)]).toEqual([0, 4]);
+  });
+
+  test("a rank that tells of no removal fills no memory", () => {
+    index = new PrefixIndex(3);
+    index.follow(event(0, ["a", "b", "c", "d"]));
+    expect(cached(["a", "b", "c", "d"])).toBe(3);
+    index.follow(event(1, ["e"], ["a"]));
+    expect(cached(["e"])).toBe(1);
+    index.restore(snapshot(9, ["1", "2", "3", "4"]));
+    expect(cached(["1", "2", "3", "4"])).toBe(3);
+  });
+
   test("a snapshot older than a gap leaves the gap to be noticed", () => {
     index.follow(event(0, ["a"]));
     index.follow(event(5, ["f"]));
@@ -70,11 +93,12 @@ describe("an index of prefixes", () => {
     expect([cached(["a"]), cached(["b"])]).toEqual([0, 1]);
   });
 
-  test("agrees with the rank whatever is lost on the way, once a snapshot was had", () => {
+  test("agrees with the rank whatever is lost on the way, once that was told again", () => {
     for (let seed = 1; seed <= 40; seed++) {
       index = new PrefixIndex();
       const random = fakeRandom(seed);
       const truth = new Set<string>();
+      const told: Pick<KvEvents, "stored" | "removed">[] = [];
       for (let seq = 0; seq < 60; seq++) {
         const name = `h${Math.floor(random.uniform() * 12)}`;
         const stored = !truth.has(name);
@@ -82,7 +106,12 @@ describe("an index of prefixes", () => {
         else truth.delete(name);
         const message = stored ? event(seq, [name]) : event(seq, [], [name]);
         const gap = random.uniform() < 0.3 ? false : !index.follow(message);
-        if (gap && random.uniform() < 0.5) index.restore(snapshot(seq, [...truth]));
+        told.push({ stored: message.stored, removed: message.removed });
+        const from = index.lastSeq(rankId, 1) + 1;
+        const answer = gap ? random.uniform() : 1;
+        if (answer < 0.3) index.restore(snapshot(seq, [...truth]));
+        else if (answer < 0.6)
+          index.replay({ kind: "kv-replay", rankId, epoch: 1, seq: from, changes: told.slice(from) });
       }
       if (!index.isCurrent(rankId, 1, 59)) index.restore(snapshot(59, [...truth]));
       for (let i = 0; i < 12; i++) expect(cached([`h${i}`])).toBe(truth.has(`h${i}`) ? 1 : 0);

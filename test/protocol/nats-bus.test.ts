@@ -124,8 +124,8 @@ const asked: readonly [BusRole, BusRole, string][] = [
   ["control-plane", "decode", subjects.resume(rank)],
   ["control-plane", "prefill", subjects.cancel(rank)],
   ["control-plane", "decode", subjects.cancel(rank)],
-  ["control-plane", "prefill", subjects.kvSnapshot(rank)],
-  ["control-plane", "decode", subjects.kvSnapshot(rank)],
+  ["control-plane", "prefill", subjects.kvMissed(rank)],
+  ["control-plane", "decode", subjects.kvMissed(rank)],
   ["control-plane", "prefill", subjects.drain(rank)],
   ["control-plane", "decode", subjects.drain(rank)],
 ];

@@ -4,7 +4,7 @@ import type { Bus } from "#protocol/bus/bus.ts";
 import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
 import { MargayError } from "#protocol/errors.ts";
 import type { GatewayId, ModelName, RankId, WorkerId } from "#protocol/ids.ts";
-import { KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
+import { KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
 import { DrainReply } from "#protocol/prefill.ts";
 import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
 import { Drain, GatewayBeat, Goodbye, HEARTBEAT_MS, Heartbeat, Hello, Refused, Welcome } from "#protocol/worker.ts";
@@ -147,7 +147,7 @@ test("the wait for a control plane ends with the process", async () => {
 });
 
 test("nothing is published before the epoch is known (1)", async () => {
-  agent.publishKv(Uint8Array.of(1), new Uint8Array());
+  agent.publishKv({ stored: Uint8Array.of(1), removed: new Uint8Array() });
   const events: KvEvents[] = [];
   control.subscribe(subjects.allKvEvents(), KvEvents, (event) => void events.push(event));
   await clock.advance(5_000);
@@ -189,16 +189,16 @@ test("when the bus comes back the rank announces itself at once (2)", async () =
   expect(beats).toMatchObject([{ kind: "heartbeat", state: "ready" }]);
 });
 
-test("KV events are numbered without gaps, and the snapshot names the last (3)", async () => {
+test("KV events are numbered without gaps; what was missed of them is told again, all there is to others (3)", async () => {
   await introduced();
   const events: KvEvents[] = [];
   control.subscribe(subjects.allKvEvents(), KvEvents, (event) => void events.push(event));
-  agent.publishKv(Uint8Array.of(1), Uint8Array.of());
-  agent.publishKv(new Uint8Array(), new Uint8Array());
+  agent.publishKv({ stored: Uint8Array.of(1), removed: Uint8Array.of() });
+  agent.publishKv({ stored: new Uint8Array(), removed: new Uint8Array() });
   network.disconnect(bus);
-  agent.publishKv(Uint8Array.of(2), Uint8Array.of());
+  agent.publishKv({ stored: Uint8Array.of(2), removed: Uint8Array.of() });
   network.reconnect(bus);
-  agent.publishKv(Uint8Array.of(3), Uint8Array.of(1));
+  agent.publishKv({ stored: Uint8Array.of(3), removed: Uint8Array.of(1) });
   await clock.settle();
   expect(events.map(({ seq }) => seq)).toEqual([0, 2]);
   expect(events[1]).toEqual({
@@ -209,14 +209,19 @@ test("KV events are numbered without gaps, and the snapshot names the last (3)",
     stored: Uint8Array.of(3),
     removed: Uint8Array.of(1),
   });
-  const snapshot = await control.request(
-    subjects.kvSnapshot(rankId),
-    KvSnapshotQuery,
-    { kind: "kv-snapshot-query" },
-    KvSnapshot,
-    1000,
-  );
-  expect(snapshot).toEqual({ kind: "kv-snapshot", rankId, epoch: 7, seq: 2, hashes: Uint8Array.of(1, 2, 3) });
+  const ask = (epoch: number, seq: number) =>
+    control.request(subjects.kvMissed(rankId), KvMissed, { kind: "kv-missed", epoch, seq }, KvMissedReply, 1000);
+  const changes = [1, 2, 3].map((hash) => ({
+    stored: Uint8Array.of(hash),
+    removed: hash === 3 ? Uint8Array.of(1) : new Uint8Array(),
+  }));
+  const rank = { rankId, epoch: 7 };
+  expect(await ask(7, -1)).toEqual({ kind: "kv-replay", ...rank, seq: 0, changes });
+  expect(await ask(7, 0)).toEqual({ kind: "kv-replay", ...rank, seq: 1, changes: changes.slice(1) });
+  expect(await ask(7, 2)).toEqual({ kind: "kv-replay", ...rank, seq: 3, changes: [] });
+  const snapshot = { kind: "kv-snapshot", ...rank, seq: 2, hashes: Uint8Array.of(1, 2, 3) };
+  expect(await ask(6, 0)).toEqual(snapshot);
+  expect(await ask(7, 9)).toEqual(snapshot);
 });
 
 test("a drain is answered and handed to the node", async () => {
@@ -260,7 +265,7 @@ test("goodbye is the last word (4)", async () => {
   beats = [];
   await agent.leave();
   await agent.leave();
-  agent.publishKv(Uint8Array.of(1), new Uint8Array());
+  agent.publishKv({ stored: Uint8Array.of(1), removed: new Uint8Array() });
   agent.setState("draining");
   await clock.advance(5_000);
   expect(beats).toEqual([{ kind: "goodbye", rankId, epoch: 7 }]);

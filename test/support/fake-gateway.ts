@@ -12,7 +12,7 @@ import {
   TokenBatch,
 } from "#protocol/decode.ts";
 import { GatewayId, type RankId, RequestId } from "#protocol/ids.ts";
-import { KvEvents, KvSnapshot, KvSnapshotQuery, type Reservation } from "#protocol/kv.ts";
+import { KvEvents, KvMissed, KvMissedReply, type Reservation } from "#protocol/kv.ts";
 import {
   Cancel,
   CancelReply,
@@ -164,8 +164,9 @@ export class FakeGateway {
     return this.bus.request(subjects.drain(rank), Drain, { kind: "drain", deadlineMs }, DrainReply, 2_000);
   }
 
-  snapshot(rank: RankId): Promise<KvSnapshot> {
-    const query = { kind: "kv-snapshot-query" } as const;
-    return this.bus.request(subjects.kvSnapshot(rank), KvSnapshotQuery, query, KvSnapshot, 2_000);
+  /** What the rank told since event `seq` of `epoch`. */
+  missed(rank: RankId, epoch: number, seq = -1): Promise<KvMissedReply> {
+    const missed = { kind: "kv-missed", epoch, seq } as const;
+    return this.bus.request(subjects.kvMissed(rank), KvMissed, missed, KvMissedReply, 2_000);
   }
 }

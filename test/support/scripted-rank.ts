@@ -13,7 +13,7 @@ import {
   TokenBatch,
 } from "#protocol/decode.ts";
 import type { RankId, RequestId, WorkerId } from "#protocol/ids.ts";
-import { KvEvents, KvSnapshot, KvSnapshotQuery } from "#protocol/kv.ts";
+import { KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import {
   Cancel,
@@ -83,6 +83,7 @@ export class ScriptedRank {
   onPrefill: (work: PrefillWork) => PrefillReply | Promise<PrefillReply> | null = () => null;
   onTarget: (message: PrefillTarget) => TargetReply | Promise<TargetReply> | null = () => null;
   onStart: (message: StartDecode) => StartReply | Promise<StartReply> | null = () => null;
+  onMissed: (missed: KvMissed) => KvMissedReply | null = () => null;
   onCancel: (message: Cancel) => Promise<CancelReply> | null = () => null;
   /** Reservations are made at once and answered after this. */
   late: Promise<void> | null = null;
@@ -121,13 +122,19 @@ export class ScriptedRank {
     const bus = this.#bus;
     this.#open = [
       bus.respond(subjects.cancel(rankId), Cancel, CancelReply, (m) => this.#turn(() => this.#cancel(m))),
-      bus.respond(subjects.kvSnapshot(rankId), KvSnapshotQuery, KvSnapshot, () => ({
-        kind: "kv-snapshot" as const,
-        rankId,
-        epoch: this.epoch,
-        seq: this.kvSeq,
-        hashes: this.#hashes(),
-      })),
+      bus.respond(
+        subjects.kvMissed(rankId),
+        KvMissed,
+        KvMissedReply,
+        (missed) =>
+          this.onMissed(missed) ?? {
+            kind: "kv-snapshot" as const,
+            rankId,
+            epoch: this.epoch,
+            seq: this.kvSeq,
+            hashes: this.#hashes(),
+          },
+      ),
       this.#clock.every(HEARTBEAT_MS, () => {
         if (this.#frozen === null) this.beat();
       }),
