@@ -122,19 +122,7 @@ export class ScriptedRank {
     const bus = this.#bus;
     this.#open = [
       bus.respond(subjects.cancel(rankId), Cancel, CancelReply, (m) => this.#turn(() => this.#cancel(m))),
-      bus.respond(
-        subjects.kvMissed(rankId),
-        KvMissed,
-        KvMissedReply,
-        (missed) =>
-          this.onMissed(missed) ?? {
-            kind: "kv-snapshot" as const,
-            rankId,
-            epoch: this.epoch,
-            seq: this.kvSeq,
-            hashes: this.#hashes(),
-          },
-      ),
+      bus.respond(subjects.kvMissed(rankId), KvMissed, KvMissedReply, (m) => this.onMissed(m) ?? this.#snapshot()),
       this.#clock.every(HEARTBEAT_MS, () => {
         if (this.#frozen === null) this.beat();
       }),
@@ -204,10 +192,11 @@ export class ScriptedRank {
     this.#bus.publish(subjects.kvEvents(rankId), KvEvents, events);
   }
 
-  #hashes(): Uint8Array {
+  #snapshot(): KvMissedReply {
     this.snapshots++;
     if (this.cached === null) throw new Error("scripted");
-    return bytesOf(this.cached);
+    const { rankId, epoch, kvSeq: seq } = this;
+    return { kind: "kv-snapshot", rankId, epoch, seq, hashes: bytesOf(this.cached) };
   }
 
   /** As SIGSTOP does: nothing is heard or said, everything that comes waits. */
