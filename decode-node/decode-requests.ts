@@ -25,6 +25,7 @@ import { planDecode } from "./decode-batcher.ts";
 import { KvReceiver } from "./kv-receiver.ts";
 import { judgeReservation, refusal } from "./reservation-desk.ts";
 import type { TokenStream } from "./token-stream.ts";
+import { afterStep, NO_WORK, type WorkDone } from "./work-done.ts";
 
 export interface DecodeRequestsParts {
   readonly engine: Engine;
@@ -65,7 +66,7 @@ interface DecodeRequest {
   running: boolean;
   /** The engine has let go of it. */
   released: Promise<void>;
-  computedTokens: number;
+  work: WorkDone;
   /** Monotonic time of its start. */
   startedMs: number;
 }
@@ -243,7 +244,7 @@ export class DecodeRequests {
         reserve,
         running: false,
         released: Promise.resolve(),
-        computedTokens: 0,
+        work: NO_WORK,
         startedMs: 0,
       };
       this.#active.set(head.requestId, request);
@@ -307,10 +308,8 @@ export class DecodeRequests {
       const request = this.#slots.get(slot);
       if (request?.handle.generation !== generation || request.phase !== "decoding") continue;
       if (finish === FINISH.skipped) continue;
-      if (request.promptLeft > 0) {
-        request.promptLeft = Math.max(0, request.given - length);
-        request.computedTokens += rows;
-      }
+      request.work = afterStep(request.work, request.promptLeft > 0, rows, tokens.length);
+      if (request.promptLeft > 0) request.promptLeft = Math.max(0, request.given - length);
       request.tokensLeft -= tokens.length;
       for (const [i, token] of tokens.entries()) stream.emit(request.head, token, logprobs[i] ?? null);
       if (finish === FINISH.none) continue;
@@ -333,9 +332,9 @@ export class DecodeRequests {
   }
 
   #lastWord(request: DecodeRequest, finish: FinishReason | null, error: ErrorCode | null): DecodeDone {
-    const { computedTokens, reservation, startedMs } = request;
+    const { reservation, work, startedMs } = request;
     const decodeMs = Math.max(0, this.#parts.clock.monotonic() - startedMs);
-    return { finish, error, cachedTokens: reservation.cachedTokens, computedTokens, decodeMs };
+    return { finish, error, cachedTokens: reservation.cachedTokens, ...work, decodeMs };
   }
 
   /** Ends an attempt nobody waits for any more. */

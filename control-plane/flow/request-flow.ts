@@ -47,6 +47,8 @@ export interface Settled {
   /** null: the first token ended the request, so that nothing was decoded. */
   readonly decode: WorkerId | null;
   readonly attempts: number;
+  /** Of the last attempt. */
+  readonly drafts: { readonly verified: number; readonly accepted: number };
   readonly timings: {
     readonly queueMs: number;
     readonly prefillMs: number;

@@ -15,6 +15,7 @@ export function settle(passage: Passage, seat: Seat, first: FirstToken, done: De
     prefill: computed === null ? null : first.workerId,
     decode: first.ended ? null : seat.decode.workerId,
     attempts: passage.attempt + 1,
+    drafts: { verified: done?.verifiedDrafts ?? 0, accepted: done?.acceptedDrafts ?? 0 },
     timings: { ...passage.timings },
   };
 }

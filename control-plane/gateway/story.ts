@@ -33,6 +33,13 @@ function longest(settled: readonly Settled[]): Settled["timings"] {
   };
 }
 
+/** How many drafts were right, over all choices: an entry of `server-timing`, empty where there were none. */
+function draftsTold(settled: readonly Settled[]): readonly string[] {
+  const verified = settled.reduce((sum, { drafts }) => sum + drafts.verified, 0);
+  const accepted = settled.reduce((sum, { drafts }) => sum + drafts.accepted, 0);
+  return verified === 0 ? [] : [`drafts;desc="${accepted} of ${verified}"`];
+}
+
 /** Headers of a unary answer: who worked on it and how long each phase took (of several choices: the longest). */
 export function storyHeaders(settled: readonly Settled[]): Record<string, string> {
   const { prefill, decode } = workersOf(settled);
@@ -48,6 +55,7 @@ export function storyHeaders(settled: readonly Settled[]): Record<string, string
       timing("prefill", timings.prefillMs),
       timing("transfer", timings.transferMs),
       timing("decode", timings.decodeMs),
+      ...draftsTold(settled),
     ].join(", "),
   };
 }

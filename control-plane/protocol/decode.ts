@@ -50,6 +50,9 @@ export const DecodeDone = z.strictObject({
   /** Prompt tokens that were in the decode rank's own cache, and that it computed itself. */
   cachedTokens: z.int().min(0),
   computedTokens: z.int().min(0),
+  /** Draft tokens that the model verified, and that became tokens which cost no step of their own. */
+  verifiedDrafts: z.int().min(0),
+  acceptedDrafts: z.int().min(0),
   decodeMs: z.number().min(0),
 });
 export type DecodeDone = z.infer<typeof DecodeDone>;

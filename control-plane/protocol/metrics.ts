@@ -189,6 +189,12 @@ export const METRICS = {
     unit: "tokens",
     labels: { role: roles },
   },
+  margay_draft_tokens_total: {
+    type: "counter",
+    help: "Draft tokens: proposed by the draft layer, verified by the model, and accepted as tokens that cost no step of their own.",
+    unit: "tokens",
+    labels: { role: roles, stage: ["proposed", "verified", "accepted"] },
+  },
   margay_batch_tokens: {
     type: "histogram",
     help: "Tokens computed by one step.",

@@ -8,6 +8,9 @@ export interface EngineCounters {
   readonly prefillTokens: number;
   readonly decodeTokens: number;
   readonly prefixCachedTokens: number;
+  readonly draftsProposed: number;
+  readonly draftsVerified: number;
+  readonly draftsAccepted: number;
   readonly bytesSent: number;
   readonly bytesReceived: number;
   readonly framesRefused: Readonly<Record<string, number>>;
@@ -24,6 +27,9 @@ export function reportEngine(metrics: Metrics, role: Role, counters: EngineCount
   metrics.countTotal("margay_prefill_tokens_total", { role }, counters.prefillTokens);
   metrics.countTotal("margay_decode_tokens_total", { role }, counters.decodeTokens);
   metrics.countTotal("margay_prefix_cached_tokens_total", { role }, counters.prefixCachedTokens);
+  metrics.countTotal("margay_draft_tokens_total", { role, stage: "proposed" }, counters.draftsProposed);
+  metrics.countTotal("margay_draft_tokens_total", { role, stage: "verified" }, counters.draftsVerified);
+  metrics.countTotal("margay_draft_tokens_total", { role, stage: "accepted" }, counters.draftsAccepted);
   for (const [cause, count] of Object.entries(counters.framesRefused)) {
     metrics.countTotal("margay_kv_frames_refused_total", { cause }, count);
   }

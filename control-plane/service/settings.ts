@@ -71,6 +71,11 @@ export const SETTINGS = {
     "0",
     "1: a request's text does not depend on the batch around it, the chunking, the threads or the workers it passes.",
   ),
+  MARGAY_SPECULATION: setting(
+    whole(0, 7),
+    "1",
+    "Most draft tokens per request and step, where the checkpoint has a draft layer; 0: none, and no KV for it. Prefill and decode workers must agree on whether there are any.",
+  ),
   MARGAY_PACKED_WEIGHTS: setting(
     z.enum(["on", "off"]),
     "on",

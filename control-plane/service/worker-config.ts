@@ -21,6 +21,7 @@ export interface WorkerConfig extends ServiceConfig {
     readonly packedFolder: string | null;
     readonly latentNormEps: number | null;
     readonly deterministic: boolean;
+    readonly speculation: number;
     readonly slots: number;
     readonly kvBlocks: number;
     readonly kvBytes: number;
@@ -45,6 +46,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_STEP_TOKENS",
     "MARGAY_LATENT_NORM_EPS",
     "MARGAY_DETERMINISTIC",
+    "MARGAY_SPECULATION",
     "MARGAY_PACKED_WEIGHTS",
     "MARGAY_KV_TRANSPORT",
     "MARGAY_KV_HOST",
@@ -83,6 +85,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       packedFolder: packed ? join(resolve(settings.MARGAY_STATE_DIR), "packed") : null,
       latentNormEps: settings.MARGAY_LATENT_NORM_EPS,
       deterministic: settings.MARGAY_DETERMINISTIC,
+      speculation: settings.MARGAY_SPECULATION,
       slots: settings.MARGAY_SLOTS,
       kvBlocks: 0,
       kvBytes: settings.MARGAY_KV_MIB * 1024 * 1024,

@@ -34,6 +34,11 @@ export interface EngineOptions {
   readonly latentNormEps: number | null;
   /** A sequence's logits are bit-equal whatever the batch, the cut into steps, the threads and the peer its pages come from. */
   readonly deterministic: boolean;
+  /**
+   * Most drafts per sequence and step, 0 to 7, made by the checkpoint's draft layer. 0: the layer is not loaded, and has no
+   * part in the layout of the KV pool. A prefill engine fills the layer's KV and makes none.
+   */
+  readonly speculation: number;
   /** Most sequences at once. */
   readonly slots: number;
   /** Blocks of the KV pool; 0: as many as `kvBytes` holds. */
@@ -62,6 +67,8 @@ export interface EngineInfo {
   readonly kvBlocks: number;
   readonly slots: number;
   readonly maxStepTokens: number;
+  /** As asked for; 0 where the checkpoint has no draft layer. */
+  readonly speculation: number;
   readonly backend: "ref" | "cpu";
   /** Code path chosen by feature bits, for example "avx512-bf16". */
   readonly isa: string;
@@ -168,6 +175,10 @@ export interface EngineStats {
   readonly prefillTokens: number;
   readonly decodeTokens: number;
   readonly prefixCachedTokens: number;
+  /** Drafts that the draft layer made, that the model verified, and that became tokens which cost no step of their own. */
+  readonly draftsProposed: number;
+  readonly draftsVerified: number;
+  readonly draftsAccepted: number;
   readonly pagesSent: number;
   readonly bytesSent: number;
   readonly pagesReceived: number;

@@ -12,7 +12,7 @@ import type {
   SequenceSpec,
   StepLogprobs,
 } from "./native.ts";
-import type { SimModel, SimTimer } from "./sim-model.ts";
+import { type SimModel, type SimTimer, simCounters } from "./sim-model.ts";
 import { beginStep, type SimJob, takePlan } from "./sim-plan.ts";
 import { SimPool } from "./sim-pool.ts";
 import { SimReceiver } from "./sim-receiver.ts";
@@ -51,13 +51,7 @@ export class SimEngine implements Engine {
   #events: EngineEvent[] = [];
   #eventTimer: SimTimer | null = null;
   #closed = false;
-  readonly #counters = {
-    steps: 0,
-    computeMs: 0,
-    prefillTokens: 0,
-    decodeTokens: 0,
-    prefixCachedTokens: 0,
-  };
+  readonly #counters = simCounters();
   constructor(options: EngineOptions, listener: EngineListener, model: SimModel) {
     this.#options = options;
     this.#listener = listener;
@@ -87,6 +81,7 @@ export class SimEngine implements Engine {
       kvBlocks: this.#pool.size,
       slots: options.slots,
       maxStepTokens: options.maxStepTokens,
+      speculation: 0,
       backend: "ref",
       isa: "sim",
       threads: 1,

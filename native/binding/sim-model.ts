@@ -48,3 +48,15 @@ export function simModel(clock: SimClock, fabric: SimFabric, changes: Partial<Si
     ...changes,
   };
 }
+
+/** What an engine counts of its steps, before the first one. A simulated engine makes no drafts. */
+export const simCounters = () => ({
+  steps: 0,
+  computeMs: 0,
+  prefillTokens: 0,
+  decodeTokens: 0,
+  prefixCachedTokens: 0,
+  draftsProposed: 0,
+  draftsVerified: 0,
+  draftsAccepted: 0,
+});

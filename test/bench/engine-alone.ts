@@ -54,6 +54,7 @@ export class EngineAlone implements AsyncDisposable {
         modelFolder: NANO,
         latentNormEps: 1e-6,
         deterministic: false,
+        speculation: 1,
         slots: 64,
         kvBlocks: 0,
         kvBytes: 256 * 1024 * 1024,

@@ -5,7 +5,15 @@ import type { RequestHead } from "#protocol/request.ts";
 import { GATHER_MS, TokenStream } from "../../decode-node/token-stream.ts";
 import { FakeClock } from "../support/fake-clock.ts";
 
-const finished: DecodeDone = { finish: "stop", error: null, cachedTokens: 0, computedTokens: 0, decodeMs: 1 };
+const finished: DecodeDone = {
+  finish: "stop",
+  error: null,
+  cachedTokens: 0,
+  computedTokens: 0,
+  verifiedDrafts: 0,
+  acceptedDrafts: 0,
+  decodeMs: 1,
+};
 const failed: DecodeDone = { ...finished, finish: null, error: "numeric" };
 
 let clock: FakeClock;

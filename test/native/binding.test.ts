@@ -31,6 +31,7 @@ function run(body: string): { readonly code: number | null; readonly out: string
     packedFolder: null,
     latentNormEps: null,
     deterministic: false,
+    speculation: 0,
     slots: 2,
     kvBlocks: 16,
     kvBytes: 0,

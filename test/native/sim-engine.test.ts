@@ -36,6 +36,7 @@ async function openRank(
       packedFolder: null,
       latentNormEps: null,
       deterministic: false,
+      speculation: 1,
       slots: 4,
       kvBlocks: 16,
       kvBytes: 0,

@@ -90,6 +90,7 @@ export class FakeFlow implements RequestFlow {
         prefill: PREFILL,
         decode: DECODE,
         attempts: 1,
+        drafts: { verified: 0, accepted: 0 },
         timings: { queueMs: 1, prefillMs: 2, transferMs: 3, decodeMs: 4 },
         ...settled,
       };

@@ -49,6 +49,7 @@ export class NativeRank {
         packedFolder: packedFolder(),
         latentNormEps: 1e-6,
         deterministic: false,
+        speculation: 0,
         slots: 20,
         kvBlocks: 96,
         kvBytes: 0,

@@ -224,6 +224,7 @@ function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
       packedFolder: null,
       latentNormEps: null,
       deterministic: false,
+      speculation: 1,
       slots: options.slots ?? 8,
       kvBlocks: options.kvBlocks ?? 64,
       kvBytes: 0,

@@ -370,7 +370,15 @@ export class ScriptedRank {
 
   #doneOf(held: Held): DecodeDone {
     const decodeMs = held.tokens.length * STEP_MS;
-    return { finish: null, error: null, cachedTokens: 0, computedTokens: 0, decodeMs };
+    return {
+      finish: null,
+      error: null,
+      cachedTokens: 0,
+      computedTokens: 0,
+      verifiedDrafts: 0,
+      acceptedDrafts: 0,
+      decodeMs,
+    };
   }
 
   #publish(held: Held, seq: number, tokens: readonly number[]): void {

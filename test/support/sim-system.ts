@@ -217,6 +217,7 @@ function configOf(workerId: WorkerId): WorkerConfig {
       packedFolder: null,
       latentNormEps: null,
       deterministic: false,
+      speculation: 1,
       slots: 8,
       kvBlocks: 128,
       kvBytes: 0,

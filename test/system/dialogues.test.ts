@@ -60,7 +60,7 @@ describe("on ref", () => {
       expect(whole.headers.get("x-margay-decode")).toBe(decode.workerId);
       expect(prefill.pid).not.toBe(decode.pid);
       expect(whole.headers.get("server-timing")).toMatch(
-        /^queue;dur=[\d.]+, prefill;dur=[\d.]+, transfer;dur=[\d.]+, decode;dur=[\d.]+$/,
+        /^queue;dur=[\d.]+, prefill;dur=[\d.]+, transfer;dur=[\d.]+, decode;dur=[\d.]+(, drafts;desc="\d+ of \d+")?$/,
       );
 
       const streamed = await stream(ref.url, "/v1/chat/completions", requestOf(dialogue));

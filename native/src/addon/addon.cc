@@ -46,6 +46,7 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   options.kv_blocks = fields.Int("kvBlocks");
   options.kv_bytes = static_cast<uint64_t>(std::max<int64_t>(fields.Integer("kvBytes"), 0));
   options.model.max_rows = fields.Int("maxStepTokens");
+  options.speculation = fields.Int("speculation");
   const std::string role = fields.Text("role");
   if (role != "prefill" && role != "decode") fields.Refuse("role", "prefill or decode");
   options.decode = role == "decode";
@@ -71,6 +72,7 @@ Napi::Object EngineInfo(Napi::Env env, Engine& engine) {
   info.Set("kvBlocks", engine.kv_blocks());
   info.Set("slots", options.slots);
   info.Set("maxStepTokens", options.model.max_rows);
+  info.Set("speculation", facts.drafts ? options.speculation : 0);
   info.Set("backend", options.model.backend == BackendKind::kRef ? "ref" : "cpu");
   info.Set("isa", facts.isa);
   info.Set("threads", facts.threads);
@@ -234,6 +236,9 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
     set("prefillTokens", from.prefill_tokens);
     set("decodeTokens", from.decode_tokens);
     set("prefixCachedTokens", from.prefix_cached_tokens);
+    set("draftsProposed", from.drafts_proposed);
+    set("draftsVerified", from.drafts_verified);
+    set("draftsAccepted", from.drafts_accepted);
     set("pagesSent", from.sent.pages);
     set("bytesSent", from.sent.bytes);
     set("pagesReceived", from.received.pages);

@@ -43,7 +43,12 @@ Result<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& options, std::
     return Status(Code::kBadArgument, "slots must be from 1 to " + Number(kMostSlots));
   }
   if (options.model.max_rows < 1) return Status(Code::kBadArgument, "maxStepTokens must be at least 1");
-  Result<std::unique_ptr<Model>> model = Model::Load(options.model);
+  if (options.speculation < 0 || options.speculation > kMostDrafts) {
+    return Status(Code::kBadArgument, "speculation must be from 0 to " + Number(kMostDrafts));
+  }
+  ModelOptions wanted = options.model;
+  wanted.draft = options.speculation > 0;
+  Result<std::unique_ptr<Model>> model = Model::Load(wanted);
   if (!model.ok()) return model.status();
   return OpenWith(std::move(*model), options, std::move(notify));
 }
@@ -71,15 +76,19 @@ Engine::Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::
       kv_blocks_(pool_->memory().blocks),
       sequences_(options.slots),
       seen_(static_cast<size_t>(options.slots), 0) {
-  const auto most = static_cast<size_t>(std::min(options_.slots, options_.model.max_rows));
-  logits_.resize(most * static_cast<size_t>(facts_.vocab_size));
-  jobs_.reserve(static_cast<size_t>(options_.slots));
-  rows_.reserve(most);
-  batch_.reserve(most);
+  const auto most_rows = static_cast<size_t>(options_.model.max_rows);
+  const auto slots = static_cast<size_t>(options_.slots);
+  const auto drafts = static_cast<size_t>(facts_.drafts ? options_.speculation : 0);
+  logits_.resize(std::min(slots * (1 + drafts), most_rows) * static_cast<size_t>(facts_.vocab_size));
+  jobs_.reserve(slots);
+  rows_.reserve(std::min(slots, most_rows));
+  batch_.reserve(std::min(slots, most_rows));
+  verified_.reserve(most_rows);   // pointed into, as is
+  following_.reserve(most_rows);  // this
   attention_done_ = [this](int attention) {
     for (const Job& job : jobs_) {
       if (job.sequence == nullptr || !job.exporting) continue;
-      sender_->Written(job.sequence->ref, attention, job.sequence->length + job.rows);
+      sender_->Written(job.sequence->ref, attention, job.sequence->length + job.rows - job.drafts);
     }
   };
   keeper_ = std::make_unique<Keeper>([this](const TransferOutcome& outcome) { TakeOutcome(outcome); },

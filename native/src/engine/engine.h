@@ -12,6 +12,7 @@
 // E5 transport threads only leave outcomes for the keeper: the transport may be called under the mutex
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <condition_variable>
 #include <cstdint>
@@ -30,6 +31,7 @@
 #include "engine/outbox.h"
 #include "engine/sequence.h"
 #include "engine/sequence_table.h"
+#include "engine/speculation.h"
 #include "kv/kv_pool.h"
 #include "model/model.h"
 #include "transport/kv_transfer.h"
@@ -41,7 +43,8 @@ inline constexpr int kPlanEntryWidth = 4;  // PLAN_ENTRY_WIDTH
 inline constexpr int kMostUntoldSteps = 1024;
 
 struct EngineOptions {
-  ModelOptions model;  // max_rows: most rows of one step
+  ModelOptions model;  // max_rows: most rows of one step; draft: set by Open
+  int speculation = 0;  // most drafts per sequence and step, at most kMostDrafts; 0: no draft layer
   int slots = 0;
   int kv_blocks = 0;      // 0: as many as kv_bytes holds
   uint64_t kv_bytes = 0;
@@ -74,6 +77,9 @@ struct EngineStats {
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
   uint64_t prefix_cached_tokens = 0;
+  uint64_t drafts_proposed = 0;  // by the draft layer
+  uint64_t drafts_verified = 0;  // had a row of the target
+  uint64_t drafts_accepted = 0;  // became tokens that cost no step of their own
   TransferCounters sent;
   TransferCounters received;
 };
@@ -127,11 +133,28 @@ class Engine {
   struct Job {
     SequenceRef ref;
     Sequence* sequence = nullptr;
-    int rows = 0;
-    bool planned = false;  // by an entry's rows, not by the batch
+    int rows = 0;       // of known tokens, then of drafts
+    int drafts = 0;
+    int first_row = 0;  // in the step
+    size_t input = 0;   // in rows_
+    int capacity = 0;   // as the step began
+    bool planned = false;   // by an entry's rows, not by the batch
+    bool batched = false;   // will decode in the next step
     bool produces = false;
     bool exporting = false;
-    Sampled sampled;
+    bool ends = false;  // its last token is the last of all
+    size_t first_sampled = 0;  // in sampled_
+    int sampled = 0;
+    int proposed = 0;
+
+    // Rows that became part of the sequence: drafts behind the last token did not.
+    int kept() const { return rows - drafts + std::max(sampled - 1, 0); }
+  };
+  // A sequence whose draft grows: its last row of the draft layer, and the drafts it may still have.
+  struct Drafting {
+    Job* job = nullptr;
+    int row = 0;
+    int left = 0;
   };
 
   Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::unique_ptr<KvPool> pool,
@@ -163,12 +186,19 @@ class Engine {
   void StepLoop();
   void PreparePlan(const Plan& plan);
   void PrepareBatch();
-  void AddJob(SequenceRef ref, Sequence* sequence, int rows, bool planned);
+  void AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, bool planned);
   Status Compute();
   void SampleTokens();
+  void SampleJob(Job* job, float* logits);
   void Settle(StepReport* report);
   void SettleJob(Job* job, StepReport* report);
-  void TakeToken(Sequence* sequence, Sampled* sampled, StepReport* report);
+  void TakeTokens(const Job& job, StepReport* report);
+
+  // The draft layer after the target, on the same thread (engine_draft.cc).
+  Status RunDraftLayer();
+  void AddDraftRows(Job* job);
+  void ProposeNext(int step_rows);
+  std::span<const int32_t> HistoryOf(const Job& job, std::span<const int32_t> drafts);
 
   // The keeper's thread (engine_keeper.cc).
   void TakeOutcome(const TransferOutcome& outcome);
@@ -200,7 +230,14 @@ class Engine {
   // The engine thread's own; filled by Prepare.
   std::vector<Job> jobs_;
   std::vector<SequenceRows> rows_;
-  std::vector<float> logits_;  // [sequences of a step that may produce, vocab]
+  int step_rows_ = 0;
+  std::vector<int32_t> verified_;  // per job with drafts: its last token, then the drafts
+  std::vector<Sampled> sampled_;
+  std::vector<DraftRows> draft_rows_;
+  std::vector<int32_t> following_;  // tokens of draft_rows_
+  std::vector<Drafting> drafting_;
+  std::vector<int32_t> history_;
+  std::vector<float> logits_;  // [rows of a step that may give a token, vocab]
   AttentionDone attention_done_;
 
   std::unique_ptr<Keeper> keeper_;

@@ -20,6 +20,8 @@ void Engine::StepLoop() {
     const bool planned = !queue_.empty();
     jobs_.clear();
     rows_.clear();
+    verified_.clear();
+    step_rows_ = 0;
     if (planned) {
       report.plan = queue_.front().number;
       PreparePlan(queue_.front());
@@ -28,7 +30,6 @@ void Engine::StepLoop() {
 
     lock.unlock();
     const Status computed = Compute();
-    if (computed.ok()) SampleTokens();
     lock.lock();
 
     if (stopping_) return;
@@ -55,21 +56,26 @@ void Engine::PreparePlan(const Plan& plan) {
   for (const PlanEntry& entry : plan.entries) {
     Sequence* sequence = sequences_.Find(entry.ref);
     if (sequence != nullptr && sequence->ended()) sequence = nullptr;
-    if (entry.rows > 0) AddJob(entry.ref, sequence, entry.rows, true);
-    if (sequence == nullptr) continue;
-    if (entry.joins()) Join(sequence);
-    if (entry.leaves()) Leave(sequence);
+    if (sequence != nullptr && entry.joins()) Join(sequence);
+    if (sequence != nullptr && entry.leaves()) Leave(sequence);
+    if (entry.rows > 0) AddJob(entry.ref, sequence, entry.rows, 0, true);
   }
 }
 
+// A row for everyone, then drafts as far as the step has room.
 void Engine::PrepareBatch() {
+  const auto decodes = [](const Sequence* sequence) { return !sequence->running && sequence->Decodes(); };
+  auto spare = options_.model.max_rows - step_rows_;
+  spare -= static_cast<int>(std::count_if(batch_.begin(), batch_.end(), decodes));
   for (Sequence* sequence : batch_) {
-    if (sequence->running || !sequence->Decodes()) continue;
-    AddJob(sequence->ref, sequence, static_cast<int>(sequence->tokens.size()) - sequence->length, false);
+    if (!decodes(sequence)) continue;
+    const int drafts = std::clamp(static_cast<int>(sequence->drafts.size()), 0, std::max(spare, 0));
+    spare -= drafts;
+    AddJob(sequence->ref, sequence, static_cast<int>(sequence->tokens.size()) - sequence->length + drafts, drafts, false);
   }
 }
 
-void Engine::AddJob(SequenceRef ref, Sequence* sequence, int rows, bool planned) {
+void Engine::AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, bool planned) {
   Job& job = jobs_.emplace_back();
   job.ref = ref;
   // Steps of the batch may have used up the reserved rows since the plan was made.
@@ -77,32 +83,71 @@ void Engine::AddJob(SequenceRef ref, Sequence* sequence, int rows, bool planned)
   sequence->running = true;
   job.sequence = sequence;
   job.rows = rows;
+  job.drafts = drafts;
+  job.first_row = step_rows_;
+  job.input = rows_.size();
+  job.capacity = sequence->capacity;
   job.planned = planned;
-  job.produces = Sequence::Produces(sequence->length + rows, static_cast<int>(sequence->tokens.size()));
+  job.batched = sequence->batched;
+  job.produces = Sequence::Produces(sequence->length + rows - drafts, static_cast<int>(sequence->tokens.size()));
   job.exporting = sequence->exporting;
+  step_rows_ += rows;
   SequenceRows& input = rows_.emplace_back();
   input.tokens = sequence->tokens.data() + sequence->length;
+  if (drafts > 0) {
+    // One token of the batch is known, the others are drafts: side by side they have no place yet.
+    input.tokens = verified_.data() + verified_.size();
+    verified_.push_back(sequence->tokens.back());
+    verified_.insert(verified_.end(), sequence->drafts.begin(), sequence->drafts.begin() + drafts);
+  }
   input.count = rows;
   input.position = sequence->length;
   input.block_table = sequence->table.data();
-  input.logits_rows = job.produces ? 1 : 0;
+  input.logits_rows = job.produces ? 1 + drafts : 0;
 }
 
 Status Engine::Compute() {
   if (rows_.empty()) return Status::Ok();
-  return model_->Forward(rows_, pool_->memory(), attention_done_, logits_.data());
+  if (Status run = model_->Forward(rows_, pool_->memory(), attention_done_, logits_.data()); !run.ok()) return run;
+  SampleTokens();
+  return facts_.drafts ? RunDraftLayer() : Status::Ok();
 }
 
 void Engine::SampleTokens() {
-  const auto vocab = static_cast<size_t>(facts_.vocab_size);
+  sampled_.clear();
   float* logits = logits_.data();
   for (Job& job : jobs_) {
     if (!job.produces) continue;
-    const Sequence& sequence = *job.sequence;
-    job.sampled = Sample({logits, vocab}, sequence.sampling, sequence.tokens, sequence.prompt_length,
-                         static_cast<int>(sequence.tokens.size()));
-    logits += vocab;
+    SampleJob(&job, logits);
+    logits += static_cast<size_t>(1 + job.drafts) * static_cast<size_t>(facts_.vocab_size);
   }
+}
+
+// Draws tokens until one is the last, or is not the one that was drafted.
+void Engine::SampleJob(Job* job, float* logits) {
+  const Sequence& sequence = *job->sequence;
+  const auto vocab = static_cast<size_t>(facts_.vocab_size);
+  const int32_t* drafts = rows_[job->input].tokens + (job->rows - job->drafts);
+  job->first_sampled = sampled_.size();
+  for (int i = 0; i <= job->drafts; ++i, logits += vocab) {
+    const int known = static_cast<int>(sequence.tokens.size()) + i;
+    const Sampled& sampled =
+        sampled_.emplace_back(Sample({logits, vocab}, sequence.sampling, HistoryOf(*job, {}), sequence.prompt_length, known));
+    ++job->sampled;
+    job->ends = sampled.token < 0 || sequence.Stops(sampled.token, known) || known + 1 >= sequence.token_limit;
+    if (job->ends || (i < job->drafts && sampled.token != drafts[i])) return;
+  }
+}
+
+// The tokens of a sequence, those that this step has added, and drafts after them; all but the first only where it
+// matters.
+std::span<const int32_t> Engine::HistoryOf(const Job& job, std::span<const int32_t> drafts) {
+  const Sequence& sequence = *job.sequence;
+  if (job.sampled == 0 || !sequence.sampling.UsesHistory()) return sequence.tokens;
+  history_.assign(sequence.tokens.begin(), sequence.tokens.end());
+  for (int i = 0; i < job.sampled; ++i) history_.push_back(sampled_[job.first_sampled + static_cast<size_t>(i)].token);
+  history_.insert(history_.end(), drafts.begin(), drafts.end());
+  return history_;
 }
 
 void Engine::Settle(StepReport* report) {
@@ -120,52 +165,57 @@ void Engine::SettleJob(Job* job, StepReport* report) {
   if (sequence == nullptr) return tell(0, 0, Finish::kSkipped, 0);
   const int from = sequence->length;
   sequence->running = false;
-  sequence->length += job->rows;
+  sequence->length += job->kept();
   if (job->planned) {
     sequence->planned_rows -= job->rows;
     if (job->produces) --sequence->planned_tokens;
   }
   const int prompt_rows = std::min(sequence->length, sequence->given) - std::min(from, sequence->given);
   counters_.prefill_tokens += static_cast<uint64_t>(prompt_rows);
-  counters_.decode_tokens += static_cast<uint64_t>(job->rows - prompt_rows);
+  counters_.decode_tokens += static_cast<uint64_t>(job->kept() - prompt_rows);
+  counters_.drafts_proposed += static_cast<uint64_t>(job->proposed);
+  counters_.drafts_verified += static_cast<uint64_t>(job->drafts);
+  counters_.drafts_accepted += static_cast<uint64_t>(std::max(job->sampled - 1, 0));
   // The send began while this step ran: nobody has told of its rows yet.
   if (sequence->exporting && !job->exporting) AnnounceWritten(*sequence);
+  const size_t before = report->tokens.size();
+  TakeTokens(*job, report);
   // Rows that gave no number are shared with nobody.
-  const bool sound = !job->produces || job->sampled.token >= 0;
-  if (sound && (!sequence->closing || sequence->keep)) {
+  if (sequence->finish != Finish::kNumeric && (!sequence->closing || sequence->keep)) {
     pool_->Advance(sequence->kv, sequence->tokens, sequence->length);
   }
   if (sequence->closing) {
     tell(0, 0, Finish::kSkipped, 0);
     return ReleaseIfIdle(sequence);
   }
-  const size_t before = report->tokens.size();
-  if (job->produces) TakeToken(sequence, &job->sampled, report);
   tell(job->rows, report->tokens.size() - before, sequence->finish, sequence->length);
   if (!sequence->ended()) return;
   Leave(sequence);
   SetWillRun(sequence, false);
 }
 
-void Engine::TakeToken(Sequence* sequence, Sampled* sampled, StepReport* report) {
-  const int32_t token = sampled->token;
-  if (token < 0) {
-    sequence->finish = Finish::kNumeric;
-    return;
-  }
-  const bool stops = sequence->Stops(token);
-  sequence->tokens.push_back(token);
-  report->tokens.push_back(token);
-  const auto known = static_cast<int>(sequence->tokens.size());
-  if (stops) {
-    sequence->finish = Finish::kStop;
-  } else if (known >= sequence->token_limit) {
-    sequence->finish = Finish::kLength;
-  }
-  if (known >= sequence->min_tokens) sequence->sampling.banned.clear();
-  if (sequence->sampling.top_logprobs >= 0) {
-    report->logprobs.push_back({sequence->ref.slot, sampled->logprob, std::move(sampled->top_ids),
-                                std::move(sampled->top_logprobs)});
+void Engine::TakeTokens(const Job& job, StepReport* report) {
+  Sequence* sequence = job.sequence;
+  for (int i = 0; i < job.sampled; ++i) {
+    Sampled& sampled = sampled_[job.first_sampled + static_cast<size_t>(i)];
+    if (sampled.token < 0) {
+      sequence->finish = Finish::kNumeric;
+      return;
+    }
+    const bool stops = sequence->Stops(sampled.token, static_cast<int>(sequence->tokens.size()));
+    sequence->tokens.push_back(sampled.token);
+    const auto known = static_cast<int>(sequence->tokens.size());
+    if (stops) {
+      sequence->finish = Finish::kStop;
+    } else if (known >= sequence->token_limit) {
+      sequence->finish = Finish::kLength;
+    }
+    if (known >= sequence->min_tokens) sequence->sampling.banned.clear();
+    if (sequence->closing) continue;  // nobody listens
+    report->tokens.push_back(sampled.token);
+    if (sequence->sampling.top_logprobs < 0) continue;
+    report->logprobs.push_back(
+        {sequence->ref.slot, sampled.logprob, std::move(sampled.top_ids), std::move(sampled.top_logprobs)});
   }
 }
 

@@ -48,6 +48,7 @@ struct Sequence {
   int length = 0;  // KV rows written
   SampleParams sampling;
   std::vector<int32_t> stop_tokens;  // end of text among them
+  std::vector<int32_t> drafts;       // of the tokens after the known ones, made by its last step; the engine thread's own
 
   // What the queued plans, the running one included, will add by rows of their own.
   int planned_rows = 0;
@@ -71,9 +72,9 @@ struct Sequence {
   // True when a step that ends at `length_after` rows computes the last of `known` tokens.
   static bool Produces(int length_after, int known) { return length_after == known; }
 
-  // The token that ends the text, if it may end now. Call before the token is appended.
-  bool Stops(int32_t token) const {
-    return static_cast<int>(tokens.size()) >= min_tokens &&
+  // Whether a token that follows `known` ones ends the text.
+  bool Stops(int32_t token, int known) const {
+    return known >= min_tokens &&
            std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end();
   }
 };

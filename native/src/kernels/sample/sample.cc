@@ -169,7 +169,27 @@ int32_t Draw(std::span<const float> logits, const SampleParams& p, int position,
   return last;
 }
 
+// From logits that were penalised.
+int32_t Choose(std::span<const float> logits, const SampleParams& params, int position, Scratch* scratch) {
+  if (params.temperature > 0) return Draw(logits, params, position, &scratch->candidates);
+  const auto best = std::find(logits.begin(), logits.end(), Greatest(logits));
+  // Not found where a bias that is no number left nothing to compare.
+  return best == logits.end() ? 0 : static_cast<int32_t>(best - logits.begin());
+}
+
 }  // namespace
+
+Proposed Propose(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history,
+                 int prompt_length, int position) {
+  if (!AllFinite(logits)) return {};
+  Scratch& scratch = ThreadScratch();
+  Penalise(logits, params, history, prompt_length, &scratch);
+  const int32_t token = Choose(logits, params, position, &scratch);
+  const float chosen = logits[static_cast<size_t>(token)];
+  double sum = 0;
+  for (const float logit : logits) sum += double{std::exp(logit - chosen)};
+  return {token, static_cast<float>(1 / sum)};
+}
 
 Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length,
                int position) {
@@ -179,13 +199,7 @@ Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<co
   const bool wants_logprobs = params.top_logprobs >= 0;
   if (wants_logprobs) scratch.raw.assign(logits.begin(), logits.end());
   Penalise(logits, params, history, prompt_length, &scratch);
-  if (params.temperature > 0) {
-    sampled.token = Draw(logits, params, position, &scratch.candidates);
-  } else {
-    const auto best = std::find(logits.begin(), logits.end(), Greatest(logits));
-    // Not found where a bias that is no number left nothing to compare.
-    sampled.token = best == logits.end() ? 0 : static_cast<int32_t>(best - logits.begin());
-  }
+  sampled.token = Choose(logits, params, position, &scratch);
   if (!wants_logprobs) return sampled;
 
   const std::vector<float>& raw = scratch.raw;

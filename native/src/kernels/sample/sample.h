@@ -22,6 +22,9 @@ struct SampleParams {
   std::vector<float> bias_values = {};
   std::vector<int32_t> banned = {};  // tokens that may not be chosen (stop tokens before minNewTokens)
   int top_logprobs = -1;        // -1: no log-probabilities
+
+  // Whether a token depends on those before it by more than its logits.
+  bool UsesHistory() const { return frequency_penalty != 0 || presence_penalty != 0 || repetition_penalty != 1; }
 };
 
 struct Sampled {
@@ -35,5 +38,15 @@ struct Sampled {
 // position: absolute position of the token being chosen; draws are a function of (seed, position).
 Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length,
                int position);
+
+struct Proposed {
+  int32_t token = -1;     // -1: a logit was not a number
+  float probability = 0;  // of `token`, at temperature 1 after penalties
+};
+
+// What Sample would choose, from the logits of a draft layer. With the same arguments it draws the same number, so the
+// two agree as far as their logits do.
+Proposed Propose(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history,
+                 int prompt_length, int position);
 
 }  // namespace margay

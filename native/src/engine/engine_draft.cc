@@ -1,0 +1,87 @@
+// The engine thread, once the target's tokens are drawn: the draft layer runs over the rows that were kept, which fills its
+// KV, and proposes what the next step of the batch is to verify (engine/speculation.h).
+#include <algorithm>
+
+#include "engine/engine.h"
+
+namespace margay {
+
+Status Engine::RunDraftLayer() {
+  draft_rows_.clear();
+  following_.clear();
+  drafting_.clear();
+  for (Job& job : jobs_) {
+    if (job.sequence != nullptr) AddDraftRows(&job);
+  }
+  if (draft_rows_.empty()) return Status::Ok();
+  if (Status run = model_->Draft(draft_rows_, pool_->memory(), attention_done_, logits_.data()); !run.ok()) return run;
+  while (true) {
+    ProposeNext(step_rows_);
+    if (drafting_.empty()) return Status::Ok();
+    // The layer is fed with its own hidden states. These rows stand where the next step writes its own.
+    draft_rows_.clear();
+    for (Drafting& drafting : drafting_) {
+      const Sequence& sequence = *drafting.job->sequence;
+      DraftRows& rows = draft_rows_.emplace_back();
+      rows.rows.tokens = &sequence.drafts.back();
+      rows.rows.count = 1;
+      rows.rows.position = sequence.length + drafting.job->kept() + static_cast<int>(sequence.drafts.size()) - 1;
+      rows.rows.block_table = rows_[drafting.job->input].block_table;
+      rows.rows.logits_rows = 1;
+      rows.source = drafting.row;
+      drafting.row = static_cast<int>(draft_rows_.size()) - 1;
+    }
+    if (Status run = model_->Draft(draft_rows_, pool_->memory(), nullptr, logits_.data()); !run.ok()) return run;
+  }
+}
+
+// Every row that was kept, with the token that follows it. Rows without a number get one too: their pages may be awaited.
+void Engine::AddDraftRows(Job* job) {
+  Sequence* sequence = job->sequence;
+  const SequenceRows& input = rows_[job->input];
+  const int known = job->rows - job->drafts;
+  sequence->drafts.clear();
+  DraftRows& rows = draft_rows_.emplace_back();
+  rows.rows = input;
+  rows.rows.tokens = following_.data() + following_.size();
+  rows.rows.count = job->kept();
+  rows.source = job->first_row;
+  const int32_t* from = sequence->tokens.data() + sequence->length + 1;
+  following_.insert(following_.end(), from, from + known - (job->produces ? 1 : 0));
+  for (int i = 0; i < job->sampled; ++i) {
+    following_.push_back(std::max(sampled_[job->first_sampled + static_cast<size_t>(i)].token, 0));
+  }
+  const DraftRoom room{.known = static_cast<int>(sequence->tokens.size()) + job->sampled,
+                       .capacity = job->capacity,
+                       .token_limit = sequence->token_limit,
+                       .min_tokens = sequence->min_tokens};
+  const bool decodes = job->batched && job->produces && !job->ends;
+  const int drafts = decodes ? DraftsThatFit(room, options_.speculation) : 0;
+  rows.rows.logits_rows = drafts > 0 ? 1 : 0;
+  if (drafts > 0) drafting_.push_back({job, static_cast<int>(following_.size()) - 1, drafts});
+}
+
+// One more draft for everyone in drafting_, whose logits are there in its order; stays who may have another.
+void Engine::ProposeNext(int step_rows) {
+  const auto vocab = static_cast<size_t>(facts_.vocab_size);
+  const float least = LeastDraftProbability(step_rows);
+  float* logits = logits_.data();
+  for (Drafting& drafting : drafting_) {
+    Job* job = drafting.job;
+    Sequence* sequence = job->sequence;
+    const int position = static_cast<int>(sequence->tokens.size()) + job->sampled + static_cast<int>(sequence->drafts.size());
+    const Proposed proposed =
+        Propose({logits, vocab}, sequence->sampling, HistoryOf(*job, sequence->drafts), sequence->prompt_length, position);
+    logits += vocab;
+    ++job->proposed;
+    --drafting.left;
+    if (proposed.token < 0 || proposed.probability < least) {
+      drafting.left = 0;
+    } else {
+      sequence->drafts.push_back(proposed.token);
+    }
+  }
+  std::erase_if(drafting_, [](const Drafting& drafting) { return drafting.left == 0; });
+}
+
+}  // namespace margay
