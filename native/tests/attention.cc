@@ -3,8 +3,10 @@
 //
 //   attention    from the double precision result
 //   company      from the same row alone on one thread: batch, shared blocks and threads must not change a bit
+//   expanded     keys and values expanded from the latent, from the double precision result
 //   rotate       rotary embedding
 #include "kernels/attention/attention_list.h"
+#include "kernels/attention/expanded_list.h"
 
 #include <cstring>
 #include <numbers>
@@ -13,6 +15,7 @@
 
 #include "core/number_formats.h"
 #include "kernels/code_path.h"
+#include "kernels/linear/panel_layout.h"
 #include "tally.h"
 
 namespace margay::tests {
@@ -113,7 +116,11 @@ void CheckBatch(const CodePath& path, const AttentionShape& shape, const Batch& 
   std::vector<float> q = random.Floats(rows * shape.heads * stride);
   for (float& value : q) value *= 2 / std::sqrt(static_cast<float>(shape.width()));
   std::vector<AttentionRows> sequences;
-  for (size_t i = 0; i < batch.size(); ++i) sequences.push_back({batch[i].count, batch[i].end - batch[i].count, tables[i].data()});
+  int first_row = 0;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    sequences.push_back({first_row, batch[i].count, batch[i].end - batch[i].count, tables[i].data()});
+    first_row += batch[i].count;
+  }
   std::vector<float> out(static_cast<size_t>(rows * shape.heads * shape.latent), NAN);
   AttentionList list(path.attention, three, shape, rows);
   list.Cut(sequences);
@@ -129,7 +136,7 @@ void CheckBatch(const CodePath& path, const AttentionShape& shape, const Batch& 
     for (const double value : want) plain->Add(*got++, value, 2);
     got -= want.size();
     for (int row = 0; row < batch[i].count; ++row, from += shape.heads * stride, got += row_values) {
-      const AttentionRows one_row{1, sequences[i].position + row, tables[i].data()};
+      const AttentionRows one_row{0, 1, sequences[i].position + row, tables[i].data()};
       alone.Cut({&one_row, 1});
       alone.Run(from, stride, pages.base(), row_out.data());
       company->Add(std::memcmp(row_out.data(), got, row_values * sizeof(float)) == 0 ? 0 : 1, 0, 1);
@@ -137,6 +144,86 @@ void CheckBatch(const CodePath& path, const AttentionShape& shape, const Batch& 
   }
   ++plain->shapes;
   ++company->shapes;
+}
+
+// Per head latent -> [nope, v_head], in bf16 panels, and what they mean.
+struct Expansion {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<MatmulWeights> weights;
+  std::vector<std::vector<double>> dense;  // [out][latent]
+
+  Expansion(Random* random, const ExpandedShape& shape) {
+    const int panels = (shape.expanded() + kPanel - 1) / kPanel;
+    const size_t panel_bytes = PanelBytes(WeightFormat::kBf16, shape.latent);
+    for (int head = 0; head < shape.heads; ++head) {
+      auto& packed = bytes.emplace_back(static_cast<size_t>(panels) * panel_bytes);
+      auto& plain = dense.emplace_back();
+      for (int o = 0; o < shape.expanded(); ++o) {
+        for (int k = 0; k < shape.latent; ++k) {
+          const uint16_t bits = FloatToBf16(random->Next() / std::sqrt(static_cast<float>(shape.latent)));
+          std::memcpy(&packed[static_cast<size_t>(o / kPanel) * panel_bytes + WeightOffset(WeightFormat::kBf16, o % kPanel, k)], &bits, 2);
+          plain.push_back(Bf16ToFloat(bits));
+        }
+      }
+      weights.push_back({WeightFormat::kBf16, shape.expanded(), shape.latent, packed.data(), nullptr, nullptr});
+    }
+  }
+};
+
+void CheckExpanded(const CodePath& path, const ExpandedShape& shape, const Batch& batch, ThreadPool* pool, Tally* tally) {
+  Random random;
+  const int width = shape.latent + shape.rope;
+  Pages pages(&random, width);
+  const Expansion expansion(&random, shape);
+  std::vector<std::vector<int32_t>> tables;
+  std::vector<AttentionRows> sequences;
+  int rows = 0;
+  for (const Sequence& s : batch) tables.push_back(pages.Add(s.end));
+  for (size_t i = 0; i < batch.size(); ++i) {
+    sequences.push_back({rows + 1, batch[i].count, batch[i].end - batch[i].count, tables[i].data()});  // a row of others between
+    rows += batch[i].count + 1;
+  }
+  std::vector<float> q = random.Floats(rows * shape.heads * shape.qk_head());
+  for (float& value : q) value *= 2 / std::sqrt(static_cast<float>(shape.qk_head()));
+  std::vector<float> out(static_cast<size_t>(rows * shape.heads * shape.v_head), 77.0F);
+  ExpandedList list(path, pool, shape, rows);
+  list.Cut(sequences);
+  list.Run(q.data(), pages.base(), expansion.weights, out.data());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const AttentionRows& s = sequences[i];
+    for (int j = 0; j < shape.heads * shape.v_head; ++j) tally->Add(out[static_cast<size_t>((s.first_row - 1) * shape.heads * shape.v_head + j)], 77, 1e-3);
+    for (int head = 0; head < shape.heads; ++head) {
+      std::vector<double> kv(static_cast<size_t>(s.end() * shape.expanded()));
+      for (int t = 0; t < s.end(); ++t) {
+        for (int o = 0; o < shape.expanded(); ++o) {
+          double sum = 0;
+          for (int k = 0; k < shape.latent; ++k) sum += pages.At(tables[i], t, k) * expansion.dense[static_cast<size_t>(head)][static_cast<size_t>(o * shape.latent + k)];
+          kv[static_cast<size_t>(t * shape.expanded() + o)] = sum;
+        }
+      }
+      for (int row = 0; row < s.count; ++row) {
+        const size_t at = static_cast<size_t>((s.first_row + row) * shape.heads + head);
+        const float* query = &q[at * static_cast<size_t>(shape.qk_head())];
+        std::vector<double> want(static_cast<size_t>(shape.v_head));
+        std::vector<double> weights;
+        double top = -1e300;
+        double all = 0;
+        for (int t = 0; t <= s.position + row; ++t) {
+          double score = 0;
+          for (int d = 0; d < shape.nope; ++d) score += query[d] * kv[static_cast<size_t>(t * shape.expanded() + d)];
+          for (int d = 0; d < shape.rope; ++d) score += query[shape.nope + d] * pages.At(tables[i], t, shape.latent + d);
+          weights.push_back(score);
+          top = std::max(top, score);
+        }
+        for (double& weight : weights) all += (weight = std::exp2(weight - top));
+        for (size_t t = 0; t < weights.size(); ++t) {
+          for (int d = 0; d < shape.v_head; ++d) want[static_cast<size_t>(d)] += weights[t] / all * kv[t * static_cast<size_t>(shape.expanded()) + static_cast<size_t>(shape.nope + d)];
+        }
+        for (int d = 0; d < shape.v_head; ++d) tally->Add(out[at * static_cast<size_t>(shape.v_head) + static_cast<size_t>(d)], want[static_cast<size_t>(d)], 2);
+      }
+    }
+  }
+  ++tally->shapes;
 }
 
 void CheckRotate(const CodePath& path) {
@@ -163,6 +250,8 @@ void CheckRotate(const CodePath& path) {
 
 int Main() {
   constexpr AttentionShape kShapes[] = {{4, 32, 16}, {3, 20, 6}, {6, 96, 32}, {5, 33, 2}, {20, 64, 32}};
+  constexpr ExpandedShape kExpanded[] = {{4, 32, 16, 16, 16}, {2, 33, 7, 6, 19}, {3, 96, 32, 32, 40}};
+  const Batch kRows[] = {{{1, 1}}, {{2, 65}}, {{15, 129}}, {{16, 16}}, {{17, 300}}, {{63, 127}}, {{64, 128}}, {{65, 257}}, {{520, 530}}, {{3, 64}, {70, 200}}};
   constexpr AttentionShape kLarge = {64, 512, 64};
   ThreadPool one(1);
   ThreadPool three(3);
@@ -176,6 +265,11 @@ int Main() {
     CheckBatch(path, kLarge, {{2, 300}, {1, 270, 0, 4}, {1, 3}}, &one, &three, &plain, &company);
     plain.Print(path.name, "attention");
     company.Print(path.name, "company");
+    Tally expanded;
+    for (const ExpandedShape& shape : kExpanded) {
+      for (const Batch& batch : kRows) CheckExpanded(path, shape, batch, &three, &expanded);
+    }
+    expanded.Print(path.name, "expanded");
     CheckRotate(path);
   }
   return 0;

@@ -24,6 +24,7 @@ describe("attention on every code path of this machine", () => {
 
   it.each([
     ["attention", 3e-6],
+    ["expanded", 3e-6],
     ["rotate", 1e-6],
   ])("%s agrees with double precision within %d over ugly shapes", (op, tolerance) => {
     for (const line of of(op)) {

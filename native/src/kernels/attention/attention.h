@@ -47,8 +47,38 @@ struct AttentionSum {
   float* sum;
 };
 
+inline constexpr int kExpandedRows = 512;    // most of one tile
+inline constexpr int kExpandedTokens = 128;  // most of one block of keys and values, a whole number of pages
+
+// Attention of rows of one sequence with one head, over a block of context whose keys and values have been expanded from
+// the latent (spec 3.2). Blocks follow each other from token 0 on; out, top and sum carry what they have added up.
+struct ExpandedTile {
+  const float* q;        // [rows, q_stride]: nope, then rotary part, multiplied by softmax scale * log2(e)
+  int64_t q_stride;
+  int rows;              // at most kExpandedRows
+  int position;          // row i sees the tokens [0, position + i]
+  const float* kv;       // [tokens, kv_stride]: rotary part, nope part, value; the last one filled up to 16 values
+  int64_t kv_stride;     // ExpandedStride(...)
+  int nope;
+  int rope;
+  int v_head;
+  int first;             // tokens [first, end)
+  int end;
+  bool last;             // no block follows: normalise
+  float* out;            // [rows, out_stride]
+  int64_t out_stride;
+  float* scratch;        // ExpandedScratch(...) floats, at a multiple of 64 bytes; kept from block to block
+};
+
+constexpr int64_t ExpandedStride(int nope, int rope, int v_head) { return (rope + nope + v_head + 31) / 16 * 16; }
+// The rows' queries, filled up; top, sum and factors; scores.
+constexpr int64_t ExpandedScratch(int nope, int rope) {
+  return kExpandedRows * (int64_t{nope} + rope + 3) + (kTileTokens + 16) * 64;
+}
+
 struct AttentionKernels {
   void (*attend)(const AttentionTile* tile);
+  void (*attend_expanded)(const ExpandedTile* tile);
   // into = into and part together.
   void (*merge)(const AttentionSum* into, const AttentionSum* part, int latent);
   // out /= sum.

@@ -8,16 +8,16 @@ namespace {
 
 constexpr int Filled(int n) { return (n + kW - 1) / kW * kW; }
 
-// [width][lanes] of some of the tile's queries; lanes beyond the queries are zero.
-void PackQueries(const AttentionTile& t, int first, int count, float* packed) {
-  const int width = t.latent + t.rope;
+// [width][lanes] of the rows queries[0], ... of q, or of the first ones; lanes beyond the queries are zero.
+void PackQueries(const float* q, int64_t q_stride, const int32_t* queries, int count, int width, float* packed) {
   const int lanes = Filled(count);
   for (int lane = 0; lane < lanes; lane += kW) {
     for (int d = 0; d < width; d += kW) {
       Vec::Reg square[kW];
 #pragma GCC unroll 16
       for (int i = 0; i < kW; ++i) {
-        square[i] = lane + i < count ? LoadUpTo(t.q + t.queries[first + lane + i] * t.q_stride + d, width - d) : Vec::Zero();
+        const int row = queries == nullptr || lane + i >= count ? lane + i : queries[lane + i];
+        square[i] = lane + i < count ? LoadUpTo(q + row * q_stride + d, width - d) : Vec::Zero();
       }
       Vec::Transpose(square);
 #pragma GCC unroll 16
@@ -69,7 +69,9 @@ void Attend(const AttentionTile* tile) {
     scratch.sum[i] = 0;
   }
   const auto count_at = [&](int b) { return t.count - b < kBlockLanes ? t.count - b : kBlockLanes; };
-  for (int b = 0; b < t.count; b += kBlockLanes) PackQueries(t, b, count_at(b), scratch.q + b * width);
+  for (int b = 0; b < t.count; b += kBlockLanes) {
+    PackQueries(t.q, t.q_stride, t.queries + b, count_at(b), width, scratch.q + b * width);
+  }
   int32_t seen[kBlockLanes];
   for (int first = t.first; first < t.end; first += kTileTokens) {
     const int tokens = t.end - first < kTileTokens ? t.end - first : kTileTokens;
@@ -89,6 +91,53 @@ void Attend(const AttentionTile* tile) {
   for (int i = 0; i < t.count; ++i) {
     t.top[i] = scratch.top[i];
     t.sum[i] = scratch.sum[i];
+  }
+}
+
+void Normalise(const AttentionSum* of, int latent) {
+  const Vec::Reg inverse = Vec::Set(1.0F / *of->sum);
+  for (int d = 0; d < latent; d += kW) StoreUpTo(of->out + d, Vec::Mul(LoadUpTo(of->out + d, latent - d), inverse), latent - d);
+}
+
+// Rows are lanes; a block of them goes through all pages before the next one.
+void AttendExpanded(const ExpandedTile* tile) {
+  const ExpandedTile& t = *tile;
+  const int width = t.rope + t.nope;
+  float* top = t.scratch;
+  float* sum = top + kExpandedRows;
+  float* factors = sum + kExpandedRows;
+  float* scores = factors + kExpandedRows;
+  float* q = scores + (kTileTokens + 16) * kBlockLanes;
+  int32_t seen[kBlockLanes];
+  Ahead nothing{nullptr, nullptr};
+  for (int b = 0; b < t.rows; b += kBlockLanes) {
+    const int count = t.rows - b < kBlockLanes ? t.rows - b : kBlockLanes;
+    const int lanes = Filled(count);
+    if (t.first == 0) {
+      PackQueries(t.q + b * t.q_stride + t.nope, t.q_stride, nullptr, count, t.rope, q + b * width);
+      PackQueries(t.q + b * t.q_stride, t.q_stride, nullptr, count, t.nope, q + b * width + t.rope * lanes);
+      for (int i = b; i < b + lanes; ++i) {
+        top[i] = kNothing;
+        sum[i] = 0;
+      }
+    }
+    const int all = t.position + b + count;  // tokens that the last row sees
+    for (int first = t.first; first < t.end && first < all; first += kTileTokens) {
+      const int end = t.end < all ? t.end : all;
+      const int tokens = end - first < kTileTokens ? end - first : kTileTokens;
+      for (int i = 0; i < lanes; ++i) {
+        const int visible = i < count ? t.position + b + i + 1 - first : kTileTokens;
+        seen[i] = visible < 0 ? 0 : visible;
+      }
+      const float* kv = t.kv + (first - t.first) * t.kv_stride;
+      const KeyRows rows{kv, t.kv_stride, width, kv + width, t.kv_stride, t.v_head, tokens};
+      const QueryBlock queries{q + b * width, count, seen, seen[0], top + b, sum + b, factors + b, scores, t.out + b * t.out_stride, t.out_stride, first == 0};
+      AttendRows(queries, rows, &nothing);
+    }
+    for (int i = b; t.last && i < b + count; ++i) {
+      const AttentionSum of{t.out + i * t.out_stride, top + i, sum + i};
+      Normalise(&of, t.v_head);
+    }
   }
 }
 
@@ -115,11 +164,6 @@ void Merge(const AttentionSum* into, const AttentionSum* part, int latent) {
   *into->top = top;
 }
 
-void Normalise(const AttentionSum* of, int latent) {
-  const Vec::Reg inverse = Vec::Set(1.0F / *of->sum);
-  for (int d = 0; d < latent; d += kW) StoreUpTo(of->out + d, Vec::Mul(LoadUpTo(of->out + d, latent - d), inverse), latent - d);
-}
-
 void Rotate(const float* x, const float* cosine, const float* sine, int n, float* y) {
   for (int i = 0; i < n; i += kW) {
     const Vec::Reg v = LoadUpTo(x + i, n - i);
@@ -128,7 +172,7 @@ void Rotate(const float* x, const float* cosine, const float* sine, int n, float
   }
 }
 
-constexpr AttentionKernels kAttentionTable = {Attend, Merge, Normalise, Rotate};
+constexpr AttentionKernels kAttentionTable = {Attend, AttendExpanded, Merge, Normalise, Rotate};
 
 }  // namespace
 }  // namespace margay

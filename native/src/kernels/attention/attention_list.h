@@ -23,10 +23,10 @@ class AttentionList {
  public:
   AttentionList(const AttentionKernels* kernels, ThreadPool* pool, const AttentionShape& shape, int max_rows);
 
-  // Block tables are used until the next Cut.
+  // By ascending first_row. Block tables are used until the next Cut.
   void Cut(std::span<const AttentionRows> sequences) { plan_.Cut(sequences); }
-  // q: [rows, heads, q_stride], sequences one after the other, as AttentionTile wants them; pages: of this attention,
-  // bf16 [block, 64, latent + rope]; out: [rows, heads, latent].
+  // q: [rows, heads, q_stride], as AttentionTile wants it; pages: of this attention, bf16 [block, 64, latent + rope];
+  // out: [rows, heads, latent].
   void Run(const float* q, int64_t q_stride, const uint8_t* pages, float* out);
 
  private:

@@ -57,12 +57,13 @@ void AttentionPlan::Cut(std::span<const AttentionRows> sequences) {
   pairs_ = 0;
   slots_used_ = 0;
   for (const AttentionRows& sequence : sequences) {
-    first_.push_back(static_cast<int32_t>(order_.size()));
+    first_.push_back(sequence.first_row * heads_);
+    visible_.resize(static_cast<size_t>(first_.back()));
     for (int row = 0; row < sequence.count; ++row) {
       visible_.insert(visible_.end(), static_cast<size_t>(heads_), sequence.position + row + 1);
     }
     while (order_.size() < visible_.size()) order_.push_back(static_cast<int32_t>(order_.size()));
-    pairs_ += int64_t{sequence.count} * heads_ * (sequence.position + sequence.count);
+    pairs_ += int64_t{sequence.count} * heads_ * sequence.end();
   }
   while (GroupSharers(sequences)) EndPhase();
   GroupEach(sequences);
@@ -120,8 +121,8 @@ void AttentionPlan::GroupEach(std::span<const AttentionRows> sequences) {
   groups_.clear();
   for (size_t i = 0; i < sequences.size(); ++i) {
     const AttentionRows& sequence = sequences[i];
-    const int end = sequence.position + sequence.count;
-    groups_.push_back({first_[i], sequence.count * heads_, sequence.block_table, depth_[i], PartOf(end - 1) + 1, end, true, -1});
+    groups_.push_back({first_[i], sequence.count * heads_, sequence.block_table, depth_[i], PartOf(sequence.end() - 1) + 1,
+                       sequence.end(), true, -1});
   }
 }
 

@@ -17,11 +17,14 @@ namespace margay {
 constexpr int PartFirst(int part) { return part < 4 ? part * 256 : (1024 + part % 4 * 256) << (part / 4 - 1); }
 int PartOf(int token);
 
-// The rows of one sequence: `count` tokens from `position` on.
+// The rows of one sequence in a step: `count` tokens from `position` on, at rows first_row, first_row + 1, ...
 struct AttentionRows {
+  int first_row = 0;
   int count = 0;
   int position = 0;
   const int32_t* block_table = nullptr;
+
+  int end() const { return position + count; }
 };
 
 // Queries that see the same blocks, over parts [first_part, last_part) of their context.
@@ -62,7 +65,7 @@ class AttentionPlan {
   // slots: queries whose sums over one part can be kept apart.
   AttentionPlan(int heads, int threads, int max_rows, int slots);
 
-  // Block tables are used until the next Cut.
+  // By ascending first_row. Block tables are used until the next Cut.
   void Cut(std::span<const AttentionRows> sequences);
 
   // Query row * heads + head sees this many tokens of its sequence.

@@ -1,4 +1,6 @@
 // Attention of the cpu backend (spec 3): the latent KV rows, the absorbed queries, the output projection.
+#include <algorithm>
+
 #include "model/cpu/cpu_backend.h"
 
 namespace margay {
@@ -21,39 +23,74 @@ void CpuBackend::WriteKv(const Step& step, int layer, int half) {
 
 void CpuBackend::Attend(const Step& step, int layer, int half) {
   const CpuAttention& a = weights_.layer(layer).attention[half];
+  const auto* pages = reinterpret_cast<const uint8_t*>(step.kv.page(2 * layer + half, 0));
   RunOne(Job(a.q_b, q_a_.data(), step, q_.data()));
-  jobs_.clear();
-  for (int head = 0; head < c_.heads; ++head) {
-    MatmulJob job = Job(a.key[static_cast<size_t>(head)], q_.data() + Area(head, c_.qk_head()), step, queries_.data() + Area(head, query_width_));
-    job.x_stride = c_.heads * c_.qk_head();
-    job.y_stride = c_.heads * query_width_;
-    jobs_.push_back(job);
-  }
-  matmul_.Run(jobs_);
   ForRows(step, c_.heads * c_.rope, [&](int row) {
     for (int head = 0; head < c_.heads; ++head) {
       const size_t i = Area(row, c_.heads) + static_cast<size_t>(head);
-      Rotate(&q_[i * static_cast<size_t>(c_.qk_head())] + c_.nope, row, &queries_[i * static_cast<size_t>(query_width_)] + c_.kv_lora);
+      float* part = &q_[i * static_cast<size_t>(c_.qk_head())] + c_.nope;
+      const bool absorbed = absorbed_[static_cast<size_t>(row)] != 0;
+      Rotate(part, row, absorbed ? &queries_[i * static_cast<size_t>(query_width_)] + c_.kv_lora : part);
     }
   });
-  attention_.Run(queries_.data(), query_width_, reinterpret_cast<const uint8_t*>(step.kv.page(2 * layer + half, 0)), context_.data());
-  jobs_.clear();
-  for (int head = 0; head < c_.heads; ++head) {
-    MatmulJob job = Job(a.value[static_cast<size_t>(head)], context_.data() + Area(head, c_.kv_lora), step, heads_out_.data() + Area(head, c_.v_head));
-    job.x_stride = c_.heads * c_.kv_lora;
-    job.y_stride = c_.heads * c_.v_head;
-    jobs_.push_back(job);
-  }
-  matmul_.Run(jobs_);
+  Absorb(a, pages);
+  expanded_.Run(q_.data(), pages, a.expand, heads_out_.data());
   RunOne(Job(a.o, heads_out_.data(), step, y_.data()));
   pending_ = Pending::kBranch;
   Settle(step, a.post_norm);
 }
 
+// The absorbed form (spec 3.5), for the rows that have it: queries to the latent, attention over it, values out of it.
+void CpuBackend::Absorb(const CpuAttention& a, const uint8_t* pages) {
+  const int q_stride = c_.heads * c_.qk_head();
+  for (const RowRange& rows : absorbed_rows_) {
+    jobs_.clear();
+    for (int head = 0; head < c_.heads; ++head) {
+      jobs_.push_back({.w = a.key[static_cast<size_t>(head)],
+                       .x = &q_[Area(rows.first, q_stride) + Area(head, c_.qk_head())],
+                       .x_stride = q_stride,
+                       .rows = rows.count,
+                       .y = &queries_[Area(rows.first, c_.heads * query_width_) + Area(head, query_width_)],
+                       .y_stride = c_.heads * query_width_});
+    }
+    matmul_.Run(jobs_);
+  }
+  attention_.Run(queries_.data(), query_width_, pages, context_.data());
+  for (const RowRange& rows : absorbed_rows_) {
+    jobs_.clear();
+    for (int head = 0; head < c_.heads; ++head) {
+      jobs_.push_back({.w = a.value[static_cast<size_t>(head)],
+                       .x = &context_[Area(rows.first, c_.heads * c_.kv_lora) + Area(head, c_.kv_lora)],
+                       .x_stride = c_.heads * c_.kv_lora,
+                       .rows = rows.count,
+                       .y = &heads_out_[Area(rows.first, c_.heads * c_.v_head) + Area(head, c_.v_head)],
+                       .y_stride = c_.heads * c_.v_head});
+    }
+    matmul_.Run(jobs_);
+  }
+}
+
 void CpuBackend::PlanAttention(const Step& step) {
-  sequences_.clear();
-  for (const SequenceRows& sequence : step.sequences) sequences_.push_back({sequence.count, sequence.position, sequence.block_table});
-  attention_.Cut(sequences_);
+  to_absorb_.clear();
+  to_expand_.clear();
+  absorbed_rows_.clear();
+  int row = 0;
+  for (const SequenceRows& sequence : step.sequences) {
+    const AttentionRows rows{row, sequence.count, sequence.position, sequence.block_table};
+    const bool absorbed = deterministic_ || !ExpandingPays(expanded_.shape(), rows);
+    std::fill_n(&absorbed_[static_cast<size_t>(row)], sequence.count, static_cast<uint8_t>(absorbed));
+    row += sequence.count;
+    if (!absorbed) {
+      to_expand_.push_back(rows);
+      continue;
+    }
+    const bool adjoins = !absorbed_rows_.empty() && absorbed_rows_.back().first + absorbed_rows_.back().count == rows.first_row;
+    if (!adjoins) absorbed_rows_.push_back({rows.first_row, 0});
+    absorbed_rows_.back().count += rows.count;
+    to_absorb_.push_back(rows);
+  }
+  attention_.Cut(to_absorb_);
+  expanded_.Cut(to_expand_);
   ForRows(step, 8 * c_.rope, [&](int row) {
     float* cosine = &cosine_[Area(row, c_.rope)];
     float* sine = &sine_[Area(row, c_.rope)];

@@ -14,7 +14,8 @@ CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options,
       query_width_((config.kv_row() + kPanel - 1) / kPanel * kPanel),
       weights_(config),
       matmul_(path.linear, path.pointwise, pool, std::max({2, config.heads, config.experts})),
-      attention_(path.attention, pool, {config.heads, config.kv_lora, config.rope}, options.max_rows) {
+      attention_(path.attention, pool, {config.heads, config.kv_lora, config.rope}, options.max_rows),
+      expanded_(path, pool, {config.heads, config.kv_lora, config.nope, config.rope, config.v_head}, options.max_rows) {
   const auto wide = [&](int width) { return std::vector<float>(Area(options.max_rows, width)); };
   x_ = wide(c_.hidden);
   n_ = wide(c_.hidden);
@@ -37,7 +38,9 @@ CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options,
   expert_first_.resize(static_cast<size_t>(c_.experts) + 1);
   sources_.resize(Area(pool->threads(), c_.topk + 1));
   source_weights_.resize(sources_.size());
-  sequences_.reserve(static_cast<size_t>(options.max_rows));
+  for (auto* sequences : {&to_absorb_, &to_expand_}) sequences->reserve(static_cast<size_t>(options.max_rows));
+  absorbed_rows_.reserve(static_cast<size_t>(options.max_rows));
+  absorbed_.resize(static_cast<size_t>(options.max_rows));
   jobs_.reserve(static_cast<size_t>(std::max({2, c_.heads, c_.experts})));
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/attention/attention_list.h"
+#include "kernels/attention/expanded_list.h"
 #include "kernels/code_path.h"
 #include "kernels/linear/matmul_list.h"
 #include "model/backend.h"
@@ -24,7 +25,7 @@ class CpuBackend final : public Backend {
 
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) override;
   void Bind(const std::byte* base) override;
-  std::string PackedLayout() const override { return "cpu-panel16-2"; }
+  std::string PackedLayout() const override { return "cpu-panel16-3"; }
   std::string Isa() const override { return path_.name; }
   KvType kv_type() const override { return KvType::kBf16; }
 
@@ -38,6 +39,11 @@ class CpuBackend final : public Backend {
   void Logits(const Step& step, FinalNorm norm, float* logits) override;
 
  private:
+  struct RowRange {
+    int first;
+    int count;
+  };
+
   // Values of row-wise operations below which threads cost more than they bring.
   static constexpr int64_t kSerialValues = 16 << 10;
 
@@ -81,9 +87,10 @@ class CpuBackend final : public Backend {
   const float* NormBeforeHead(FinalNorm which) const;
 
   // Attention.
-  // What all attentions of the step share: who sees what, the rows' rotary angles.
+  // What all attentions of the step share: who sees what in which form, the rows' rotary angles.
   void PlanAttention(const Step& step);
   void Rotate(const float* from, int row, float* to) const;
+  void Absorb(const CpuAttention& a, const uint8_t* pages);
 
   // Experts.
   // Sorts the choices by expert: assigned_ lists rows, place_ says where each choice's output will be (-1: identity).
@@ -101,7 +108,10 @@ class CpuBackend final : public Backend {
   CpuWeights weights_;
   MatmulList matmul_;
   AttentionList attention_;
-  std::vector<AttentionRows> sequences_;
+  ExpandedList expanded_;
+  std::vector<AttentionRows> to_absorb_, to_expand_;
+  std::vector<RowRange> absorbed_rows_;
+  std::vector<uint8_t> absorbed_;  // per row
 
   Pending pending_ = Pending::kNothing;
   // Activations, [rows, width].

@@ -56,6 +56,7 @@ CpuWeights::AttentionOffsets CpuWeights::PlanAttention(const Checkpoint& checkpo
     const int first = head * (c_.nope + c_.v_head);
     a.key.push_back(PackRows(checkpoint, from.kv_b, first, c_.nope, true, plan));
     a.value.push_back(PackRows(checkpoint, from.kv_b, first + c_.nope, c_.v_head, false, plan));
+    a.expand.push_back(PackRows(checkpoint, from.kv_b, first, c_.nope + c_.v_head, false, plan));
   }
   return a;
 }
@@ -74,9 +75,10 @@ void CpuWeights::Bind(const std::byte* base) {
   const auto attention = [&](const AttentionOffsets& o) {
     CpuAttention a{floats(o.input_norm), floats(o.q_a_norm), floats(o.kv_a_norm), floats(o.post_norm),
                    matrix(o.q_a),        matrix(o.q_b),      matrix(o.kv_a),      matrix(o.o),
-                   {},                   {}};
+                   {},                   {},                 {}};
     for (const PackedMatrix& key : o.key) a.key.push_back(matrix(key));
     for (const PackedMatrix& value : o.value) a.value.push_back(matrix(value));
+    for (const PackedMatrix& expand : o.expand) a.expand.push_back(matrix(expand));
     return a;
   };
   embedding_.rows = base + embedding_offset_;

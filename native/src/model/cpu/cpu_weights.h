@@ -22,8 +22,9 @@ struct CpuMlp {
 struct CpuAttention {
   const float *input_norm, *q_a_norm, *kv_a_norm, *post_norm;
   MatmulWeights q_a, q_b, kv_a, o;
-  std::vector<MatmulWeights> key;    // per head: query part [nope] -> latent
-  std::vector<MatmulWeights> value;  // per head: latent -> [v_head]
+  std::vector<MatmulWeights> key;     // per head: query part [nope] -> latent
+  std::vector<MatmulWeights> value;   // per head: latent -> [v_head]
+  std::vector<MatmulWeights> expand;  // per head: latent -> [nope, v_head]
 };
 
 struct CpuLayer {
@@ -67,7 +68,7 @@ class CpuWeights {
   struct AttentionOffsets {
     size_t input_norm, q_a_norm, kv_a_norm, post_norm;
     PackedMatrix q_a, q_b, kv_a, o;
-    std::vector<PackedMatrix> key, value;
+    std::vector<PackedMatrix> key, value, expand;
   };
   struct MlpOffsets {
     PackedMatrix gate, up, down;
