@@ -96,6 +96,26 @@ describe("packed weights", () => {
     expect(load(checkpoint, packed)).toEqual({ ...first, hit: true });
   });
 
+  it("are checked in full when they have another identity than at the last check", () => {
+    const checkpoint = files.write("plain");
+    const packed = files.folder();
+    const first = load(checkpoint, packed);
+    const path = packedFile(packed);
+    const memory = `${path}.checked`;
+    const remembered = readFileSync(memory, "utf8");
+    expect(load(checkpoint, packed)).toEqual({ ...first, hit: true });
+    expect(readFileSync(memory, "utf8")).toBe(remembered);
+    const longAgo = new Date(1_000_000_000_000);
+    utimesSync(path, longAgo, longAgo);
+    expect(load(checkpoint, packed)).toEqual({ ...first, hit: true });
+    expect(readFileSync(memory, "utf8")).not.toBe(remembered);
+    const bytes = readFileSync(path);
+    bytes[bytes.length - 1000]! ^= 4;
+    writeFileSync(path, bytes);
+    utimesSync(path, longAgo, longAgo);
+    expect(load(checkpoint, packed)).toEqual({ ...first, hit: false });
+  });
+
   it("are made by one process when several start together, and what a dead one left is removed", async () => {
     const checkpoint = files.write("plain");
     const packed = files.folder();

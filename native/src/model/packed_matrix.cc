@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -24,25 +25,106 @@ void PutOutput(const float* values, int64_t stride, int in, WeightFormat format,
   }
 }
 
-Status PutFp8(const Checkpoint& checkpoint, const LinearTensors& from, std::byte* out) {
-  const auto in = static_cast<size_t>(from.in);
-  std::vector<uint8_t> rows(in * kPanel);
-  for (int first = 0; first < from.out; first += kPanel) {
-    const auto count = static_cast<size_t>(std::min(kPanel, from.out - first));
-    if (Status read = checkpoint.Read(*from.weight, static_cast<uint64_t>(first) * in, rows.data(), count * in); !read.ok()) return read;
+// Source bytes of one piece of a part: enough for large reads, few enough to share out and to stay in a core's cache.
+constexpr size_t kPieceBytes = size_t{1} << 20;
+
+Status NotFinite(const Tensor& tensor, uint64_t element) {
+  return Status(Code::kCheckpoint,
+                "tensor " + tensor.name + " holds a value that is not finite, at element " + std::to_string(element));
+}
+
+// All ones in the exponent, or e4m3's only code for it: not a number, or infinite.
+template <typename Word>
+Status AllFinite(const Tensor& tensor, uint64_t first, const Word* values, size_t count, Word mask) {
+  Word any = 0;
+  const Word step = static_cast<Word>(mask & (~mask + 1u));  // the mask's lowest bit: all ones carry into the bit above
+  for (size_t i = 0; i < count; ++i) any = static_cast<Word>(any | ((values[i] & mask) + step));
+  const auto above = static_cast<Word>(Word{1} << (sizeof(Word) * 8 - 1));
+  if ((any & above) == 0) return Status::Ok();
+  const Word* bad = std::find_if(values, values + count, [&](Word value) { return (value & mask) == mask; });
+  return NotFinite(tensor, first + static_cast<uint64_t>(bad - values));
+}
+
+Status AllFinite(const Tensor& tensor, uint64_t first, const std::byte* values, size_t count) {
+  const auto check = [&](auto mask) {
+    return AllFinite(tensor, first, reinterpret_cast<const decltype(mask)*>(values), count, mask);
+  };
+  if (tensor.dtype == DType::kF32) return check(uint32_t{0x7f800000});
+  if (tensor.dtype == DType::kBf16) return check(uint16_t{0x7f80});
+  return check(uint8_t{0x7f});
+}
+
+size_t Width(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kBf16 ? 2 : 1; }
+
+// [count][words] to [words][kPanel]: a cache line of every row at a time, so that rows whose distance is a multiple of
+// a memory page do not push each other out.
+void InterleaveWords(const std::byte* rows, size_t count, size_t words, std::byte* panel) {
+  constexpr size_t kLine = 16;
+  for (size_t first = 0; first < words; first += kLine) {
+    const size_t some = std::min(kLine, words - first);
     for (size_t lane = 0; lane < count; ++lane) {
-      for (size_t k = 0; k < in; ++k) {
-        const uint8_t code = rows[lane * in + k];
-        if ((code & 0x7fU) == 0x7fU) {
-          return Status(Code::kCheckpoint, "tensor " + from.weight->name + " holds a value that is not finite, at element " +
-                                               std::to_string((static_cast<size_t>(first) + lane) * in + k));
-        }
-        out[WeightOffset(WeightFormat::kFp8, static_cast<int>(lane), static_cast<int>(k))] = std::byte{code};
+      const std::byte* from = rows + (lane * words + first) * 4;
+      std::byte* to = panel + (first * kPanel + lane) * 4;
+      for (size_t i = 0; i < some; ++i) std::memcpy(to + i * kPanel * 4, from + i * 4, 4);
+    }
+  }
+}
+
+// [count][codes] to the layout of kFp8, four codes of a row at a time.
+void InterleaveFp8(const std::byte* rows, size_t count, size_t codes, std::byte* panel) {
+  constexpr size_t kGroup = 4, kLine = 64;
+  for (size_t first = 0; first < codes; first += kLine) {
+    const size_t some = std::min(kLine, codes - first);
+    for (size_t lane = 0; lane < count; ++lane) {
+      const std::byte* from = rows + lane * codes + first;
+      std::byte* to = panel + first * kPanel + lane * 2;
+      for (size_t i = 0; i < some; i += kGroup, to += kGroup * kPanel) {
+        std::byte four[kGroup] = {};
+        std::memcpy(four, from + i, std::min(kGroup, some - i));
+        const std::byte even[2] = {four[0], four[2]}, odd[2] = {four[1], four[3]};
+        std::memcpy(to, even, 2);
+        std::memcpy(to + kPanel * 2, odd, 2);
       }
     }
-    out += PanelBytes(WeightFormat::kFp8, from.in);
+  }
+}
+
+// Rows of the checkpoint as they are stored, some panels of them, into their places.
+Status PutPanels(const Checkpoint& checkpoint, const Tensor& tensor, const PackedMatrix& m, int first_row, int panel,
+                 int panels, std::byte* out) {
+  const size_t width = Width(tensor.dtype);
+  const size_t row_bytes = static_cast<size_t>(m.in) * width;
+  const int first = panel * kPanel;
+  const int rows = std::min(m.out - first, panels * kPanel);
+  const uint64_t element = (static_cast<uint64_t>(first_row) + static_cast<uint64_t>(first)) * static_cast<uint64_t>(m.in);
+  const std::unique_ptr<std::byte[]> source(new std::byte[static_cast<size_t>(rows) * row_bytes]);
+  if (Status read = checkpoint.Read(tensor, element * width, source.get(), static_cast<size_t>(rows) * row_bytes); !read.ok()) {
+    return read;
+  }
+  if (Status finite = AllFinite(tensor, element, source.get(), static_cast<size_t>(rows) * static_cast<size_t>(m.in)); !finite.ok()) {
+    return finite;
+  }
+  for (int row = 0; row < rows; row += kPanel) {
+    const auto count = static_cast<size_t>(std::min(kPanel, rows - row));
+    const std::byte* from = source.get() + static_cast<size_t>(row) * row_bytes;
+    std::byte* to = out + static_cast<size_t>(panel + row / kPanel) * PanelBytes(m.format, m.in);
+    if (m.format == WeightFormat::kFp8) {
+      InterleaveFp8(from, count, static_cast<size_t>(m.in), to);
+    } else {
+      InterleaveWords(from, count, row_bytes / 4, to);
+    }
   }
   return Status::Ok();
+}
+
+// A matrix whose words keep their order: what most of a checkpoint is.
+size_t AddPanels(const Checkpoint& checkpoint, const Tensor& tensor, const PackedMatrix& m, int first_row, PackPlan* plan) {
+  const size_t panel_source = static_cast<size_t>(m.in) * Width(tensor.dtype) * kPanel;
+  const int each = static_cast<int>(std::max<size_t>(1, kPieceBytes / panel_source));
+  return plan->AddPieces(static_cast<size_t>(m.panels()) * PanelBytes(m.format, m.in), (m.panels() + each - 1) / each,
+                         [&checkpoint, &tensor, m, first_row, each](std::byte* out, int piece) {
+                           return PutPanels(checkpoint, tensor, m, first_row, piece * each, each, out);
+                         });
 }
 
 }  // namespace
@@ -51,8 +133,7 @@ PackedMatrix PackLinear(const Checkpoint& checkpoint, const LinearTensors& from,
   PackedMatrix m;
   if (from.weight->dtype == DType::kFp8) {
     m = {WeightFormat::kFp8, from.out, from.in, 0, 0, 0, false};
-    m.weight = plan->Add(static_cast<size_t>(m.panels()) * PanelBytes(m.format, m.in),
-                         [&checkpoint, from](std::byte* out) { return PutFp8(checkpoint, from, out); });
+    m.weight = AddPanels(checkpoint, *from.weight, m, 0, plan);
     m.scales = PackTable(checkpoint, *from.scales, plan);
   } else {
     m = PackRows(checkpoint, from, 0, from.out, false, plan);
@@ -68,6 +149,11 @@ PackedMatrix PackRows(const Checkpoint& checkpoint, const LinearTensors& from, i
   m.format = from.weight->dtype == DType::kF32 ? WeightFormat::kF32 : WeightFormat::kBf16;
   m.out = transposed ? from.in : rows;
   m.in = transposed ? rows : from.in;
+  const bool pairs = from.weight->dtype == DType::kBf16 && m.in % 2 == 0;
+  if (!transposed && (pairs || from.weight->dtype == DType::kF32)) {
+    m.weight = AddPanels(checkpoint, *from.weight, m, first, plan);
+    return m;
+  }
   const size_t panel_bytes = PanelBytes(m.format, m.in);
   m.weight = plan->Add(static_cast<size_t>(m.panels()) * panel_bytes, [&checkpoint, from, first, transposed, m, panel_bytes](std::byte* out) {
     const auto columns = static_cast<size_t>(from.in);
@@ -103,19 +189,13 @@ size_t PackVector(const Checkpoint& checkpoint, const Tensor& tensor, float fact
 }
 
 size_t PackTable(const Checkpoint& checkpoint, const Tensor& tensor, PackPlan* plan) {
-  return plan->Add(tensor.bytes, [&checkpoint, &tensor](std::byte* out) {
-    const int64_t columns = tensor.shape.back();
-    std::vector<float> row(static_cast<size_t>(columns));
-    const auto bytes = static_cast<size_t>(columns) * (tensor.dtype == DType::kF32 ? 4 : 2);
-    for (int64_t r = 0; r < tensor.shape.front(); ++r, out += bytes) {
-      if (Status read = checkpoint.ReadRows(tensor, nullptr, r, 1, row.data()); !read.ok()) return read;
-      if (tensor.dtype == DType::kF32) {
-        std::memcpy(out, row.data(), bytes);
-        continue;
-      }
-      for (int64_t c = 0; c < columns; ++c) reinterpret_cast<uint16_t*>(out)[c] = FloatToBf16(row[static_cast<size_t>(c)]);
-    }
-    return Status::Ok();
+  const int pieces = static_cast<int>((tensor.bytes + kPieceBytes - 1) / kPieceBytes);
+  return plan->AddPieces(tensor.bytes, pieces, [&checkpoint, &tensor](std::byte* out, int piece) {
+    const uint64_t first = static_cast<uint64_t>(piece) * kPieceBytes;
+    const size_t bytes = std::min<uint64_t>(kPieceBytes, tensor.bytes - first);
+    if (Status read = checkpoint.Read(tensor, first, out + first, bytes); !read.ok()) return read;
+    const size_t width = Width(tensor.dtype);
+    return AllFinite(tensor, first / width, out + first, bytes / width);
   });
 }
 

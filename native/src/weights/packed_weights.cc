@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kChecksumChunk = size_t{4} << 20;
 constexpr auto kLockPatience = std::chrono::minutes(30);
-constexpr char kMagic[8] = {'M', 'A', 'R', 'G', 'A', 'Y', 'W', '1'};
+constexpr char kMagic[8] = {'M', 'A', 'R', 'G', 'A', 'Y', 'W', '2'};
 
 struct Header {
   char magic[8];
@@ -43,6 +43,32 @@ uint64_t HeaderChecksum(const Header& header) {
   return Checksum(&header, offsetof(Header, own_checksum));
 }
 
+// Names a state of the file that was found whole. Every write to a file changes its identity.
+std::string StateOf(const FileIdentity& identity, const Header& header) {
+  std::string text = "whole";
+  for (const uint64_t fact : {identity.size, identity.inode, identity.device, static_cast<uint64_t>(identity.modified_ns),
+                              static_cast<uint64_t>(identity.changed_ns), header.checksum}) {
+    text.append(1, ' ').append(std::to_string(fact));
+  }
+  return text + "\n";
+}
+
+// True when the payload is what was written, by memory of an earlier look or by a look now, which is remembered.
+bool IsWhole(const std::string& path, const File& file, const Header& header, const std::byte* payload,
+             ThreadPool* pool) {
+  const std::string memory = path + ".checked";
+  const Result<FileIdentity> before = file.Identity();
+  if (!before.ok()) return false;
+  const std::string state = StateOf(before.value(), header);
+  const Result<std::string> known = FileExists(memory) ? ReadText(memory, 1024) : Result<std::string>(std::string());
+  if (known.ok() && known.value() == state) return true;
+  if (ChecksumOf(payload, header.payload_bytes, pool) != header.checksum) return false;
+  const Result<FileIdentity> after = file.Identity();
+  // A memory that cannot be kept costs the next start a look.
+  if (after.ok() && StateOf(after.value(), header) == state) (void)WriteTextAtomically(memory, state);
+  return true;
+}
+
 // Maps the file when it is whole and of this key; an empty mapping otherwise.
 Mapping OpenWhole(const std::string& path, const std::string& key, size_t payload_bytes, ThreadPool* pool) {
   if (!FileExists(path)) return {};
@@ -58,7 +84,10 @@ Mapping OpenWhole(const std::string& path, const std::string& key, size_t payloa
   if (!fits) return {};
   Result<Mapping> mapping = Mapping::OfFile(*file, kHeaderBytes + payload_bytes, false);
   if (!mapping.ok()) return {};
-  if (ChecksumOf(mapping->data() + kHeaderBytes, payload_bytes, pool) != header.checksum) return {};
+  // Best effort: larger pages where the file system has them, and the disk at work before the first step.
+  madvise(mapping->data(), mapping->size(), MADV_HUGEPAGE);
+  madvise(mapping->data(), mapping->size(), MADV_WILLNEED);
+  if (!IsWhole(path, *file, header, mapping->data() + kHeaderBytes, pool)) return {};
   return std::move(mapping.value());
 }
 
@@ -94,6 +123,7 @@ void RemoveLeftovers(const std::string& folder, const std::string& stem) {
   }
 }
 
+// The header comes last: what has one reached the disk before.
 Status WriteFile(const std::string& aside, const std::string& key, size_t payload_bytes, ThreadPool* pool,
                  const std::function<Status(std::byte*)>& fill) {
   Result<File> file = File::Create(aside);
@@ -106,44 +136,55 @@ Status WriteFile(const std::string& aside, const std::string& key, size_t payloa
   Result<Mapping> mapping = Mapping::OfFile(*file, bytes, true);
   if (!mapping.ok()) return mapping.status();
   if (Status filled = fill(mapping->data() + kHeaderBytes); !filled.ok()) return filled;
+  const auto sync = [&]() -> Status {
+    if (msync(mapping->data(), bytes, MS_SYNC) == 0) return file->Sync();
+    return Status(Code::kIo, aside + " cannot be synced: " + std::strerror(errno));
+  };
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   std::memcpy(header.key, key.data(), sizeof(header.key));
   header.payload_bytes = payload_bytes;
   header.checksum = ChecksumOf(mapping->data() + kHeaderBytes, payload_bytes, pool);
   header.own_checksum = HeaderChecksum(header);
+  if (Status synced = sync(); !synced.ok()) return synced;
   std::memcpy(mapping->data(), &header, sizeof(header));
-  if (msync(mapping->data(), bytes, MS_SYNC) != 0) return Status(Code::kIo, aside + " cannot be synced: " + std::strerror(errno));
-  return file->Sync();
+  return sync();
 }
 
 }  // namespace
 
-size_t PackPlan::Add(size_t bytes, Fill fill) {
+size_t PackPlan::AddPieces(size_t bytes, int pieces, FillPiece fill) {
   const size_t offset = bytes_;
-  parts_.push_back({offset, std::move(fill)});
+  parts_.push_back({offset, pieces, std::move(fill)});
   bytes_ += (bytes + 63) / 64 * 64;
   return offset;
 }
 
+Status PackPlan::FillAll(std::byte* base, ThreadPool* pool) const {
+  std::vector<std::pair<const Part*, int>> pieces;
+  for (const Part& part : parts_) {
+    for (int piece = 0; piece < part.pieces; ++piece) pieces.emplace_back(&part, piece);
+  }
+  std::vector<Status> results(pieces.size());
+  pool->Run(static_cast<int>(pieces.size()), [&](int item, int) {
+    const auto& [part, piece] = pieces[static_cast<size_t>(item)];
+    results[static_cast<size_t>(item)] = part->fill(base + part->offset, piece);
+  });
+  for (const Status& result : results) {
+    if (!result.ok()) return result;
+  }
+  return Status::Ok();
+}
+
 Result<PackedWeights> PackedWeights::Materialise(const PackPlan& plan, const std::string& folder, const std::string& key,
                                                  ThreadPool* pool) {
-  const auto fill = [&](std::byte* base) {
-    std::vector<Status> results(plan.parts_.size());
-    pool->Run(static_cast<int>(plan.parts_.size()), [&](int item, int) {
-      const PackPlan::Part& part = plan.parts_[static_cast<size_t>(item)];
-      results[static_cast<size_t>(item)] = part.fill(base + part.offset);
-    });
-    for (const Status& result : results) {
-      if (!result.ok()) return result;
-    }
-    return Status::Ok();
-  };
+  const auto fill = [&](std::byte* base) { return plan.FillAll(base, pool); };
   PackedWeights packed;
   packed.bytes_ = plan.bytes();
   if (folder.empty()) {
     Result<Mapping> memory = Mapping::Anonymous(plan.bytes());
     if (!memory.ok()) return memory.status();
+    madvise(memory->data(), plan.bytes(), MADV_HUGEPAGE);  // best effort
     if (Status filled = fill(memory->data()); !filled.ok()) return filled;
     mprotect(memory->data(), plan.bytes(), PROT_READ);
     packed.mapping_ = std::move(memory.value());
