@@ -1,31 +1,20 @@
-import {
-  createStepLoop,
-  type Engine,
-  type EngineEvent,
-  FINISH,
-  finishReason,
-  refusalCode,
-  type StepLoop,
-  type StepPlan,
-  type StepResult,
-  stepEntries,
-} from "#native";
+import { type Engine, type EngineEvent, FINISH, finishReason, refusalCode, type StepResult, sameHandle } from "#native";
 import type { DecodeDone, ReserveKv, ReserveReply, StartDecode, StartReply } from "#protocol/decode.ts";
 import type { ErrorCode } from "#protocol/errors.ts";
 import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
-import { BLOCK_TOKENS, type KvEndpoint, type Reservation, type SequenceHandle } from "#protocol/kv.ts";
-import type { FinishReason, RequestHead } from "#protocol/request.ts";
+import { BLOCK_TOKENS, type KvEndpoint, type Reservation } from "#protocol/kv.ts";
+import type { FinishReason, Generation, RequestHead } from "#protocol/request.ts";
 import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { HistogramSeries, Metrics } from "#service/metrics.ts";
-import { planDecode } from "./decode-batcher.ts";
+import { DecodeBatch, type DecodeSequence } from "./decode-batch.ts";
 import { KvReceiver } from "./kv-receiver.ts";
 import { judgeReservation, refusal } from "./reservation-desk.ts";
 import type { TokenStream } from "./token-stream.ts";
-import { afterStep, NO_WORK, type WorkDone } from "./work-done.ts";
+import { NO_WORK } from "./work-done.ts";
 
 export interface DecodeRequestsParts {
   readonly engine: Engine;
@@ -35,6 +24,7 @@ export interface DecodeRequestsParts {
   readonly rankId: RankId;
   readonly epoch: number;
   readonly endpoint: KvEndpoint;
+  readonly config: { readonly tpotGoalMs: number };
   readonly stream: TokenStream;
   /** The step loop cannot go on. */
   readonly fail: (error: unknown) => void;
@@ -48,25 +38,18 @@ interface Ending {
 
 interface DecodeRequest {
   readonly head: RequestHead;
-  readonly handle: SequenceHandle;
+  readonly generation: Generation;
   readonly reservation: Reservation;
-  readonly given: number;
-  readonly topLogprobs: number;
-  /** `seq` of the token that follows the given ones. */
-  readonly seq: number;
+  /** Tokens its blocks were opened for. */
+  readonly capacity: number;
   phase: "reserved" | "starting" | "decoding" | "leaving";
   start: Promise<StartReply> | null;
   /** Why it left, for whoever waits for its start. */
   ending: ErrorCode;
-  promptLeft: number;
-  tokensLeft: number;
-  /** Tokens it may grow to. */
-  readonly reserve: number;
-  /** It is in the engine's batch. */
-  running: boolean;
+  /** Once it decodes. */
+  sequence: DecodeSequence | null;
   /** The engine has let go of it. */
   released: Promise<void>;
-  work: WorkDone;
   /** Monotonic time of its start. */
   startedMs: number;
 }
@@ -80,7 +63,7 @@ const CANCEL_WAIT_MS = 5_000;
  *   reserved -> starting -> decoding -> leaving -> gone
  *       `-> lapsed  `-> transfer failed, cancelled, superseded -> leaving -> gone
  *
- * 1 a request counts until the engine has let go of it; its slot is free then
+ * 1 a request counts until the engine has let go of it, also while it has no slot because it was preempted
  * 2 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
  * 3 a decoding request ends with exactly one last word on its stream, unless it was cancelled, replaced or orphaned
  * 4 nothing is attached before every page of the prompt arrived and was verified, or the rank computes them itself
@@ -91,34 +74,34 @@ export class DecodeRequests {
   readonly #memory: AttemptMemory<Ending>;
   readonly #batchTokens: HistogramSeries;
   readonly #stepSeconds: HistogramSeries;
-  readonly #loop: StepLoop;
+  readonly #batch: DecodeBatch;
   /** Not leaving. */
   readonly #active = new Map<RequestId, DecodeRequest>();
-  /** Everything that holds a slot. */
-  readonly #slots = new Map<number, DecodeRequest>();
+  /** Everything that counts. */
+  readonly #held = new Set<DecodeRequest>();
+  /** Ended by themselves in the step that is being told. */
+  #ended: [DecodeRequest, number][] = [];
   #draining = false;
-  #stepMs = 10;
   #onEmpty: (() => void)[] = [];
 
   constructor(parts: DecodeRequestsParts) {
-    const { engine } = parts;
     this.#parts = parts;
     this.#batchTokens = parts.metrics.histogram("margay_batch_tokens", { role: "decode" });
     this.#stepSeconds = parts.metrics.histogram("margay_step_seconds", { role: "decode" });
     this.#receiver = new KvReceiver(parts.clock);
     this.#memory = new AttemptMemory(parts.clock);
-    this.#loop = createStepLoop({
-      engine,
-      plan: (inFlight) => planDecode(this.#decoding(), inFlight, engine.info.maxStepTokens),
-      onResult: (result, plan) => this.#obey(result, plan),
-      onFault: parts.fail,
+    this.#batch = new DecodeBatch({
+      engine: parts.engine,
+      onPreempted: () => parts.metrics.count("margay_preemptions_total", {}),
+      onStepped: (rows, ms) => this.#stepped(rows, ms),
+      fail: parts.fail,
     });
   }
 
-  /** Counts whoever holds a slot, and the prompt tokens this rank still has to compute itself. */
+  /** Counts whoever is here, and the prompt tokens this rank still has to compute itself. */
   get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond"> {
-    const pendingPrefillTokens = this.#decoding().reduce((sum, request) => sum + request.promptLeft, 0);
-    return { requests: this.#slots.size, pendingPrefillTokens, prefillTokensPerSecond: 0 };
+    const pendingPrefillTokens = this.#batch.promptTokensLeft;
+    return { requests: this.#held.size, pendingPrefillTokens, prefillTokensPerSecond: 0 };
   }
 
   reserve(message: ReserveKv): ReserveReply {
@@ -141,8 +124,11 @@ export class DecodeRequests {
       vocabSize: this.#parts.engine.info.vocabSize,
       contextLength: this.#parts.engine.info.contextLength,
       poolTokens: this.#parts.engine.info.kvBlocks * BLOCK_TOKENS,
-      requests: this.#slots.size,
+      requests: this.#held.size,
       maxRequests: this.#parts.engine.info.slots,
+      pressed: this.#batch.pressed,
+      nextStepMs: this.#batch.pace.stepMs(this.#held.size + 1),
+      goalMs: this.#parts.config.tpotGoalMs,
       retryAfterMs: this.#retryAfterMs(),
     });
     return refused === null ? this.#open(message) : this.#refuse(refused.code, refused.detail, refused.retryAfterMs);
@@ -160,7 +146,7 @@ export class DecodeRequests {
       if (ended !== "superseded" && ended.start !== null) return ended.start;
       return this.#no(codeOf(ended), "this attempt is over");
     }
-    if (handle.slot !== request.handle.slot || handle.generation !== request.handle.generation) {
+    if (!sameHandle(handle, request.reservation.handle)) {
       return this.#no("unknown_request", "the handle is another reservation's");
     }
     if (request.start !== null) this.#countDuplicate("start-decode");
@@ -172,7 +158,7 @@ export class DecodeRequests {
   async cancel(head: RequestHead): Promise<boolean> {
     this.#memory.note(head, { code: "cancelled", start: null });
     this.#parts.stream.drop(head);
-    const held = [...this.#slots.values()].filter(
+    const held = [...this.#held].filter(
       (request) => request.head.requestId === head.requestId && request.head.attempt <= head.attempt,
     );
     for (const request of held) this.#abandon(request, "cancelled");
@@ -205,19 +191,21 @@ export class DecodeRequests {
 
   /** Plans nothing more, forgets all tokens. */
   stop(): void {
-    this.#loop.stop();
+    this.#batch.stop();
     this.#parts.stream.close();
   }
 
   onStep(result: StepResult): void {
-    this.#loop.settle(result);
+    this.#batch.onStep(result);
   }
 
   onEvent(event: EngineEvent): void {
     if (event.kind === "received") this.#parts.metrics.observe("margay_kv_transfer_seconds", {}, event.ms / 1000);
     if (event.kind === "lapsed") {
-      const request = this.#slots.get(event.handle.slot);
-      if (request?.handle.generation === event.handle.generation) this.#leave(request, "reservation_expired", true);
+      const lapsed = [...this.#held].find(
+        ({ sequence, reservation }) => sequence === null && sameHandle(reservation.handle, event.handle),
+      );
+      if (lapsed !== undefined) this.#leave(lapsed, "reservation_expired", true);
     }
     this.#receiver.onEvent(event);
   }
@@ -226,29 +214,22 @@ export class DecodeRequests {
     const { engine, rankId, epoch, endpoint, logger } = this.#parts;
     const { head, generation, deadlineMs } = message;
     try {
-      const { tokens, promptLength, maxNewTokens, sampling } = generation;
-      const reserve = Math.min(promptLength + maxNewTokens, engine.info.contextLength);
+      const reserve = this.#batch.opening(generation.tokens.length);
       const { handle, cachedTokens } = engine.openSequence({ generation, mode: "receive", deadlineMs, reserve });
       const request: DecodeRequest = {
         head,
-        handle,
+        generation,
         reservation: { rankId, epoch, handle, endpoint, cachedTokens, deadlineMs },
-        given: tokens.length,
-        topLogprobs: sampling.topLogprobs,
-        seq: tokens.length - promptLength,
+        capacity: reserve,
         phase: "reserved",
         start: null,
         ending: "unknown_request",
-        promptLeft: 0,
-        tokensLeft: reserve - tokens.length,
-        reserve,
-        running: false,
+        sequence: null,
         released: Promise.resolve(),
-        work: NO_WORK,
         startedMs: 0,
       };
       this.#active.set(head.requestId, request);
-      this.#slots.set(handle.slot, request);
+      this.#held.add(request);
       this.#receiver.expect(handle);
       return { kind: "reserved", reservation: request.reservation };
     } catch (error) {
@@ -261,14 +242,18 @@ export class DecodeRequests {
   async #start(request: DecodeRequest, message: StartDecode): Promise<StartReply> {
     const { firstToken, transferDeadlineMs } = message;
     const { engine, clock, stream } = this.#parts;
+    const { head, generation, capacity, reservation } = request;
+    const { handle } = reservation;
+    const given = Array.from(generation.tokens);
     request.phase = "starting";
     let transfer = { pages: 0, bytes: 0, ms: 0 };
     if (firstToken !== null) {
-      if (firstToken >= engine.info.vocabSize || request.tokensLeft < 2) {
+      const most = Math.min(generation.promptLength + generation.maxNewTokens, engine.info.contextLength);
+      if (firstToken >= engine.info.vocabSize || most - given.length < 2) {
         this.#leave(request, "invalid_request", true);
         return this.#refuse("invalid_request", "the first token leaves nothing to generate, or is no token");
       }
-      const arrival = await this.#receiver.arrived(request.handle, transferDeadlineMs);
+      const arrival = await this.#receiver.arrived(handle, transferDeadlineMs);
       if (request.phase !== "starting") return this.#refuse(request.ending, "the attempt ended before it began");
       if (arrival.kind === "failed") {
         this.#leave(request, "transfer_failed", true);
@@ -276,54 +261,43 @@ export class DecodeRequests {
       }
       transfer = arrival;
     }
+    let length: number;
     try {
-      request.promptLeft = request.given - engine.attach(request.handle, firstToken);
+      length = engine.attach(handle, firstToken);
     } catch (error) {
       this.#leave(request, "transfer_failed", true);
       return this.#refuse("transfer_failed", error instanceof Error ? error.message.slice(0, 500) : "not attached");
     }
-    if (firstToken !== null) request.tokensLeft--;
     request.phase = "decoding";
     request.startedMs = clock.monotonic();
-    stream.open(request.head, request.seq + (firstToken === null ? 0 : 1), request.topLogprobs);
-    this.#loop.wake();
+    const tokens = firstToken === null ? given : [...given, firstToken];
+    stream.open(head, tokens.length - generation.promptLength, generation.sampling.topLogprobs);
+    request.sequence = this.#batch.begin(
+      generation,
+      {
+        onTokens: ({ tokens, logprobs }) => {
+          for (const [i, token] of tokens.entries()) stream.emit(head, token, logprobs[i] ?? null);
+        },
+        onFinish: (finish) => this.#ended.push([request, finish]),
+      },
+      { handle, tokens, length, capacity },
+    );
     return { kind: "started", pages: transfer.pages, bytes: transfer.bytes, transferMs: transfer.ms };
   }
 
-  #decoding(): DecodeRequest[] {
-    return [...this.#active.values()].filter((request) => request.phase === "decoding");
-  }
-
-  /** Tokens go to their streams before sequences are closed and anything else happens. */
-  #obey(result: StepResult, plan: StepPlan): void {
+  /** A step's tokens are in their streams: they leave before sequences are closed and anything else happens. */
+  #stepped(rows: number, ms: number): void {
     const { stream } = this.#parts;
-    const ended: [DecodeRequest, number][] = [];
-    let total = 0;
-    for (const { handle, reserve } of plan) {
-      const request = this.#slots.get(handle.slot);
-      if (reserve > 0 && request?.handle.generation === handle.generation) request.running = true;
-    }
-    for (const { slot, generation, rows, tokens, logprobs, finish, length } of stepEntries(result)) {
-      total += rows;
-      const request = this.#slots.get(slot);
-      if (request?.handle.generation !== generation || request.phase !== "decoding") continue;
-      if (finish === FINISH.skipped) continue;
-      request.work = afterStep(request.work, request.promptLeft > 0, rows, tokens.length);
-      if (request.promptLeft > 0) request.promptLeft = Math.max(0, request.given - length);
-      request.tokensLeft -= tokens.length;
-      for (const [i, token] of tokens.entries()) stream.emit(request.head, token, logprobs[i] ?? null);
-      if (finish === FINISH.none) continue;
-      ended.push([request, finish]);
-      stream.end(
-        request.head,
-        this.#lastWord(request, finishReason(finish), finish === FINISH.numeric ? "numeric" : null),
-      );
+    const ended = this.#ended;
+    this.#ended = [];
+    for (const [request, finish] of ended) {
+      const error = finish === FINISH.numeric ? "numeric" : null;
+      stream.end(request.head, this.#lastWord(request, finishReason(finish), error));
     }
     stream.stepped();
     for (const [request, finish] of ended) this.#leave(request, "unknown_request", finish !== FINISH.numeric);
-    this.#stepMs += (result.computeMs - this.#stepMs) * 0.1;
-    this.#batchTokens.observe(total);
-    this.#stepSeconds.observe(result.computeMs / 1000);
+    this.#batchTokens.observe(rows);
+    this.#stepSeconds.observe(ms / 1000);
   }
 
   #finish(request: DecodeRequest, finish: FinishReason | null, error: ErrorCode | null): void {
@@ -332,8 +306,9 @@ export class DecodeRequests {
   }
 
   #lastWord(request: DecodeRequest, finish: FinishReason | null, error: ErrorCode | null): DecodeDone {
-    const { reservation, work, startedMs } = request;
+    const { sequence, reservation, startedMs } = request;
     const decodeMs = Math.max(0, this.#parts.clock.monotonic() - startedMs);
+    const work = sequence?.work ?? NO_WORK;
     return { finish, error, cachedTokens: reservation.cachedTokens, ...work, decodeMs };
   }
 
@@ -349,31 +324,28 @@ export class DecodeRequests {
     request.ending = code;
     this.#memory.note(request.head, { code, start: code === "cancelled" ? null : request.start });
     if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
-    try {
-      request.released = this.#loop.close(request.handle, keep);
-    } catch (error) {
-      // A reservation that lapsed is closed already, perhaps before its event arrived here.
-      if (refusalCode(error) !== "unknown_request") throw error;
-    }
-    this.#receiver.forget(request.handle, "the attempt ended");
+    const { sequence, reservation } = request;
+    request.released =
+      sequence === null ? this.#batch.close(reservation.handle, keep) : this.#batch.end(sequence, keep);
+    this.#receiver.forget(reservation.handle, "the attempt ended");
     void request.released.then(() => {
-      if (this.#slots.get(request.handle.slot) === request) this.#slots.delete(request.handle.slot);
-      if (this.#slots.size > 0) return;
+      this.#held.delete(request);
+      if (this.#held.size > 0) return;
       for (const resolve of this.#onEmpty) resolve();
       this.#onEmpty = [];
     });
   }
 
   async #emptied(ms: number): Promise<void> {
-    if (this.#slots.size === 0) return;
+    if (this.#held.size === 0) return;
     const empty = new Promise<void>((resolve) => this.#onEmpty.push(resolve));
     await atMost(this.#parts.clock, ms, empty);
   }
 
   /** When the request that is closest to its length ends, within sensible bounds. */
   #retryAfterMs(): number {
-    const tokens = Math.min(...this.#decoding().map((request) => request.tokensLeft), 100);
-    return Math.min(5_000, Math.max(50, Math.ceil(tokens * this.#stepMs)));
+    const stepMs = this.#batch.pace.stepMs(this.#held.size) || 10;
+    return Math.min(5_000, Math.max(50, Math.ceil(Math.min(this.#batch.tokensLeft, 100) * stepMs)));
   }
 
   #no(code: ErrorCode, detail: string): Promise<Refused> {

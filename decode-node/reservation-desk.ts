@@ -12,6 +12,11 @@ export interface DeskState {
   readonly poolTokens: number;
   readonly requests: number;
   readonly maxRequests: number;
+  /** Streams that gave their blocks back wait for some: nobody comes before them. */
+  readonly pressed: boolean;
+  /** Expected milliseconds of a step with one more stream, and the longest wanted; 0: not known, no goal. */
+  readonly nextStepMs: number;
+  readonly goalMs: number;
   /** When a slot may become free, for the answer to a request that finds none. */
   readonly retryAfterMs: number;
 }
@@ -34,6 +39,10 @@ export function judgeReservation(message: ReserveKv, state: DeskState): Refused 
   }
   if (message.deadlineMs <= state.nowMs) return refusal("timeout", "the deadline has passed");
   if (state.requests >= state.maxRequests) return refusal("busy", "every slot is taken", state.retryAfterMs);
+  if (state.pressed) return refusal("busy", "streams wait for blocks", state.retryAfterMs);
+  if (state.goalMs > 0 && state.requests > 0 && state.nextStepMs > state.goalMs) {
+    return refusal("busy", `a step would take ${Math.ceil(state.nextStepMs)} ms`, state.retryAfterMs);
+  }
   return null;
 }
 

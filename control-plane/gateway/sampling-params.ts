@@ -33,6 +33,8 @@ export function planGeneration(
     tokens: prompt.tokens,
     promptLength: prompt.tokens.length,
     maxNewTokens,
+    // Clients of other servers know the lower as the first.
+    priority: 0 - (fields.priority ?? 0),
     sampling: samplingOf(model, fields, maxNewTokens, topLogprobs, seed),
   };
 }

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { MAX_LOGIT_BIASES } from "#protocol/request.ts";
+import { MAX_LOGIT_BIASES, MAX_PRIORITY } from "#protocol/request.ts";
 import { flag, must, numberWithin, onlyEmpty, onlyNeutral, wholeFrom } from "./must.ts";
 
 /** Most stop strings of one request, and the most characters of one. */
@@ -48,6 +48,9 @@ export const SamplingFields = z.object({
     .array(wholeFrom(0), must(`be a list of at most ${MAX_STOP_TOKENS} token ids`))
     .max(MAX_STOP_TOKENS)
     .nullish(),
+  priority: z.int().min(-MAX_PRIORITY).max(MAX_PRIORITY).nullish().meta({
+    description: "The lower, the less likely a request has to wait for KV blocks that others hold.",
+  }),
   min_tokens: wholeFrom(0).nullish().meta({ description: "End tokens are not obeyed before." }),
   ignore_eos: flag().nullish().meta({ description: "Generate until max_tokens." }),
   n: wholeFrom(1).nullish(),

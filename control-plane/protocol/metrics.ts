@@ -140,6 +140,12 @@ export const METRICS = {
     unit: "requests",
     labels: { role: roles, code: codes },
   },
+  margay_preemptions_total: {
+    type: "counter",
+    help: "Streams that gave their KV blocks back for a more entitled one, to go on later.",
+    unit: "events",
+    labels: {},
+  },
   margay_orphans_total: {
     type: "counter",
     help: "Requests ended because the control plane that owned them fell silent.",

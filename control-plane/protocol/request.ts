@@ -10,6 +10,8 @@ export const Floats = z.custom<Float32Array>((value) => value instanceof Float32
 export const MAX_TOP_LOGPROBS = 20;
 /** At most this many entries of `logit_bias` are accepted. */
 export const MAX_LOGIT_BIASES = 1024;
+/** Priorities are within this of 0. */
+export const MAX_PRIORITY = 1_000;
 
 /**
  * How the next token is chosen. Field meanings are those of the OpenAI API and of vLLM's extensions; every field is
@@ -61,6 +63,8 @@ export const Generation = z.strictObject({
   promptLength: z.int().min(1),
   /** Upper bound of generated tokens of the whole request, those in `tokens` included. */
   maxNewTokens: z.int().min(1),
+  /** Of those that compete for KV blocks on a rank, the highest keep theirs; among equals the oldest. */
+  priority: z.int().min(-MAX_PRIORITY).max(MAX_PRIORITY),
   sampling: Sampling,
 });
 export type Generation = z.infer<typeof Generation>;

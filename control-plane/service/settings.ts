@@ -56,6 +56,11 @@ export const SETTINGS = {
   MARGAY_KV_MIB: setting(whole(1, 16_777_216), "256", "KV pool of one worker, in MiB."),
   MARGAY_SLOTS: setting(whole(1, 4096), "64", "Most requests at once on one worker."),
   MARGAY_STEP_TOKENS: setting(whole(1, 65_536), "256", "Most tokens one step computes: the budget of chunked prefill."),
+  MARGAY_TPOT_GOAL_MS: setting(
+    whole(0, 60_000),
+    "0",
+    "A decode worker takes no further request while a step would then take longer than this, in milliseconds; 0: no goal.",
+  ),
   MARGAY_LOCAL_PREFILL_TOKENS: setting(
     whole(0, 131_072),
     "0",

@@ -14,6 +14,8 @@ export interface WorkerConfig extends ServiceConfig {
   readonly health: { readonly host: string; readonly port: number };
   /** HOST:PORT told to prefill ranks where it differs from the address listened on. */
   readonly kvAdvertise: { readonly host: string; readonly port: number } | null;
+  /** Longest step a decode rank admits requests for, in milliseconds; 0: any. */
+  readonly tpotGoalMs: number;
   readonly engine: {
     readonly modelFolder: string;
     readonly backend: "auto" | "ref" | "cpu";
@@ -44,6 +46,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_KV_MIB",
     "MARGAY_SLOTS",
     "MARGAY_STEP_TOKENS",
+    "MARGAY_TPOT_GOAL_MS",
     "MARGAY_LATENT_NORM_EPS",
     "MARGAY_DETERMINISTIC",
     "MARGAY_SPECULATION",
@@ -78,6 +81,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     },
     health: { host: settings.MARGAY_HEALTH_HOST, port: settings.MARGAY_HEALTH_PORT },
     kvAdvertise: advertisedHost === undefined ? null : { host: advertisedHost, port: Number(advertisedPort) },
+    tpotGoalMs: settings.MARGAY_TPOT_GOAL_MS,
     engine: {
       modelFolder,
       backend: settings.MARGAY_BACKEND,

@@ -1,18 +1,7 @@
-import type { SequenceHandle } from "#protocol/kv.ts";
-import { planDecode } from "../../decode-node/decode-batcher.ts";
-import {
-  createStepLoop,
-  type Engine,
-  FINISH,
-  openEngine,
-  type StepLoop,
-  type StepPlan,
-  type StepResult,
-  sameHandle,
-  stepEntries,
-} from "../../native/binding/native.ts";
+import { DecodeBatch } from "../../decode-node/decode-batch.ts";
+import { type Engine, openEngine } from "../../native/binding/native.ts";
 import { NANO } from "../support/dialogues.ts";
-import { generationOf, WHOLE } from "../support/generation.ts";
+import { generationOf } from "../support/generation.ts";
 
 export interface EngineSettings {
   readonly backend: "ref" | "cpu";
@@ -20,29 +9,19 @@ export interface EngineSettings {
   readonly packedFolder: string;
 }
 
-interface Running {
-  readonly handle: SequenceHandle;
-  promptLeft: number;
-  running: boolean;
-  readonly reserve: number;
-  readonly onToken: (token: number) => void;
-}
-
-/** The native engine in this process with nothing around it but the step loop that the nodes use as well. */
+/** The native engine in this process with nothing around it but the batch that the nodes use as well. */
 export class EngineAlone implements AsyncDisposable {
   readonly engine: Engine;
-  readonly #running = new Map<number, Running>();
-  readonly #loop: StepLoop;
+  readonly #batch: DecodeBatch;
   #onFault: (error: unknown) => void = () => {};
 
   private constructor(engine: Engine) {
     this.engine = engine;
-    const budget = engine.info.maxStepTokens;
-    this.#loop = createStepLoop({
+    this.#batch = new DecodeBatch({
       engine,
-      plan: (inFlight) => planDecode([...this.#running.values()], inFlight, budget),
-      onResult: (result, plan) => this.#take(result, plan),
-      onFault: (error) => this.#onFault(error),
+      onPreempted: () => {},
+      onStepped: () => {},
+      fail: (error) => this.#onFault(error),
     });
   }
 
@@ -66,7 +45,7 @@ export class EngineAlone implements AsyncDisposable {
         kvTransport: "auto",
       },
       {
-        onStep: (result) => alone!.#loop.settle(result),
+        onStep: (result) => alone!.#batch.onStep(result),
         onEvents: () => {},
         onFatal: (message) => alone!.#onFault(new Error(message)),
       },
@@ -89,48 +68,28 @@ export class EngineAlone implements AsyncDisposable {
       let left = prompts.length;
       for (const [index, prompt] of prompts.entries()) {
         const generation = generationOf(prompt, { maxNewTokens: tokens, sampling: { minNewTokens: tokens } });
-        const { handle, cachedTokens } = this.engine.openSequence({
+        const capacity = this.#batch.opening(prompt.length);
+        const opened = this.engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve: capacity });
+        const sequence = this.#batch.begin(
           generation,
-          mode: "compute",
-          deadlineMs: 0,
-          reserve: WHOLE,
-        });
-        this.#running.set(handle.slot, {
-          handle,
-          promptLeft: prompt.length - cachedTokens,
-          running: false,
-          reserve: prompt.length + tokens,
-          onToken: (token) => {
-            firstMs[index] ??= performance.now() - startMs;
-            first[index] ??= token;
-            if (this.#running.has(handle.slot) || --left > 0) return;
-            resolve({ firstMs, endMs: performance.now() - startMs, first });
+          {
+            onTokens: (entry) => {
+              firstMs[index] ??= performance.now() - startMs;
+              first[index] ??= entry.tokens[0]!;
+            },
+            onFinish: () => {
+              void this.#batch.end(sequence, true);
+              if (--left === 0) resolve({ firstMs, endMs: performance.now() - startMs, first });
+            },
           },
-        });
+          { handle: opened.handle, tokens: Array.from(prompt), length: opened.cachedTokens, capacity },
+        );
       }
-      this.#loop.wake();
     });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#loop.stop();
+    this.#batch.stop();
     await this.engine.close();
-  }
-
-  #take(result: StepResult, plan: StepPlan): void {
-    for (const { handle, reserve } of plan) {
-      const sequence = this.#running.get(handle.slot);
-      if (reserve > 0 && sequence !== undefined && sameHandle(sequence.handle, handle)) sequence.running = true;
-    }
-    for (const { slot, generation, rows, tokens, finish } of stepEntries(result)) {
-      const sequence = this.#running.get(slot);
-      if (sequence?.handle.generation !== generation || finish === FINISH.skipped) continue;
-      sequence.promptLeft -= Math.min(sequence.promptLeft, rows);
-      if (finish !== FINISH.none) {
-        this.#running.delete(slot);
-        this.engine.closeSequence(sequence.handle, true);
-      }
-      for (const token of tokens) sequence.onToken(token);
-    }
   }
 }

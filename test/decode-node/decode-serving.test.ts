@@ -87,3 +87,40 @@ test("pages the rank has from an earlier request are neither moved nor computed 
   await world.done(c);
   expect(world.gateway.stream(c.requestId).done).toMatchObject({ cachedTokens: 128, computedTokens: 22 });
 });
+
+test("streams that outgrow the pool all end with their own text; one that gave way is told nothing twice", async () => {
+  const [p, d] = [await world.prefill(), await world.decode({ kvBlocks: 10 })];
+  const generations = [0, 1, 2].map((salt) => generationOf(promptOf(100, salt), { maxNewTokens: 300 }));
+  const heads = generations.map(() => world.gateway.head());
+  const first: number[] = [];
+  for (const [i, head] of heads.entries()) {
+    first.push((await world.serve(p, d, head, generations[i]!)).outcome.firstToken);
+  }
+  for (const head of heads) await world.done(head);
+  for (const [i, head] of heads.entries()) {
+    const stream = world.gateway.stream(head.requestId);
+    expect([first[i], ...stream.tokens]).toEqual(simTokens(generations[i]!, 0, 300));
+    expect(stream.done).toMatchObject({ finish: "length", error: null });
+  }
+  expect(await d.metric("margay_preemptions_total")).toBeGreaterThan(0);
+  expect(d.engine.checkInvariants()).toBeNull();
+});
+
+test("a stream that joins gets one row a step from its first on, and those that run lose no step to it", async () => {
+  const [p, d] = [await world.prefill(), await world.decode({ model: { stepMs: 10 } })];
+  const running = [0, 1, 2].map(() => world.gateway.head());
+  for (const [i, head] of running.entries()) {
+    await world.serve(p, d, head, generationOf(promptOf(100, i), { maxNewTokens: 120 }));
+  }
+  const tokens = () => running.map((head) => world.gateway.stream(head.requestId).tokens.length);
+  const [before, had] = [d.engine.stats(), tokens()];
+  const joining = world.gateway.head();
+  await world.serve(p, d, joining, generationOf(promptOf(150, 9), { maxNewTokens: 30 }));
+  await world.done(joining);
+  const after = d.engine.stats();
+  const steps = after.steps - before.steps;
+  for (const [i, count] of tokens().entries()) expect(Math.abs(count - had[i]! - steps)).toBeLessThanOrEqual(2);
+  expect(after.prefillTokens - before.prefillTokens).toBe(0);
+  expect(after.decodeTokens - before.decodeTokens).toBeLessThanOrEqual(3 * steps + 29);
+  for (const head of running) await world.done(head);
+});

@@ -33,6 +33,7 @@ export function generationOf(
   changes: {
     readonly promptLength?: number;
     readonly maxNewTokens?: number;
+    readonly priority?: number;
     readonly sampling?: Partial<Sampling>;
   } = {},
 ): Generation {
@@ -40,6 +41,7 @@ export function generationOf(
     tokens,
     promptLength: changes.promptLength ?? tokens.length,
     maxNewTokens: changes.maxNewTokens ?? 32,
+    priority: changes.priority ?? 0,
     sampling: samplingOf(changes.sampling),
   };
 }

@@ -217,6 +217,7 @@ function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
     nats: { url: "nats://127.0.0.1:1", user: null, password: null },
     health: { host: "127.0.0.1", port: 0 },
     kvAdvertise: null,
+    tpotGoalMs: 0,
     engine: {
       modelFolder: "sim",
       backend: "auto",
