@@ -1,4 +1,5 @@
 import { parseArgs } from "node:util";
+import { benchEngine } from "./engine.ts";
 import { benchKernels } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
 import { benchNano } from "./nano.ts";
@@ -9,7 +10,7 @@ import { Results } from "./results.ts";
  * `npm run bench [-- PART ...] [--backend ref|cpu] [--quick]`. Prints one table per figure; ends with code 1 when a
  * promised limit is broken.
  */
-const PARTS = { nano: benchNano, memory: benchMemory, kernels: benchKernels } as const;
+const PARTS = { nano: benchNano, memory: benchMemory, kernels: benchKernels, engine: benchEngine } as const;
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -16,10 +16,15 @@ export async function benchKernels(options: BenchOptions): Promise<void> {
 }
 
 /** Runs one program, prints its tables, checks its promises. */
-export async function benchProgram(part: string, program: string, options: BenchOptions): Promise<void> {
+export async function benchProgram(
+  part: string,
+  program: string,
+  options: BenchOptions,
+  args: readonly string[] = [],
+): Promise<void> {
   buildBenchPrograms();
   const lines: BenchLine[] = [];
-  for await (const line of benchLines(program, options.quick ? ["--quick"] : [])) {
+  for await (const line of benchLines(program, [...args, ...(options.quick ? ["--quick"] : [])])) {
     lines.push(line);
     if (line.kind === "figure") process.stderr.write(".");
   }

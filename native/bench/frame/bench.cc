@@ -15,12 +15,15 @@
 namespace margay::bench {
 namespace {
 
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 constexpr int kRounds = 15;
 constexpr int kQuickRounds = 5;
 constexpr double kSampleSeconds = 0.02;
 constexpr double kQuickSampleSeconds = 0.005;
 constexpr int64_t kMostRepeats = 100'000;
+constexpr double kCaseSeconds = 12;  // long operations have fewer rounds
+constexpr double kQuickCaseSeconds = 4;
+constexpr int kLeastRounds = 3;
+constexpr double kLongSeconds = 0.5;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -60,14 +63,14 @@ std::string FeatureList() {
 }
 
 [[noreturn]] void Usage(const char* program) {
-  std::fprintf(stderr, "usage: %s [--threads N] [--only TABLE] [--path CODE-PATH] [--quick]\n", program);
+  std::fprintf(stderr, "usage: %s [--threads N] [--only TABLE] [--path CODE-PATH] [--quick] [--peer LIBRARY MODEL]\n", program);
   std::exit(2);
 }
 
 }  // namespace
 
 Spread SpreadOf(std::vector<double> samples) {
-  if (samples.empty()) return {kNone, kNone, kNone};
+  if (samples.empty()) return kNoSpread;
   std::sort(samples.begin(), samples.end());
   const size_t middle = samples.size() / 2;
   const double median = samples.size() % 2 == 1 ? samples[middle] : (samples[middle - 1] + samples[middle]) / 2;
@@ -91,7 +94,10 @@ Bench::Bench(int argc, char** argv) {
     else if (option == "--threads") threads = std::atoi(value());
     else if (option == "--only") only_ = value();
     else if (option == "--path") path_ = value();
-    else Usage(argv[0]);
+    else if (option == "--peer") {
+      const std::string library = value();
+      peer_ = {library, value()};
+    } else Usage(argv[0]);
   }
   if (threads < 0 || threads > 1024) Usage(argv[0]);
   const int cores = ThreadPool::UsableCores();
@@ -107,7 +113,7 @@ ThreadPool* Bench::pool(int threads) {
 }
 
 bool Bench::Wants(const std::string& table, const std::string& path) const {
-  return (only_.empty() || only_ == table) && (path_.empty() || path_ == path);
+  return WantsTable(table) && (path_.empty() || path_ == path);
 }
 
 Bench::Round Bench::TimeRound(const Case& c, const Unit* unit, int64_t repeats, int64_t* run) {
@@ -138,14 +144,19 @@ std::optional<Figure> Bench::Measure(const Case& c) {
   if (!Wants(c.table, c.path)) return std::nullopt;
   const Unit* unit = c.operations > 0 ? limits_.BestFor(c.path, c.arithmetic) : nullptr;
   int64_t run = 0;
+  double once = TimeRuns(c.run, run++, 1);
   for (const Rival& rival : c.rivals) rival.run(run++);
-  const double once = std::max(1e-7, std::max(TimeRuns(c.run, run, 1), TimeRuns(c.run, run + 1, 1) * 0.9));
-  run += 2;
+  // The first run of something short pays for what the others find ready.
+  if (once < kLongSeconds) once = std::max(1e-7, TimeRuns(c.run, run++, 1));
   const double wanted = (quick_ ? kQuickSampleSeconds : kSampleSeconds) / once;
   const auto repeats = std::clamp(static_cast<int64_t>(wanted), int64_t{1}, kMostRepeats);
-  TimeRound(c, unit, repeats, &run);
+  const double start = Now();
+  if (once < kLongSeconds) TimeRound(c, unit, repeats, &run);
+  const double round_seconds = once < kLongSeconds ? Now() - start : once * static_cast<double>(1 + c.rivals.size());
+  const auto affordable = static_cast<int>((quick_ ? kQuickCaseSeconds : kCaseSeconds) / round_seconds);
+  const int rounds = std::max(kLeastRounds, std::min(affordable, quick_ ? kQuickRounds : kRounds));
 
-  Figure figure{c.table, c.name, c.path, c.threads, c.unit, {}, kNone, "", {kNone, kNone, kNone}, c.promise, {}};
+  Figure figure{.table = c.table, .name = c.name, .path = c.path, .threads = c.threads, .unit = c.unit, .promise = c.promise};
   double units = c.units;
   const bool microseconds = c.unit == "us";
   if (figure.unit.empty()) {
@@ -157,7 +168,7 @@ std::optional<Figure> Bench::Measure(const Case& c) {
   std::vector<double> limit;
   std::vector<double> share;
   std::vector<std::vector<double>> rivals(c.rivals.size());
-  for (int i = 0; i < (quick_ ? kQuickRounds : kRounds); ++i) {
+  for (int i = 0; i < rounds; ++i) {
     const Round round = TimeRound(c, unit, repeats, &run);
     own.push_back(value(round.own));
     for (size_t j = 0; j < rivals.size(); ++j) rivals[j].push_back(value(round.rivals[j]));
@@ -196,7 +207,7 @@ void Bench::Print(const Figure& figure) const {
 void Bench::PrintMachine() const {
   JsonLine line("machine");
   double load[3] = {0, 0, 0};
-  if (getloadavg(load, 3) < 0) load[0] = kNone;
+  if (getloadavg(load, 3) < 0) load[0] = kNoSpread.median;
   line.Text("processor", ProcessorName()).Text("features", FeatureList()).Number("cores", ThreadPool::UsableCores());
   line.Number("load", load[0]).Print();
 }

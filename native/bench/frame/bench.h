@@ -5,7 +5,7 @@
 // spread are over the rounds. Everything runs once before it is timed. In each sample the operation is repeated until
 // it has lasted some milliseconds; the running number lets it take other weights each time, as a model does.
 //
-//   Bench bench(argc, argv);                       // --threads 2 --only gemv --path avx512 --quick
+//   Bench bench(argc, argv);                       // --threads 2 --only linear --path avx512 --quick
 //   bench.Measure({.table = "linear", .name = "bf16 2048 x 6144, 1 row", .path = path.name, .threads = 2,
 //                  .bytes = 2.0 * 2048 * 6144, .operations = 2.0 * 2048 * 6144, .arithmetic = Arithmetic::kFloat,
 //                  .promise = ShareOfLimit(0.92, 0.97), .run = [&](int64_t i) { Multiply(copies[i % copies.size()]); }});
@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -68,6 +69,8 @@ struct Spread {
   double least = 0;
   double most = 0;
 };
+inline constexpr Spread kNoSpread = {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::quiet_NaN(),
+                                     std::numeric_limits<double>::quiet_NaN()};
 Spread SpreadOf(std::vector<double> samples);
 
 // One line of a table. NaN: does not apply.
@@ -77,12 +80,18 @@ struct Figure {
   std::string path;
   int threads = 1;
   std::string unit;
-  Spread value;
-  double limit;             // in the same unit
-  std::string limited_by;   // "stream", "fp32 avx512", ...
-  Spread share;             // of the limit
+  Spread value = kNoSpread;
+  double limit = std::numeric_limits<double>::quiet_NaN();  // in the same unit
+  std::string limited_by = {};  // "stream", "fp32 avx512", ...
+  Spread share = kNoSpread;  // of the limit
   std::optional<Promise> promise = {};
   std::map<std::string, Spread> rivals = {};  // in the same unit
+};
+
+// Where another engine is to be had (frame/peer.h).
+struct PeerFiles {
+  std::string library;
+  std::string model;
 };
 
 class Bench {
@@ -96,7 +105,9 @@ class Bench {
   ThreadPool* pool(int threads);
   Limits& limits() { return limits_; }
   bool quick() const { return quick_; }
+  const std::optional<PeerFiles>& peer() const { return peer_; }
   // Whether --only and --path leave this in. Ask before making expensive inputs.
+  bool WantsTable(const std::string& table) const { return only_.empty() || only_ == table; }
   bool Wants(const std::string& table, const std::string& path) const;
 
   // Times a case, unless it is not wanted, and prints its figure.
@@ -111,6 +122,7 @@ class Bench {
   void PrintLimits();
 
   bool quick_ = false;
+  std::optional<PeerFiles> peer_;
   std::string only_;
   std::string path_;
   std::vector<int> threads_;

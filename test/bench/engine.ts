@@ -1,0 +1,14 @@
+import { benchProgram } from "./kernels.ts";
+import type { BenchOptions } from "./options.ts";
+import { openLlama } from "./peer/llama.ts";
+
+/** Whole steps: the layer slice of LongCat, by turns with llama.cpp on the same shape, and a deep narrow model. */
+export async function benchEngine(options: BenchOptions): Promise<void> {
+  const peer = openLlama();
+  if (typeof peer === "string") {
+    process.stdout.write(`llama.cpp is not compared: ${peer}\n`);
+    return benchProgram("engine", "engine", options);
+  }
+  using found = peer;
+  await benchProgram("engine", "engine", options, ["--peer", found.library, found.model]);
+}
