@@ -23,6 +23,7 @@ constexpr int64_t kMostRepeats = 100'000;
 constexpr double kCaseSeconds = 12;  // long operations have fewer rounds
 constexpr double kQuickCaseSeconds = 4;
 constexpr int kLeastRounds = 3;
+constexpr int kQuickLeastRounds = 1;
 constexpr double kLongSeconds = 0.5;
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -154,7 +155,7 @@ std::optional<Figure> Bench::Measure(const Case& c) {
   if (once < kLongSeconds) TimeRound(c, unit, repeats, &run);
   const double round_seconds = once < kLongSeconds ? Now() - start : once * static_cast<double>(1 + c.rivals.size());
   const auto affordable = static_cast<int>((quick_ ? kQuickCaseSeconds : kCaseSeconds) / round_seconds);
-  const int rounds = std::max(kLeastRounds, std::min(affordable, quick_ ? kQuickRounds : kRounds));
+  const int rounds = std::max(quick_ ? kQuickLeastRounds : kLeastRounds, std::min(affordable, quick_ ? kQuickRounds : kRounds));
 
   Figure figure{.table = c.table, .name = c.name, .path = c.path, .threads = c.threads, .unit = c.unit, .promise = c.promise};
   double units = c.units;
