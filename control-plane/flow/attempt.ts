@@ -236,7 +236,7 @@ export class Attempt {
   async #prefill(chosen: Rank, seat: Seat): Promise<FirstToken> {
     const { fleet, clock, localPrefillTokens } = this.#parts;
     let rank: Rank | null = chosen;
-    let failure = new MargayError("reservation_expired");
+    let failure: MargayError | null = null;
     // Only the first rank is asked before the decode rank has answered.
     for (let known: Reservation | null = null; rank !== null && this.#reservedUntilMs > clock.now(); ) {
       try {
@@ -255,7 +255,7 @@ export class Attempt {
         if (rank !== null) this.#moveSeat(rank, seat.decode);
       }
     }
-    throw failure;
+    throw failure ?? new MargayError("reservation_expired");
   }
 
   /** `known`: the decode rank's answer where it is there; else it is sent after the work. */

@@ -65,9 +65,19 @@ export const systemClock: Clock = {
   },
 };
 
+/** Random bytes drawn in stock: a call of the system for each id costs more than the id. None is given out twice. */
+let stock: Buffer = Buffer.alloc(0);
+
+function takeBytes(count: number): Buffer {
+  if (stock.length < count) stock = randomBytes(Math.max(count, 4_096));
+  const taken = stock.subarray(0, count);
+  stock = stock.subarray(count);
+  return taken;
+}
+
 /** The machine's randomness. */
 export const systemRandom: Random = {
   uniform: () => randomInt(2 ** 47) / 2 ** 47,
-  seed: () => randomBytes(7).readUIntBE(0, 6) * 32 + randomInt(32),
-  hex: (bytes) => randomBytes(bytes).toString("hex"),
+  seed: () => takeBytes(6).readUIntBE(0, 6) * 32 + randomInt(32),
+  hex: (bytes) => takeBytes(bytes).toString("hex"),
 };
