@@ -1,17 +1,34 @@
 #include "kernels/code_path.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "core/cpu_features.h"
+#include "kernels/linear/linear_paths.h"
 
 namespace margay {
 
 std::vector<CodePath> UsableCodePaths() {
-  std::vector<CodePath> usable = {{"generic", GenericLinear(), GenericAttention(), GenericPointwise()}};
+  std::vector<CodePath> usable;
+  const auto add = [&](const char* name, const char* linear, const AttentionKernels* attention, const PointwiseKernels* pointwise) {
+    usable.push_back({name, FindLinearPath(linear), attention, pointwise});
+  };
+  add("generic", "generic", GenericAttention(), GenericPointwise());
 #if defined(__x86_64__)
   const CpuFeatures features = DetectCpuFeatures();
-  if (features.avx2) usable.push_back({"avx2", Avx2Linear(), Avx2Attention(), Avx2Pointwise()});
-  if (features.avx512) usable.push_back({"avx512", Avx512Linear(), Avx512Attention(), Avx512Pointwise()});
+  if (features.avx2) add("avx2", "avx2", Avx2Attention(), Avx2Pointwise());
+  if (features.avx512) add("avx512", features.avx512_vnni ? "avx512vnni" : "avx512", Avx512Attention(), Avx512Pointwise());
+  if (features.avx512_bf16) {
+    add("avx512bf16", "avx512bf16", Avx512Attention(), Avx512Pointwise());
+    if (!Bf16DotIsFaster()) std::swap(usable.back(), usable[usable.size() - 2]);
+  }
 #endif
   return usable;
+}
+
+const CodePath& BestCodePath(const std::vector<CodePath>& usable, bool timed) {
+  const auto untimed = std::find_if(usable.begin(), usable.end(), [](const CodePath& path) { return path.name == "avx512"; });
+  return timed || untimed == usable.end() ? usable.back() : *untimed;
 }
 
 }  // namespace margay

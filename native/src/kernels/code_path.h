@@ -17,6 +17,11 @@ struct CodePath {
   const PointwiseKernels* pointwise;
 };
 
+// generic, avx2, avx512 and avx512bf16. Which of the last two is the better one differs between processors: the first call
+// times them.
 std::vector<CodePath> UsableCodePaths();
+
+// The last one, or the best that is known without timing: the same on every start.
+const CodePath& BestCodePath(const std::vector<CodePath>& usable, bool timed);
 
 }  // namespace margay

@@ -16,9 +16,11 @@ inline constexpr int kPanel = 16;
 inline constexpr int kScaleBlock = 128;
 // Most rows of a strip, whatever the instruction set.
 inline constexpr int kMostStripRows = 16;
+inline constexpr int kMostPanels = 8;
 
 // Layouts of packed weights: panel_layout.h.
-enum class WeightFormat : uint8_t { kBf16, kF32, kFp8 };
+enum class WeightFormat : uint8_t { kBf16, kF32, kFp8, kInt8 };
+inline constexpr int kWeightFormats = 4;
 
 // Rows of activations to be packed for strips.
 struct LinearRows {
@@ -37,7 +39,7 @@ struct LinearStrip {
   int in;
   const uint8_t* w;       // first panel of the strip
   int64_t panel_bytes;
-  const float* scales;    // kFp8: [ceil(out / 128), ceil(in / 128)], of the whole matrix
+  const float* scales;    // of the whole matrix; kFp8: [ceil(out / 128), ceil(in / 128)], kInt8: [panels * 16]
   int first_panel;
   int panels;
   int outputs;            // from first_panel on
@@ -45,9 +47,14 @@ struct LinearStrip {
   int64_t y_stride;
 };
 
+// What packing makes of activations. kInt8: one scale per row, its largest value becoming 127.
+enum class Activations : uint8_t { kF32, kInt8 };
+
 // Products with one format of weights.
 struct LinearKernel {
-  int strip_rows;  // most rows of a strip
+  Activations activations;
+  int strip_rows;             // most rows of a strip
+  int (*panels)(int rows);    // panels that run together in a strip of so many rows: at most kMostPanels
   int64_t (*packed_bytes)(int rows, int in);
   void (*pack)(const LinearRows* rows);
   void (*multiply)(const LinearStrip* strip);
@@ -56,13 +63,17 @@ struct LinearKernel {
 // By WeightFormat. Within one kernel the result of a row never depends on the other rows of a call: every output is
 // summed in a fixed order.
 struct LinearKernels {
-  LinearKernel formats[3];
+  LinearKernel formats[kWeightFormats];
 };
 
 const LinearKernels* GenericLinear();
 #if defined(__x86_64__)
 const LinearKernels* Avx2Linear();
 const LinearKernels* Avx512Linear();
+// kInt8 alone, by the integer dot product.
+const LinearKernel* Avx512VnniLinear();
+// kBf16 alone, by the bf16 dot product.
+const LinearKernel* Avx512Bf16Linear();
 #endif
 
 }  // namespace margay

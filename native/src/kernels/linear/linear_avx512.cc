@@ -7,7 +7,7 @@ namespace {
 
 struct LinearShape {
   static constexpr int kRows = 16;
-  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 4 ? 4 : rows <= 8 ? 3 : rows <= 13 ? 2 : 1; }
+  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 5 ? 4 : rows <= 8 ? 3 : rows <= 13 ? 2 : 1; }
 };
 
 }  // namespace

@@ -4,17 +4,12 @@
 #pragma once
 
 #include "kernels/linear/linear.h"
+#include "kernels/linear/stream.h"
 
 namespace margay {
 namespace {
 
 constexpr int kPanelVecs = kPanel / Vec::kWidth;
-
-// What lies ahead in the streams of weights is fetched twice: early into the second cache, then into the first. Memory
-// answers at full speed only when that much is under way, and not every machine prefetches by itself.
-constexpr int kNear = 512;
-constexpr int kAheadX = 256;  // floats
-constexpr int Far(int panels) { return panels >= 8 ? 4096 : 8192; }
 
 template <WeightFormat kFormat>
 struct Weights;
@@ -47,6 +42,15 @@ struct Weights<WeightFormat::kFp8> {
   }
 };
 
+template <>
+struct Weights<WeightFormat::kInt8> {
+  static constexpr int kPairs = 2;
+  static constexpr int kPairBytes = 32;
+  static void Load(const uint8_t* at, int pair, int lane, Vec::Reg* even, Vec::Reg* odd) {
+    Vec::LoadInt8Pairs(at + lane * 4, pair, even, odd);
+  }
+};
+
 // R rows by P panels, held in registers. Every output is one chain of fused multiply-adds in the order of k, whatever R
 // and P are; for fp8 one chain per block of inputs, then one chain over the blocks with their scales.
 template <int R, int P, WeightFormat kFormat>
@@ -68,7 +72,7 @@ class Block {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
-        for (int v = 0; v < kVecs; ++v) Put(r, v, sum[r][v]);
+        for (int v = 0; v < kVecs; ++v) Put(r, v, kFormat == WeightFormat::kInt8 ? Vec::Mul(sum[r][v], ScaleOf(v)) : sum[r][v]);
       }
     } else {
       alignas(64) float total[R][kVecs * Vec::kWidth] = {};
@@ -163,6 +167,9 @@ class Block {
     }
   }
 
+  // kInt8: of each output.
+  Reg ScaleOf(int v) const { return Vec::Load(t_.scales + (t_.first_panel + panel_) * kPanel + v * Vec::kWidth); }
+
   void Put(int row, int v, Reg value) const {
     const int left = t_.outputs - panel_ * kPanel - v * Vec::kWidth;
     float* y = t_.y + row * t_.y_stride + panel_ * kPanel + v * Vec::kWidth;
@@ -217,10 +224,10 @@ void PackRows(const LinearRows* rows) {
 }
 
 template <WeightFormat kFormat>
-constexpr LinearKernel kFloatKernel = {LinearShape::kRows, PackedBytes, PackRows, MultiplyStrip<kFormat>};
+constexpr LinearKernel kFloatKernel = {Activations::kF32, LinearShape::kRows, LinearShape::Panels, PackedBytes, PackRows, MultiplyStrip<kFormat>};
 
 constexpr LinearKernels kFloatKernels = {
-    {kFloatKernel<WeightFormat::kBf16>, kFloatKernel<WeightFormat::kF32>, kFloatKernel<WeightFormat::kFp8>}};
+    {kFloatKernel<WeightFormat::kBf16>, kFloatKernel<WeightFormat::kF32>, kFloatKernel<WeightFormat::kFp8>, kFloatKernel<WeightFormat::kInt8>}};
 
 }  // namespace
 }  // namespace margay

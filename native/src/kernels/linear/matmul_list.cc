@@ -10,11 +10,10 @@ namespace {
 constexpr int64_t kSerial = 192 << 10;      // products below which threads cost more than they bring
 constexpr int64_t kSerialPack = 32 << 10;   // values, likewise
 constexpr int64_t kLeastItem = 32 << 10;    // products of an item of work
-constexpr int kItemsPerThread = 16;         // for balance
+constexpr int kItemsPerThread = 12;         // for balance
 constexpr size_t kCachedWeights = 640 << 10;  // weights of an item that several strips find in the second cache
 constexpr size_t kPackedBytes = size_t{24} << 20;
-constexpr int kPanelStep = 24;              // a multiple of every kernel's panels
-constexpr int kFusedPanels = 24;
+constexpr int kFusedPanels = 24;             // a multiple of what any kernel runs together
 constexpr size_t kFusedBlock = size_t{kMostStripRows} * kFusedPanels * kPanel;
 
 int Panels(const MatmulWeights& w) { return (w.out + kPanel - 1) / kPanel; }
@@ -153,11 +152,8 @@ void MatmulList::Cut() {
       const auto cached = static_cast<int>(kCachedWeights / (PanelBytes(job.w.format, job.w.in) * static_cast<size_t>(factor)));
       part.panels = std::min(part.panels, std::max(1, cached));
     }
-    for (const int step : {kPanelStep, 12, 8, 6, 4}) {
-      if (part.panels < step) continue;
-      part.panels = part.panels / step * step;
-      break;
-    }
+    const int together = KernelOf(job.w).panels((part.rows + part.strips - 1) / part.strips);
+    part.panels = std::min(panels, (part.panels + together - 1) / together * together);
     const int ranges = (panels + part.panels - 1) / part.panels;
     const auto bands = static_cast<int>(std::max<int64_t>(1, per_panel * part.panels / (2 * wanted)));
     part.bands = std::min(part.strips, bands);

@@ -106,6 +106,17 @@ struct Vec {
     }
   }
 
+  // Inputs 2 * pair and 2 * pair + 1 of groups of four that are stored plus 128.
+  static Reg FromByte(__m256i words, int byte) {
+    const __m256i value = _mm256_and_si256(_mm256_srli_epi32(words, 8 * byte), _mm256_set1_epi32(0xff));
+    return _mm256_sub_ps(_mm256_cvtepi32_ps(value), _mm256_set1_ps(128.0F));
+  }
+  static void LoadInt8Pairs(const uint8_t* p, int pair, Reg* even, Reg* odd) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    *even = FromByte(words, 2 * pair);
+    *odd = FromByte(words, 2 * pair + 1);
+  }
+
   static Reg SplitPower(Reg x, Reg* rest) {
     const __m256i n = _mm256_cvtps_epi32(x);
     *rest = _mm256_sub_ps(x, _mm256_cvtepi32_ps(n));

@@ -101,6 +101,17 @@ struct Vec {
     }
   }
 
+  // Inputs 2 * pair and 2 * pair + 1 of groups of four that are stored plus 128.
+  static Reg FromByte(__m512i words, int byte) {
+    const __m512i value = _mm512_and_si512(_mm512_srli_epi32(words, static_cast<unsigned>(8 * byte)), _mm512_set1_epi32(0xff));
+    return _mm512_sub_ps(_mm512_cvtepi32_ps(value), _mm512_set1_ps(128.0F));
+  }
+  static void LoadInt8Pairs(const uint8_t* p, int pair, Reg* even, Reg* odd) {
+    const __m512i words = _mm512_loadu_si512(p);
+    *even = FromByte(words, 2 * pair);
+    *odd = FromByte(words, 2 * pair + 1);
+  }
+
   static Reg SplitPower(Reg x, Reg* rest) {
     const Reg rounded = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     *rest = _mm512_sub_ps(x, rounded);

@@ -90,6 +90,17 @@ struct Vec {
     for (int i = 0; i < 4; ++i) r[i] = Reg{a[i], b[i], c[i], d[i]};
   }
 
+  // Inputs 2 * pair and 2 * pair + 1 of groups of four that are stored plus 128.
+  static Reg FromByte(Words words, int byte) {
+    return __builtin_convertvector(words >> static_cast<uint32_t>(8 * byte) & 0xffU, Reg) - Set(128.0F);
+  }
+  static void LoadInt8Pairs(const uint8_t* p, int pair, Reg* even, Reg* odd) {
+    Words words;
+    std::memcpy(&words, p, sizeof(words));
+    *even = FromByte(words, 2 * pair);
+    *odd = FromByte(words, 2 * pair + 1);
+  }
+
   // 2^round(x) and x - round(x), for |x| <= 126.
   static Reg SplitPower(Reg x, Reg* rest) {
     const Reg shifted = x + Set(12582912.0F);  // 1.5 * 2^23: the sum's low bits are the rounded integer

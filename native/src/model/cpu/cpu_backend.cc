@@ -110,8 +110,8 @@ std::vector<std::string> CpuIsas() {
 Result<std::unique_ptr<Backend>> MakeCpuBackend(const ModelConfig& config, const BackendOptions& options, ThreadPool* pool) {
   const std::string& isa = options.isa;
   const std::vector<CodePath> usable = UsableCodePaths();
-  const auto chosen = isa.empty() ? usable.end() - 1
-                                  : std::find_if(usable.begin(), usable.end(), [&](const CodePath& p) { return p.name == isa; });
+  const std::string& name = isa.empty() ? BestCodePath(usable, !options.deterministic).name : isa;
+  const auto chosen = std::find_if(usable.begin(), usable.end(), [&](const CodePath& p) { return p.name == name; });
   if (chosen == usable.end()) return Status(Code::kBadArgument, "this machine has no code path " + isa);
   return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(config, options, *chosen, pool));
 }

@@ -1,0 +1,38 @@
+import { beforeAll, describe, expect, it } from "vitest";
+import { buildNativePrograms, nativeReport } from "../support/native-program.ts";
+
+/** A line of native/tests/linear.cc, which says what the properties are. */
+interface Line {
+  readonly path: string;
+  readonly op: string;
+  readonly shapes: number;
+  readonly worst: number;
+}
+
+let lines: readonly Line[] = [];
+beforeAll(() => {
+  buildNativePrograms();
+  lines = nativeReport("linear", []) as readonly Line[];
+}, 20 * 60_000);
+
+describe("matrix products on every path of this machine", () => {
+  const of = (op: string): readonly Line[] => {
+    const found = lines.filter((line) => line.op === op);
+    expect(found.map(({ path }) => path)).toContain("generic");
+    return found;
+  };
+
+  it.each(["bf16", "f32", "fp8", "int8", "grouped_gate_up"])(
+    "%s agrees with the reference within 5e-6 over ugly shapes",
+    (op) => {
+      for (const line of of(op)) {
+        expect(line.shapes).toBeGreaterThan(8);
+        expect(line.worst, line.path).toBeLessThanOrEqual(5e-6);
+      }
+    },
+  );
+
+  it.each(["bf16", "f32", "fp8", "int8"])("%s: a row's bits do not depend on its company", (format) => {
+    for (const line of of(`${format}_row_alone`)) expect(line.worst, line.path).toBe(0);
+  });
+});
