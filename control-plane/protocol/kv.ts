@@ -80,3 +80,18 @@ export type KvSnapshot = z.infer<typeof KvSnapshot>;
 
 export const KvMissedReply = z.discriminatedUnion("kind", [KvReplay, KvSnapshot]);
 export type KvMissedReply = z.infer<typeof KvMissedReply>;
+
+/** Where cached blocks lie: in the pool, or evicted from it into a second tier. */
+export const CACHE_TIERS = ["pool", "second"] as const;
+export type CacheTier = (typeof CACHE_TIERS)[number];
+
+/** Of one tier of the prefix cache: `bytes` are held now for later, the others counted since the start. */
+export interface CacheCounters {
+  /** Given tokens whose rows it had, and those whose rows it was asked for in vain. */
+  readonly hitTokens: number;
+  readonly missedTokens: number;
+  readonly evictedBlocks: number;
+  /** Came back damaged. */
+  readonly refusedBlocks: number;
+  readonly bytes: number;
+}

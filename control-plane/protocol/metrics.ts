@@ -1,4 +1,5 @@
 import { ERRORS, type ErrorCode } from "./errors.ts";
+import { CACHE_TIERS } from "./kv.ts";
 import { BLOCK_STATES } from "./lifecycle.ts";
 import { Role, WorkerState } from "./worker.ts";
 
@@ -176,6 +177,30 @@ export const METRICS = {
     help: "Announced KV pages or connections refused by the receiver, by cause.",
     unit: "events",
     labels: { cause: TEXT },
+  },
+  margay_kv_cache_tokens_total: {
+    type: "counter",
+    help: "Prompt tokens that a tier of the prefix cache was asked for, by what it had: rows in the pool, or blocks evicted from it.",
+    unit: "tokens",
+    labels: { role: roles, tier: CACHE_TIERS, outcome: ["hit", "missed"] },
+  },
+  margay_kv_cache_bytes: {
+    type: "gauge",
+    help: "KV bytes that a tier of the prefix cache holds for later.",
+    unit: "bytes",
+    labels: { role: roles, tier: CACHE_TIERS },
+  },
+  margay_kv_cache_evicted_blocks_total: {
+    type: "counter",
+    help: "Cached blocks that had to go for others, by tier.",
+    unit: "blocks",
+    labels: { role: roles, tier: CACHE_TIERS },
+  },
+  margay_kv_cache_refused_blocks_total: {
+    type: "counter",
+    help: "Cached blocks that were damaged when they were wanted back, by tier; they are computed anew.",
+    unit: "blocks",
+    labels: { role: roles, tier: CACHE_TIERS },
   },
   margay_prefix_cached_tokens_total: {
     type: "counter",

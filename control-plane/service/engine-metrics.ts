@@ -1,3 +1,4 @@
+import { CACHE_TIERS, type CacheCounters, type CacheTier } from "#protocol/kv.ts";
 import type { BlockCounts, BlockState } from "#protocol/lifecycle.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { Metrics } from "./metrics.ts";
@@ -11,6 +12,8 @@ export interface EngineCounters {
   readonly draftsProposed: number;
   readonly draftsVerified: number;
   readonly draftsAccepted: number;
+  readonly blocksAvailable: number;
+  readonly cache: Readonly<Record<CacheTier, CacheCounters>>;
   readonly bytesSent: number;
   readonly bytesReceived: number;
   readonly framesRefused: Readonly<Record<string, number>>;
@@ -30,6 +33,14 @@ export function reportEngine(metrics: Metrics, role: Role, counters: EngineCount
   metrics.countTotal("margay_draft_tokens_total", { role, stage: "proposed" }, counters.draftsProposed);
   metrics.countTotal("margay_draft_tokens_total", { role, stage: "verified" }, counters.draftsVerified);
   metrics.countTotal("margay_draft_tokens_total", { role, stage: "accepted" }, counters.draftsAccepted);
+  for (const tier of CACHE_TIERS) {
+    const { hitTokens, missedTokens, evictedBlocks, refusedBlocks, bytes } = counters.cache[tier];
+    metrics.countTotal("margay_kv_cache_tokens_total", { role, tier, outcome: "hit" }, hitTokens);
+    metrics.countTotal("margay_kv_cache_tokens_total", { role, tier, outcome: "missed" }, missedTokens);
+    metrics.countTotal("margay_kv_cache_evicted_blocks_total", { role, tier }, evictedBlocks);
+    metrics.countTotal("margay_kv_cache_refused_blocks_total", { role, tier }, refusedBlocks);
+    metrics.gauge("margay_kv_cache_bytes", { role, tier }, bytes);
+  }
   for (const [cause, count] of Object.entries(counters.framesRefused)) {
     metrics.countTotal("margay_kv_frames_refused_total", { cause }, count);
   }

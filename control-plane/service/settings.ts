@@ -54,6 +54,16 @@ export const SETTINGS = {
   ),
   MARGAY_THREADS: setting(whole(0, 1024), "0", "Compute threads of one worker; 0: one per core."),
   MARGAY_KV_MIB: setting(whole(1, 16_777_216), "256", "KV pool of one worker, in MiB."),
+  MARGAY_KV_TIER_MIB: setting(
+    whole(0, 16_777_216),
+    "0",
+    "Room of one worker for cached KV pages that its pool has none for, in MiB; 0: they are lost.",
+  ),
+  MARGAY_KV_TIER_FOLDER: setting(
+    text,
+    null,
+    "Folder of the file that holds them, gone with the worker; unset: they stay in memory.",
+  ),
   MARGAY_SLOTS: setting(whole(1, 4096), "64", "Most requests at once on one worker."),
   MARGAY_STEP_TOKENS: setting(whole(1, 65_536), "256", "Most tokens one step computes: the budget of chunked prefill."),
   MARGAY_TPOT_GOAL_MS: setting(

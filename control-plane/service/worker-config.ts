@@ -27,6 +27,8 @@ export interface WorkerConfig extends ServiceConfig {
     readonly slots: number;
     readonly kvBlocks: number;
     readonly kvBytes: number;
+    readonly kvTierBytes: number;
+    readonly kvTierFolder: string | null;
     readonly maxStepTokens: number;
     readonly kvHost: string;
     readonly kvPort: number;
@@ -44,6 +46,8 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_BACKEND",
     "MARGAY_THREADS",
     "MARGAY_KV_MIB",
+    "MARGAY_KV_TIER_MIB",
+    "MARGAY_KV_TIER_FOLDER",
     "MARGAY_SLOTS",
     "MARGAY_STEP_TOKENS",
     "MARGAY_TPOT_GOAL_MS",
@@ -93,6 +97,8 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       slots: settings.MARGAY_SLOTS,
       kvBlocks: 0,
       kvBytes: settings.MARGAY_KV_MIB * 1024 * 1024,
+      kvTierBytes: settings.MARGAY_KV_TIER_MIB * 1024 * 1024,
+      kvTierFolder: settings.MARGAY_KV_TIER_FOLDER === null ? null : resolve(settings.MARGAY_KV_TIER_FOLDER),
       maxStepTokens: settings.MARGAY_STEP_TOKENS,
       kvHost: settings.MARGAY_KV_HOST,
       kvPort: settings.MARGAY_KV_PORT,

@@ -173,14 +173,13 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
 
   #load(engine: Engine): Load {
     const { info } = engine;
-    const { blocks } = engine.stats();
+    const { blocksAvailable } = engine.stats();
     const requests = {
       requests: 0,
       pendingPrefillTokens: 0,
       prefillTokensPerSecond: 0,
       ...this.#serving?.requests.load,
     };
-    const blocksAvailable = blocks.free + blocks.cached;
     return { ...requests, maxRequests: info.slots, blocksTotal: info.kvBlocks, blocksAvailable };
   }
 

@@ -1,4 +1,4 @@
-import type { SequenceHandle } from "#protocol/kv.ts";
+import type { CacheCounters, CacheTier, SequenceHandle } from "#protocol/kv.ts";
 import type { BlockState } from "#protocol/lifecycle.ts";
 import type { Generation } from "#protocol/request.ts";
 import { loadAddon } from "./load-addon.ts";
@@ -44,6 +44,10 @@ export interface EngineOptions {
   /** Blocks of the KV pool; 0: as many as `kvBytes` holds. */
   readonly kvBlocks: number;
   readonly kvBytes: number;
+  /** Bytes for cached blocks that the pool has no room for; 0: they are lost. */
+  readonly kvTierBytes: number;
+  /** Folder of the file that holds them, nameless and gone with the engine; null: memory. */
+  readonly kvTierFolder: string | null;
   /** Most rows (tokens) of one step. */
   readonly maxStepTokens: number;
   /** `decode` opens the KV endpoint. */
@@ -169,6 +173,8 @@ export type EngineEvent =
 /** Counters since the start; gauges now. */
 export interface EngineStats {
   readonly blocks: Readonly<Record<BlockState, number>>;
+  /** Free, or cached and used by nobody. */
+  readonly blocksAvailable: number;
   readonly sequences: number;
   readonly steps: number;
   readonly computeMs: number;
@@ -179,6 +185,7 @@ export interface EngineStats {
   readonly draftsProposed: number;
   readonly draftsVerified: number;
   readonly draftsAccepted: number;
+  readonly cache: Readonly<Record<CacheTier, CacheCounters>>;
   readonly pagesSent: number;
   readonly bytesSent: number;
   readonly pagesReceived: number;

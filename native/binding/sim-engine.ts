@@ -207,7 +207,7 @@ export class SimEngine implements Engine {
     const pagesSent = this.#sender.pages;
     return {
       ...this.#counters,
-      blocks: this.#pool.counts(),
+      ...this.#pool.stats(),
       sequences,
       pagesSent,
       bytesSent: pagesSent * this.info.pageBytes,

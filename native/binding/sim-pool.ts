@@ -1,4 +1,7 @@
+import { BLOCK_TOKENS } from "#protocol/kv.ts";
 import { BLOCK_STATES, BLOCK_TRANSITIONS, type BlockState } from "#protocol/lifecycle.ts";
+
+import type { EngineStats } from "./native.ts";
 
 interface Block {
   state: BlockState;
@@ -25,6 +28,7 @@ export class SimPool {
   readonly #cache = new Map<string, number>();
   /** Cached blocks nobody leases, least recently used first. */
   readonly #idle = new Set<number>();
+  readonly #counters = { hitTokens: 0, missedTokens: 0, evictedBlocks: 0 };
   #violation: string | null = null;
   #stored: string[] = [];
   #removed: string[] = [];
@@ -53,6 +57,8 @@ export class SimPool {
       this.#blocks[id]!.leases++;
       if (this.#blocks[id]!.state === "cached") this.#move(id, use);
     }
+    this.#counters.hitTokens += shared.length * BLOCK_TOKENS;
+    this.#counters.missedTokens += (hashes.length - shared.length) * BLOCK_TOKENS;
     const blocks = [...shared];
     while (blocks.length < count) blocks.push(this.#take());
     return { blocks, shared: shared.length };
@@ -108,6 +114,16 @@ export class SimPool {
     return [...this.#cache.keys()];
   }
 
+  /** Blocks and cache as an engine tells them. The cache is of full blocks and has one tier; bytes there are none. */
+  stats(): Pick<EngineStats, "blocks" | "blocksAvailable" | "cache"> {
+    const none = { hitTokens: 0, missedTokens: 0, evictedBlocks: 0, refusedBlocks: 0, bytes: 0 };
+    return {
+      blocks: this.counts(),
+      blocksAvailable: this.#free.length + this.#idle.size,
+      cache: { pool: { ...none, ...this.#counters }, second: none },
+    };
+  }
+
   /** Changes of the cache since the last call. */
   takeChanges(): { readonly stored: readonly string[]; readonly removed: readonly string[] } {
     const changes = { stored: this.#stored, removed: this.#removed };
@@ -139,6 +155,7 @@ export class SimPool {
     if (id === undefined) {
       id = this.#idle.values().next().value!;
       this.#idle.delete(id);
+      this.#counters.evictedBlocks++;
       this.#reclaim(id);
       this.#free.pop();
     }

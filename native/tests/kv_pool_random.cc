@@ -1,5 +1,6 @@
 // Random use of the KV pool against a simple model, every invariant walked after every operation.
 //   kv_pool_random <seed> <operations>
+// Twice: the pool alone, and with a second tier in which copies get damaged.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +12,7 @@
 #include <vector>
 
 #include "claim.h"
-#include "kv/kv_pool.h"
+#include "kv/block_pool.h"
 
 namespace margay {
 namespace {
@@ -19,10 +20,11 @@ namespace {
 constexpr KvLayout kLayout{2, 4, KvType::kF32};
 using Tokens = std::vector<int32_t>;
 
-std::unique_ptr<KvPool> NewPool(int blocks) {
-  auto pool = KvPool::Create(kLayout, blocks, "model");
-  if (!pool.ok()) std::abort();
-  return std::move(*pool);
+std::unique_ptr<KvTier> NewTier(int blocks) {
+  if (blocks == 0) return nullptr;
+  auto tier = KvTier::Create({static_cast<uint64_t>(blocks) * kLayout.block_bytes(), ""}, kLayout);
+  if (!tier.ok()) std::abort();
+  return std::move(*tier);
 }
 
 int CountOf(const KvPool& pool, BlockState state) { return pool.Counts()[static_cast<size_t>(state)]; }
@@ -30,7 +32,13 @@ int CountOf(const KvPool& pool, BlockState state) { return pool.Counts()[static_
 // A model of the pool in sets and maps: what is in use by whom, and what every row must hold.
 class RandomUse {
  public:
-  RandomUse(uint64_t seed, int blocks) : random_(seed), blocks_(blocks), pool_(NewPool(blocks)) {}
+  RandomUse(uint64_t seed, int blocks, int tier_blocks) : random_(seed), blocks_(blocks) {
+    auto image = PoolImage::Create(kLayout, blocks);
+    if (!image.ok()) std::abort();
+    auto tier = NewTier(tier_blocks);
+    tier_ = tier.get();
+    pool_ = std::make_unique<BlockPool>(std::move(*image), std::move(tier), "model");
+  }
 
   std::string Run(int operations) {
     for (int i = 0; i < operations && !finding_.any(); ++i) {
@@ -44,6 +52,12 @@ class RandomUse {
     finding_.Same("free and cached at the end",
                   CountOf(*pool_, BlockState::kFree) + CountOf(*pool_, BlockState::kCached), blocks_);
     finding_.Expect(hits_ > operations / 100, "hardly any prefix was found: the run shows nothing");
+    if (tier_ != nullptr) {
+      const CacheCounters tier = pool_->TierCounters();
+      finding_.Expect(tier.hit_tokens > static_cast<uint64_t>(operations), "hardly any block came back");
+      finding_.Expect(tier.refused_blocks > 0, "nothing damaged was met: the run shows nothing");
+      finding_.Expect(tier.bytes <= static_cast<uint64_t>(tier_->capacity()) * kLayout.block_bytes(), "beyond the budget");
+    }
     finding_.Expect(begun_ > operations / 100, "hardly any row was copied: the run shows nothing");
     return finding_.what();
   }
@@ -85,7 +99,17 @@ class RandomUse {
     if (dice < 80) return FlyOne();
     if (dice < 88) return LandOne();
     if (dice < 90) return Tell();
+    if (dice < 91) return DamageOne();
     CloseOne();
+  }
+
+  void DamageOne() {
+    if (tier_ == nullptr || told_.empty()) return;
+    const BlockHash& hash = *std::next(told_.begin(), Pick(static_cast<int>(told_.size())));
+    std::byte* copy = tier_->Find(hash);
+    if (copy == nullptr) return;
+    copy[Pick(static_cast<int>(kLayout.block_bytes()))] ^= std::byte{1};
+    damaged_.insert(hash);
   }
 
   void OpenOne() {
@@ -114,10 +138,17 @@ class RandomUse {
       return;
     }
     const SequenceKvId id = opened.value().id;
+    const int seen = opened.value().cached_tokens / kBlockTokens;
+    const auto damaged = [&](const BlockHash& hash) { return damaged_.contains(hash); };
+    const bool any_damaged = std::any_of(hashes.begin(), hashes.begin() + hits, damaged);
+    if (seen < hits && any_damaged) {
+      finding_.Expect(damaged(hashes[static_cast<size_t>(seen)]), "a block that was never damaged was not used");
+      hits = seen;
+    }
     const int copied = opened.value().cached_tokens - hits * kBlockTokens;
     finding_.Expect(copied >= 0 && copied <= kBlockTokens && opened.value().cached_tokens < live.prompt,
                     std::to_string(opened.value().cached_tokens) + " tokens are cached");
-    finding_.Expect(copied >= begun || tight, "rows of a cached block were not used");
+    finding_.Expect(copied >= begun || tight || tier_ != nullptr, "rows of a cached block were not used");
     hits_ += hits;
     begun_ += copied > 0 ? 1 : 0;
     live.copied = copied;
@@ -311,7 +342,9 @@ class RandomUse {
 
   std::mt19937_64 random_;
   const int blocks_;
-  const std::unique_ptr<KvPool> pool_;
+  std::unique_ptr<KvPool> pool_;
+  KvTier* tier_ = nullptr;       // the pool's
+  std::set<BlockHash> damaged_;  // that were, once, in the second tier
   std::map<SequenceKvId, Live> live_;
   std::vector<Away> flights_;
   std::set<BlockHash> told_;
@@ -328,6 +361,7 @@ int main(int argc, char** argv) {
   if (argc != 3) return 2;
   Claims claims;
   const auto seed = static_cast<uint64_t>(std::atoll(argv[1]));
-  claims.Check("random use agrees with a simple model", RandomUse(seed, 20).Run(std::atoi(argv[2])));
+  claims.Check("random use agrees with a simple model", RandomUse(seed, 20, 0).Run(std::atoi(argv[2])));
+  claims.Check("and with a second tier, damaged now and then", RandomUse(seed, 16, 12).Run(std::atoi(argv[2])));
   return claims.ExitCode();
 }

@@ -37,6 +37,8 @@ export class EngineAlone implements AsyncDisposable {
         slots: 64,
         kvBlocks: 0,
         kvBytes: 256 * 1024 * 1024,
+        kvTierBytes: 0,
+        kvTierFolder: null,
         maxStepTokens: 256,
         role,
         rankId: `${role}-alone`,

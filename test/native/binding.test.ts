@@ -35,6 +35,8 @@ function run(body: string): { readonly code: number | null; readonly out: string
     slots: 2,
     kvBlocks: 16,
     kvBytes: 0,
+    kvTierBytes: 0,
+    kvTierFolder: null,
     maxStepTokens: 256,
     role: "decode",
     rankId: "r",

@@ -174,6 +174,22 @@ test("a second identical prompt finds all rows but the last one and gets the sam
   expect(after.decodeTokens - before.decodeTokens).toBe(first.tokens.length - 1);
 });
 
+test("what the pool had no room for comes back from the second tier, and the answer is the same", async () => {
+  const rank = await open({ kvBlocks: 4, kvTierBytes: 64 * 1024 * 1024 });
+  const generation = generationOf(promptOf(200), { maxNewTokens: 20 });
+  const first = await generate(rank, generation);
+  await generate(rank, generationOf(promptOf(230, 9), { maxNewTokens: 20 }));
+  const second = await generate(rank, generation);
+  expect([first.cachedTokens, second.cachedTokens]).toEqual([0, 192]);
+  expect(second.tokens).toEqual(first.tokens);
+  const { cache, blocksAvailable } = rank.engine.stats();
+  expect(cache.second).toMatchObject({ hitTokens: 192, refusedBlocks: 0, evictedBlocks: 0 });
+  expect(cache.pool).toMatchObject({ hitTokens: 0, missedTokens: 630 });
+  expect(cache.pool.evictedBlocks).toBeGreaterThanOrEqual(3);
+  expect(blocksAvailable).toBe(4);
+  await expect(NativeRank.open("prefill", { kvTierBytes: 1 })).rejects.toThrow("kvTierBytes");
+});
+
 test("a sequence whose numbers break ends alone, without a token, and its blocks are not kept", async () => {
   // Token 77 is one huge coordinate, and row 5 of the output layer overflows on it, and on no ordinary text.
   const [poison, row, hidden] = [77, 5, 192];

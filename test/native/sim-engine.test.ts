@@ -40,6 +40,8 @@ async function openRank(
       slots: 4,
       kvBlocks: 16,
       kvBytes: 0,
+      kvTierBytes: 0,
+      kvTierFolder: null,
       maxStepTokens: 128,
       role,
       rankId: `${role}-r0`,

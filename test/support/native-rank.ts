@@ -53,6 +53,8 @@ export class NativeRank {
         slots: 20,
         kvBlocks: 96,
         kvBytes: 0,
+        kvTierBytes: 0,
+        kvTierFolder: null,
         maxStepTokens: 256,
         role,
         rankId: `${role}-r0`,

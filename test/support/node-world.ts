@@ -229,6 +229,8 @@ function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
       slots: options.slots ?? 8,
       kvBlocks: options.kvBlocks ?? 64,
       kvBytes: 0,
+      kvTierBytes: 0,
+      kvTierFolder: null,
       maxStepTokens: options.maxStepTokens ?? 128,
       kvHost: "127.0.0.1",
       kvPort: 0,

@@ -222,6 +222,8 @@ function configOf(workerId: WorkerId): WorkerConfig {
       slots: 8,
       kvBlocks: 128,
       kvBytes: 0,
+      kvTierBytes: 0,
+      kvTierFolder: null,
       maxStepTokens: 128,
       kvHost: "127.0.0.1",
       kvPort: 0,

@@ -45,6 +45,8 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   options.slots = fields.Int("slots");
   options.kv_blocks = fields.Int("kvBlocks");
   options.kv_bytes = static_cast<uint64_t>(std::max<int64_t>(fields.Integer("kvBytes"), 0));
+  options.kv_tier.bytes = static_cast<uint64_t>(std::max<int64_t>(fields.Integer("kvTierBytes"), 0));
+  if (!fields.IsNull("kvTierFolder")) options.kv_tier.folder = fields.Text("kvTierFolder");
   options.model.max_rows = fields.Int("maxStepTokens");
   options.speculation = fields.Int("speculation");
   const std::string role = fields.Text("role");
@@ -229,7 +231,12 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
     Napi::Object blocks = Napi::Object::New(env);
     for (size_t i = 0; i < from.blocks.size(); ++i) blocks.Set(kBlockStateNames[i], from.blocks[i]);
     stats.Set("blocks", blocks);
+    Napi::Object cache = Napi::Object::New(env);
+    cache.Set("pool", ToObject(env, from.pool));
+    cache.Set("second", ToObject(env, from.second_tier));
+    stats.Set("cache", cache);
     const auto set = [&](const char* name, auto value) { stats.Set(name, static_cast<double>(value)); };
+    set("blocksAvailable", from.blocks_available);
     set("sequences", from.sequences);
     set("steps", from.steps);
     set("computeMs", from.compute_ms);

@@ -18,6 +18,16 @@ inline Napi::Object ToObject(Napi::Env env, SequenceRef ref) {
   return handle;
 }
 
+inline Napi::Object ToObject(Napi::Env env, const CacheCounters& from) {
+  Napi::Object counters = Napi::Object::New(env);
+  counters.Set("hitTokens", static_cast<double>(from.hit_tokens));
+  counters.Set("missedTokens", static_cast<double>(from.missed_tokens));
+  counters.Set("evictedBlocks", static_cast<double>(from.evicted_blocks));
+  counters.Set("refusedBlocks", static_cast<double>(from.refused_blocks));
+  counters.Set("bytes", static_cast<double>(from.bytes));
+  return counters;
+}
+
 template <typename Array, typename Item>
 Array ToArray(Napi::Env env, const std::vector<Item>& items) {
   Array array = Array::New(env, items.size());

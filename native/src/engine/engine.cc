@@ -58,7 +58,7 @@ Result<std::unique_ptr<Engine>> Engine::OpenWith(std::unique_ptr<Model> model, c
   const ModelFacts& facts = model->facts();
   Result<int> blocks = CountBlocks(options, facts.kv);
   if (!blocks.ok()) return blocks.status();
-  Result<std::unique_ptr<KvPool>> pool = KvPool::Create(facts.kv, *blocks, facts.model_hash);
+  Result<std::unique_ptr<KvPool>> pool = KvPool::Create(facts.kv, *blocks, facts.model_hash, options.kv_tier);
   if (!pool.ok()) return pool.status();
   std::unique_ptr<Engine> engine(new Engine(options, std::move(model), std::move(*pool), std::move(notify)));
   if (Status opened = engine->OpenTransport(); !opened.ok()) return opened;
@@ -340,6 +340,9 @@ Result<EngineStats> Engine::Stats() {
   if (Status usable = CheckUsable(); !usable.ok()) return usable;
   EngineStats stats = counters_;
   stats.blocks = pool_->Counts();
+  stats.blocks_available = pool_->Available();
+  stats.pool = pool_->PoolCounters();
+  stats.second_tier = pool_->TierCounters();
   stats.sequences = sequences_.taken();
   if (sender_ != nullptr) stats.sent = sender_->counters();
   if (receiver_ != nullptr) stats.received = receiver_->counters();

@@ -48,6 +48,7 @@ struct EngineOptions {
   int slots = 0;
   int kv_blocks = 0;      // 0: as many as kv_bytes holds
   uint64_t kv_bytes = 0;
+  KvTierOptions kv_tier;
   bool decode = false;    // the role
   std::string kv_host;
   int kv_port = 0;
@@ -71,6 +72,9 @@ struct OpenedSequence {
 
 struct EngineStats {
   std::array<int, kBlockStates> blocks{};
+  int blocks_available = 0;
+  CacheCounters pool;
+  CacheCounters second_tier;
   int sequences = 0;
   uint64_t steps = 0;
   double compute_ms = 0;

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "core/kv_memory.h"
@@ -13,6 +14,15 @@
 namespace margay {
 
 using BlockHash = std::array<uint8_t, 16>;
+
+// For hash tables: any eight bytes of it are as good as random.
+struct BlockHashBytes {
+  size_t operator()(const BlockHash& hash) const {
+    size_t value;
+    std::memcpy(&value, hash.data(), sizeof value);
+    return value;
+  }
+};
 
 BlockHash HashRoot(const std::string& model_hash);
 // `tokens`: kBlockTokens of them.

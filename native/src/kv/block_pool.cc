@@ -5,6 +5,17 @@
 #include <utility>
 
 namespace margay {
+namespace {
+
+// Bytes that one call moves between pool and second tier at most: the engine waits for it. What would be more is lost,
+// or computed.
+constexpr size_t kMostMovedBytes = size_t{128} << 20;
+
+int MostMoved(const KvLayout& layout) {
+  return static_cast<int>(std::max<size_t>(kMostMovedBytes / layout.block_bytes(), 1));
+}
+
+}  // namespace
 
 // The only place that changes a state (B1).
 void BlockPool::Set(int32_t block, BlockState to) {
@@ -87,118 +98,6 @@ BlockPool::Block* BlockPool::Held(const BlockLease& lease) {
   if (lease.block < 0 || lease.block >= image_->blocks()) return nullptr;
   Block& block = At(lease.block);
   return block.generation == lease.generation && block.state != BlockState::kFree ? &block : nullptr;
-}
-
-// Leading blocks that others have computed; returns how many of them nobody uses now.
-int BlockPool::FindShared(Sequence* sequence) const {
-  const int most = (sequence->prompt_tokens - 1) / kBlockTokens;  // one token at least is computed
-  int idle = 0;
-  for (int i = 0; i < most; ++i) {
-    const int32_t block = index_.Find(sequence->hashes[static_cast<size_t>(i)]);
-    if (block < 0) break;
-    idle += At(block).idle() ? 1 : 0;
-    sequence->table.push_back(block);
-  }
-  sequence->cached_blocks = static_cast<int>(sequence->table.size());
-  return idle;
-}
-
-// The block that shares most rows with what follows the shared blocks.
-BlockTexts::Match BlockPool::FindBegun(const Sequence& sequence, std::span<const int32_t> tokens) const {
-  const std::span<const int32_t> rest = tokens.subspan(static_cast<size_t>(sequence.cached_blocks) * kBlockTokens);
-  const size_t most = std::min(rest.size() - 1, static_cast<size_t>(kBlockTokens));
-  return texts_.Longest(HashBefore(sequence, sequence.cached_blocks), rest.first(most));
-}
-
-// Against eviction and reuse, until Settle finds `out` at zero again.
-void BlockPool::Hold(int32_t block) {
-  if (At(block).idle()) evictable_.erase(KeyOf(block));
-  ++At(block).out;
-}
-
-void BlockPool::CopyRows(BlockTexts::Match from, int32_t to) const {
-  const KvMemory memory = image_->memory();
-  const size_t bytes = static_cast<size_t>(from.rows) * memory.layout.row_bytes();
-  for (int attention = 0; attention < memory.layout.attentions; ++attention) {
-    std::memcpy(memory.page(attention, to), memory.page(attention, from.block), bytes);
-  }
-}
-
-Result<OpenedKv> BlockPool::Open(std::span<const int32_t> tokens, int capacity, KvUse use) {
-  if (tokens.empty() || capacity < static_cast<int>(tokens.size())) {
-    return Status(Code::kBadArgument, "a sequence needs a token, and capacity for all of them");
-  }
-  Sequence sequence;
-  sequence.use = use;
-  sequence.prompt_tokens = static_cast<int>(tokens.size());
-  sequence.table.reserve(blocks_.size());  // so that it never moves
-  LearnHashes(sequence, tokens, sequence.prompt_tokens / kBlockTokens);
-
-  std::unique_lock lock(mutex_);
-  const int available = static_cast<int>(free_.size() + evictable_.size()) - FindShared(&sequence);
-  const int needed = BlocksFor(capacity) - sequence.cached_blocks;
-  if (needed > available) {
-    return Status(Code::kNoBlocks,
-                  std::to_string(needed) + " blocks needed, " + std::to_string(available) + " available");
-  }
-  for (const int32_t block : sequence.table) {
-    if (At(block).idle()) evictable_.erase(KeyOf(block));
-    ++At(block).refs;
-  }
-  BlockTexts::Match begun = FindBegun(sequence, tokens);
-  // The last block to be had may be the one to copy from.
-  if (begun.rows > 0 && At(begun.block).idle() && needed == available) begun = {};
-  if (begun.rows > 0) Hold(begun.block);
-  for (int i = 0; i < needed; ++i) {
-    sequence.table.push_back(TakeFree());
-    Lease(sequence.table.back(), sequence.cached_blocks + i);
-  }
-  for (int i = sequence.cached_blocks; i < BlocksFor(sequence.prompt_tokens); ++i) {
-    const std::span<const int32_t> rest = tokens.subspan(static_cast<size_t>(i) * kBlockTokens);
-    texts_.Write(sequence.table[static_cast<size_t>(i)], 0, rest.first(std::min<size_t>(rest.size(), kBlockTokens)));
-  }
-  sequence.cached_tokens = sequence.length = sequence.cached_blocks * kBlockTokens + begun.rows;
-  const int32_t into = sequence.table[static_cast<size_t>(sequence.cached_blocks)];
-  const OpenedKv opened{next_id_++, sequence.cached_tokens};
-  sequences_.emplace(opened.id, std::move(sequence));
-  if (begun.rows == 0) return opened;
-
-  lock.unlock();
-  CopyRows(begun, into);
-  lock.lock();
-  --At(begun.block).out;
-  At(begun.block).used = ++clock_;
-  Settle(begun.block);
-  return opened;
-}
-
-// Off the free list; the longest unused cached block goes there first when it is empty. There must be one of either.
-int32_t BlockPool::TakeFree() {
-  if (free_.empty()) {
-    const int32_t oldest = std::get<2>(*evictable_.begin());
-    evictable_.erase(evictable_.begin());
-    Free(oldest);
-  }
-  const int32_t block = free_.back();
-  free_.pop_back();
-  return block;
-}
-
-Status BlockPool::Grow(SequenceKvId id, int capacity) {
-  std::lock_guard lock(mutex_);
-  Sequence* sequence = Find(id);
-  if (sequence == nullptr) return {Code::kStaleHandle, "no such KV sequence"};
-  const int have = static_cast<int>(sequence->table.size());
-  const int total = BlocksFor(std::max(capacity, 0));
-  const int available = static_cast<int>(free_.size() + evictable_.size());
-  if (total - have > available) {
-    return {Code::kNoBlocks, std::to_string(total - have) + " blocks needed, " + std::to_string(available) + " available"};
-  }
-  for (int i = have; i < total; ++i) {
-    sequence->table.push_back(TakeFree());
-    Lease(sequence->table.back(), i);
-  }
-  return Status::Ok();
 }
 
 std::span<const int32_t> BlockPool::BlockTable(SequenceKvId id) {
@@ -284,8 +183,28 @@ std::vector<uint8_t> BlockPool::PrefixHashes() const {
   return index_.All();
 }
 
-BlockPool::BlockPool(std::unique_ptr<PoolImage> image, const std::string& model_hash)
+CacheCounters BlockPool::PoolCounters() const {
+  std::lock_guard lock(mutex_);
+  CacheCounters counters = pool_counters_;
+  counters.bytes = evictable_.size() * image_->memory().layout.block_bytes();
+  return counters;
+}
+
+CacheCounters BlockPool::TierCounters() const {
+  if (tier_ == nullptr) return {};
+  const KvTier::Counters held = tier_->counters();
+  std::lock_guard lock(mutex_);
+  CacheCounters counters = tier_counters_;
+  counters.evicted_blocks = held.evicted;
+  counters.refused_blocks = held.refused;
+  counters.bytes = held.bytes;
+  return counters;
+}
+
+BlockPool::BlockPool(std::unique_ptr<PoolImage> image, std::unique_ptr<KvTier> tier, const std::string& model_hash)
     : image_(std::move(image)),
+      tier_(std::move(tier)),
+      most_moved_(MostMoved(image_->memory().layout)),
       root_(HashRoot(model_hash)),
       blocks_(static_cast<size_t>(image_->blocks())),
       texts_(image_->blocks()) {
@@ -293,10 +212,17 @@ BlockPool::BlockPool(std::unique_ptr<PoolImage> image, const std::string& model_
   for (int32_t block = image_->blocks(); block-- > 0;) free_.push_back(block);
 }
 
-Result<std::unique_ptr<KvPool>> KvPool::Create(const KvLayout& layout, int blocks, const std::string& model_hash) {
+Result<std::unique_ptr<KvPool>> KvPool::Create(const KvLayout& layout, int blocks, const std::string& model_hash,
+                                               const KvTierOptions& second_tier) {
   Result<std::unique_ptr<PoolImage>> image = PoolImage::Create(layout, blocks);
   if (!image.ok()) return image.status();
-  return std::unique_ptr<KvPool>(std::make_unique<BlockPool>(std::move(*image), model_hash));
+  std::unique_ptr<KvTier> tier;
+  if (second_tier.bytes > 0) {
+    Result<std::unique_ptr<KvTier>> made = KvTier::Create(second_tier, layout);
+    if (!made.ok()) return made.status();
+    tier = std::move(*made);
+  }
+  return std::unique_ptr<KvPool>(std::make_unique<BlockPool>(std::move(*image), std::move(tier), model_hash));
 }
 
 }  // namespace margay

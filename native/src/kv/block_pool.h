@@ -1,6 +1,7 @@
 // The pool behind KvPool: who has which block, which blocks others may find, and which go first when room is needed.
 //
-//   block_pool.cc        opening, growing, advancing, closing
+//   block_pool.cc        states, advancing, closing
+//   block_opening.cc     opening and growing, the second tier
 //   block_arrival.cc     bytes in flight
 //   block_invariants.cc  the walk over everything
 #pragma once
@@ -17,6 +18,7 @@
 
 #include "kv/block_texts.h"
 #include "kv/kv_pool.h"
+#include "kv/kv_tier.h"
 #include "kv/pool_image.h"
 #include "kv/prefix_index.h"
 
@@ -26,7 +28,8 @@ inline int BlocksFor(int tokens) { return (tokens + kBlockTokens - 1) / kBlockTo
 
 class BlockPool final : public KvPool {
  public:
-  BlockPool(std::unique_ptr<PoolImage> image, const std::string& model_hash);
+  // `tier`: null: none.
+  BlockPool(std::unique_ptr<PoolImage> image, std::unique_ptr<KvTier> tier, const std::string& model_hash);
 
   KvMemory memory() const override { return image_->memory(); }
   int memory_fd() const override { return image_->fd(); }
@@ -45,6 +48,8 @@ class BlockPool final : public KvPool {
 
   std::array<int, kBlockStates> Counts() const override;
   int Available() const override;
+  CacheCounters PoolCounters() const override;
+  CacheCounters TierCounters() const override;
   KvChanges TakeChanges() override;
   std::vector<uint8_t> PrefixHashes() const override;
   std::string CheckInvariants() const override;
@@ -77,6 +82,20 @@ class BlockPool final : public KvPool {
 
     bool receiving() const { return use == KvUse::kReceive && !attached; }
   };
+  // Leading cached blocks of a prompt.
+  struct Found {
+    int idle = 0;     // in the pool, used by nobody
+    int in_tier = 0;  // in the second tier alone
+  };
+  // Between pool and second tier.
+  struct Moves {
+    struct Out {
+      BlockHash hash;
+      int32_t block;
+    };
+    std::vector<Out> out;   // evicted, longest unused first; their rows are still there
+    std::vector<int> back;  // logical blocks of the sequence
+  };
   using EvictionKey = std::tuple<uint64_t, int, int32_t>;  // used, -depth, block
 
   Block& At(int32_t block) { return blocks_[static_cast<size_t>(block)]; }
@@ -93,14 +112,18 @@ class BlockPool final : public KvPool {
   void Set(int32_t block, BlockState to);
   void Free(int32_t block);
   void Lease(int32_t block, int depth);
-  int32_t TakeFree();
+  int32_t TakeFree(Moves* moves);
   void Settle(int32_t block);
   void LearnHashes(Sequence& sequence, std::span<const int32_t> tokens, int blocks);
 
-  int FindShared(Sequence* sequence) const;
+  Found FindCached(Sequence* sequence) const;
   BlockTexts::Match FindBegun(const Sequence& sequence, std::span<const int32_t> tokens) const;
   void Hold(int32_t block);
+  void Release(int32_t block);
   void CopyRows(BlockTexts::Match from, int32_t to) const;
+  void Save(const Moves& moves);
+  bool BringBack(const Sequence& sequence, std::span<const int> logical);
+  void CountOpened(const Sequence& sequence, int brought_back);
 
   void Publish(const Sequence& sequence, int logical);
   void PublishTail(const Sequence& sequence, int logical);
@@ -114,6 +137,8 @@ class BlockPool final : public KvPool {
   std::string CheckBlock(int32_t block, int refs, int times_free) const;
 
   const std::unique_ptr<PoolImage> image_;
+  const std::unique_ptr<KvTier> tier_;
+  const int most_moved_;  // blocks of one call
   const BlockHash root_;
   mutable std::mutex mutex_;
   std::vector<Block> blocks_;
@@ -125,6 +150,7 @@ class BlockPool final : public KvPool {
   std::unordered_map<SequenceKvId, Sequence> sequences_;
   SequenceKvId next_id_ = 1;
   uint64_t clock_ = 0;
+  CacheCounters pool_counters_, tier_counters_;
   std::string forbidden_;  // first transition that lifecycle forbids, for CheckInvariants
 };
 

@@ -24,6 +24,7 @@
 #include "core/status.h"
 #include "kv/block_hash.h"
 #include "kv/block_state.h"
+#include "kv/kv_tier.h"
 
 namespace margay {
 
@@ -31,6 +32,15 @@ namespace margay {
 struct KvChanges {
   std::vector<uint8_t> stored;
   std::vector<uint8_t> removed;
+};
+
+// Of one tier of the prefix cache.
+struct CacheCounters {
+  uint64_t hit_tokens = 0;  // given tokens whose rows it had
+  uint64_t missed_tokens = 0;
+  uint64_t evicted_blocks = 0;
+  uint64_t refused_blocks = 0;  // damaged
+  uint64_t bytes = 0;           // held now for later
 };
 
 // The blocks of one sequence. Obtained from KvPool::Open; every other use goes through the pool.
@@ -56,7 +66,9 @@ struct BlockLease {
 class KvPool {
  public:
   // Memory is a memfd, so that a peer on the same host may map it read-only.
-  static Result<std::unique_ptr<KvPool>> Create(const KvLayout& layout, int blocks, const std::string& model_hash);
+  // `second_tier` keeps full blocks that are evicted; they come back by copy when a sequence that begins with them opens.
+  static Result<std::unique_ptr<KvPool>> Create(const KvLayout& layout, int blocks, const std::string& model_hash,
+                                                const KvTierOptions& second_tier = {});
   virtual ~KvPool() = default;
 
   virtual KvMemory memory() const = 0;
@@ -103,6 +115,8 @@ class KvPool {
 
   virtual std::array<int, kBlockStates> Counts() const = 0;
   virtual int Available() const = 0;  // free, and cached without a pin
+  virtual CacheCounters PoolCounters() const = 0;
+  virtual CacheCounters TierCounters() const = 0;  // zeros without a second tier
   virtual KvChanges TakeChanges() = 0;
   virtual std::vector<uint8_t> PrefixHashes() const = 0;
   // Walks everything; empty, or the first broken invariant.
