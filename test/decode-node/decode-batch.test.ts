@@ -36,6 +36,8 @@ async function harness(kvBlocks: number, slots = 16) {
       slots,
       kvBlocks,
       kvBytes: 0,
+      kvTierBytes: 0,
+      kvTierFolder: null,
       maxStepTokens: 64,
       role: "decode",
       rankId: "decode-r0",
