@@ -54,7 +54,8 @@ export function planDecode(
     const { rows: planned, reserve } = flying(sequence.handle);
     const rows = { ...sequence, capacity: Math.max(sequence.capacity, reserve) };
     const left = sequence.promptLeft - planned;
-    if (left > 0) prompts.push({ rows, left });
+    // The last row of a prompt in the batch waits for a mask.
+    if (left > 0 && !sequence.running) prompts.push({ rows, left });
     else batch.push({ rows, joined: sequence.running || reserve > 0 });
   }
 

@@ -251,6 +251,13 @@ export interface Engine {
    */
   closeSequence(handle: SequenceHandle, keep: boolean): boolean;
   /**
+   * The tokens its next one is chosen among: bit i of word w stands for token 32 w + i. From the first mask on, every
+   * token of the sequence takes one of its own, and the sequence sits out while there is none; the others go on. Empty:
+   * the mask is still to come. null: no masks any more. Throws `stale_handle`, `bad_argument` (not a bit for each token of
+   * the vocabulary, rounded up to words; or no token is allowed).
+   */
+  setMask(handle: SequenceHandle, mask: Uint32Array | null): void;
+  /**
    * Queues a change of what the engine does, to take effect with a step of its own. Per entry: slot, generation, rows,
    * reserve.
    *
@@ -263,7 +270,7 @@ export interface Engine {
    * sequence produces a token in the step that computes its last known token, which a queued step may be about to
    * produce. At its reserve a sequence sits out, until a plan reserves more. Blocks are taken when the plan is submitted,
    * never given back before the sequence is closed, and cut at what the sequence can come to. The batch is repeated
-   * until 1024 results wait to be told.
+   * until 1024 results wait to be told. Rows that would give a token for which a mask is awaited stop one short of it.
    *
    * At most two plans may be queued, the running one included; a third throws `queue_full`. Throws `stale_handle`
    * (closed), `bad_state` (waits for pages; rows of a sequence in the batch), `bad_argument` (an empty plan, a slot twice,

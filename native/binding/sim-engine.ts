@@ -12,6 +12,7 @@ import type {
   SequenceSpec,
   StepLogprobs,
 } from "./native.ts";
+import { setSimMask } from "./sim-mask.ts";
 import { type SimModel, type SimTimer, simCounters } from "./sim-model.ts";
 import { beginStep, type SimJob, takePlan } from "./sim-plan.ts";
 import { SimPool } from "./sim-pool.ts";
@@ -124,6 +125,7 @@ export class SimEngine implements Engine {
       runnable: !receive,
       batched: false,
       willRun: false,
+      mask: null,
       finish: FINISH.none,
       closing: null,
       exporting: null,
@@ -185,17 +187,17 @@ export class SimEngine implements Engine {
     return this.#runs(sequence);
   }
 
+  setMask(handle: SequenceHandle, mask: Uint32Array | null): void {
+    setSimMask(this.#require(handle), mask, this.info.vocabSize);
+    if (this.#stepTimer === null) this.#start();
+  }
+
   submit(packed: Int32Array): number {
     this.#requireOpen();
     if (this.#queue.length >= 2) throw simFailure("queue_full", "two plans are queued");
     const plan = unpackPlan(packed);
-    takePlan(plan, {
-      ...this.info,
-      pool: this.#pool,
-      sequences: this.#slots,
-      queued: this.#queue,
-      require: (handle) => this.#require(handle),
-    });
+    const require = (handle: SequenceHandle) => this.#require(handle);
+    takePlan(plan, { ...this.info, pool: this.#pool, sequences: this.#slots, queued: this.#queue, require });
     this.#queue.push(plan);
     const number = this.#plans++;
     if (this.#stepTimer === null) this.#start();
@@ -324,7 +326,8 @@ export class SimEngine implements Engine {
     this.#sender.written(sequence);
     if (sequence.length < sequence.tokens.length) return;
 
-    const { token, finish } = nextSimToken(this.#model, sequence.tokens, generation);
+    const { token, finish } = nextSimToken(this.#model, sequence.tokens, generation, sequence.mask);
+    if (sequence.mask !== null) sequence.mask = "awaited";
     sequence.finish = finish;
     if (finish !== FINISH.none) sequence.willRun = false;
     if (token < 0) return;

@@ -97,14 +97,20 @@ export function beginStep(
   for (const { handle, rows, reserve } of plan) {
     const found = find(handle);
     const sequence = found?.finish === FINISH.none ? found : null;
-    if (rows > 0) jobs.push({ handle, rows, sequence });
+    if (rows > 0)
+      jobs.push({ handle, rows: rows - (sequence !== null && lastWaits(sequence, rows) ? 1 : 0), sequence });
     if (sequence !== null && (reserve > 0 || rows === 0)) sequence.batched = reserve > 0;
   }
   const planned = new Set(jobs.map(({ sequence }) => sequence));
   for (const sequence of sequences) {
     if (!sequence?.batched || sequence.closing !== null || sequence.finish !== FINISH.none) continue;
-    if (sequence.length >= sequence.capacity || planned.has(sequence)) continue;
+    if (sequence.length >= sequence.capacity || sequence.mask === "awaited" || planned.has(sequence)) continue;
     jobs.push({ handle: sequence.handle, rows: 1, sequence });
   }
   return jobs;
+}
+
+/** The last of these rows would give a token for which a mask is awaited. */
+function lastWaits({ mask, length, tokens }: SimSequence, rows: number): boolean {
+  return mask === "awaited" && length + rows === tokens.length;
 }

@@ -28,6 +28,8 @@ export interface SimSequence {
   /** It decodes in every step; it will, once the queued plans have begun. */
   batched: boolean;
   willRun: boolean;
+  /** Tokens its next one is chosen among; null: all. */
+  mask: Uint32Array | "awaited" | null;
   finish: number;
   closing: { readonly keep: boolean } | null;
   exporting: SimExport | null;

@@ -1,5 +1,6 @@
 import type { Generation } from "#protocol/request.ts";
 import type { StepLogprobs } from "./native.ts";
+import { masked } from "./sim-mask.ts";
 import type { SimModel } from "./sim-model.ts";
 import { FINISH } from "./step-entries.ts";
 
@@ -30,14 +31,17 @@ export function nextSimToken(
   model: SimModel,
   known: readonly number[],
   generation: Generation,
+  mask: Uint32Array | "awaited" | null = null,
 ): { readonly token: number; readonly finish: number } {
   const { tokens, promptLength, maxNewTokens, sampling } = generation;
   const index = known.length - promptLength;
   if (model.numericAt(tokens, index)) return { token: -1, finish: FINISH.numeric };
   const mayStop = index >= sampling.minNewTokens;
   const ends = mayStop && model.eosAt(tokens, index);
-  const token = ends ? SIM_EOS_TOKEN : simToken(known, promptLength, known.length, model.vocabSize);
-  if (ends || (mayStop && sampling.stopTokens.includes(token))) return { token, finish: FINISH.stop };
+  const chosen = ends ? SIM_EOS_TOKEN : simToken(known, promptLength, known.length, model.vocabSize);
+  const token = masked(chosen, mask);
+  if (token === SIM_EOS_TOKEN || (mayStop && sampling.stopTokens.includes(token)))
+    return { token, finish: FINISH.stop };
   const full = index + 1 >= maxNewTokens || known.length + 1 >= model.contextLength;
   return { token, finish: full ? FINISH.length : FINISH.none };
 }

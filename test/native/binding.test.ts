@@ -79,7 +79,7 @@ test("addon.cc defines what native.ts declares, in the same order", () => {
   const defined = addon.matchAll(/InstanceMethod<&EngineObject::\w+>\("(\w+)"\)/g);
   const names = [...declared].map((match) => match[1]);
   expect([...defined].map((match) => match[1])).toEqual(names);
-  expect(names.length).toBe(10);
+  expect(names.length).toBe(11);
   const bodies = [...addon.matchAll(/^ {2}Napi::Value (\w+)\(const Napi::CallbackInfo/gm)].map((match) => match[1]!);
   expect(bodies.map((name) => name[0]!.toLowerCase() + name.slice(1))).toEqual(names);
 });
@@ -221,6 +221,7 @@ test("what is not of the declared type throws and names the field", () => {
     [() => engine.closeSequence!("0", true), "handle"],
     [() => engine.attach!(handle, undefined), "firstToken"],
     [() => engine.submit!([0, 1, 1]), "plan"],
+    [() => engine.setMask!(handle, [1]), "mask"],
     [() => engine.exportTo!(handle, {}), "host"],
     [() => engine.setEpoch!("7"), "epoch"],
   ] as const) {
@@ -241,6 +242,7 @@ test("a handle that was given back is refused by every call, also when its slot 
     expect(() => engine.submit(planOf([bad, 1]))).toThrow(stale);
     expect(() => engine.closeSequence(bad, true)).toThrow(stale);
     expect(() => engine.attach(bad, null)).toThrow(stale);
+    expect(() => engine.setMask(bad, null)).toThrow(stale);
     expect(() => engine.exportTo(bad, rank.targetOf(bad))).toThrow(stale);
   }
   expect(() => engine.attach(handle, null)).toThrow(thrown("bad_state"));

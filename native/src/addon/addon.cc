@@ -140,6 +140,7 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
                         InstanceMethod<&EngineObject::ExportTo>("exportTo"),
                         InstanceMethod<&EngineObject::Attach>("attach"),
                         InstanceMethod<&EngineObject::CloseSequence>("closeSequence"),
+                        InstanceMethod<&EngineObject::SetMask>("setMask"),
                         InstanceMethod<&EngineObject::Submit>("submit"), InstanceMethod<&EngineObject::Stats>("stats"),
                         InstanceMethod<&EngineObject::PrefixHashes>("prefixHashes"),
                         InstanceMethod<&EngineObject::CheckInvariants>("checkInvariants"),
@@ -209,6 +210,21 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
     const Result<bool> running = engine().CloseSequence(ref, info[1].As<Napi::Boolean>().Value());
     if (!running.ok()) return Throw(info.Env(), running.status());
     return Napi::Boolean::New(info.Env(), running.value());
+  }
+
+  Napi::Value SetMask(const Napi::CallbackInfo& info) {
+    std::string error;
+    const SequenceRef ref = ReadHandle(info[0], &error);
+    std::optional<std::vector<uint32_t>> mask;
+    if (error.empty() && !info[1].IsNull()) {
+      if (!info[1].IsTypedArray() || info[1].As<Napi::TypedArray>().TypedArrayType() != napi_uint32_array) {
+        return ThrowBadArgument(info.Env(), "mask must be a Uint32Array or null");
+      }
+      const auto words = info[1].As<Napi::Uint32Array>();
+      mask.emplace(words.Data(), words.Data() + words.ElementLength());
+    }
+    if (!error.empty()) return ThrowBadArgument(info.Env(), error);
+    return Done(info, engine().SetMask(ref, std::move(mask)));
   }
 
   Napi::Value Submit(const Napi::CallbackInfo& info) {

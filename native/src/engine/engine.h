@@ -41,6 +41,7 @@ namespace margay {
 inline constexpr int kPlanEntryWidth = 4;  // PLAN_ENTRY_WIDTH
 // Steps that nobody has heard of, beyond which the batch is not repeated.
 inline constexpr int kMostUntoldSteps = 1024;
+inline constexpr int kMaskBits = 32;
 
 struct EngineOptions {
   ModelOptions model;  // max_rows: most rows of one step; draft: set by Open
@@ -106,6 +107,8 @@ class Engine {
   Result<OpenedSequence> OpenSequence(SequenceSpec spec);
   Status ExportTo(SequenceRef ref, const ExportTarget& target);
   Result<int> Attach(SequenceRef ref, std::optional<int32_t> first_token);
+  // Bits of tokens, kMaskBits to a word; empty: the mask is to come; none: every token may be chosen, at any time.
+  Status SetMask(SequenceRef ref, std::optional<std::vector<uint32_t>> mask);
   // True when its rows are in the running step, so that slot and blocks are held until that has ended.
   Result<bool> CloseSequence(SequenceRef ref, bool keep);
   Result<int64_t> Submit(std::span<const int32_t> plan);
@@ -146,6 +149,7 @@ class Engine {
     bool batched = false;   // will decode in the next step
     bool produces = false;
     bool exporting = false;
+    bool masked = false;
     bool ends = false;  // its last token is the last of all
     size_t first_sampled = 0;  // in sampled_
     int sampled = 0;
@@ -191,6 +195,7 @@ class Engine {
   void PreparePlan(const Plan& plan);
   void PrepareBatch();
   void AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, bool planned);
+  void TakeMask(Sequence* sequence);
   Status Compute();
   void SampleTokens();
   void SampleJob(Job* job, float* logits);

@@ -55,7 +55,7 @@ void Engine::AddDraftRows(Job* job) {
                        .capacity = job->capacity,
                        .token_limit = sequence->token_limit,
                        .min_tokens = sequence->min_tokens};
-  const bool decodes = job->batched && job->produces && !job->ends;
+  const bool decodes = job->batched && job->produces && !job->ends && !job->masked;
   const int drafts = decodes ? DraftsThatFit(room, options_.speculation) : 0;
   rows.rows.logits_rows = drafts > 0 ? 1 : 0;
   if (drafts > 0) drafting_.push_back({job, static_cast<int>(following_.size()) - 1, drafts});

@@ -126,6 +126,34 @@ Result<int64_t> Engine::Submit(std::span<const int32_t> values) {
   return number;
 }
 
+Status Engine::SetMask(SequenceRef ref, std::optional<std::vector<uint32_t>> mask) {
+  {
+    std::lock_guard lock(mutex_);
+    Result<Sequence*> found = Find(ref);
+    if (!found.ok()) return found.status();
+    const auto words = static_cast<size_t>((facts_.vocab_size + kMaskBits - 1) / kMaskBits);
+    const bool awaited = mask.has_value() && mask->empty();
+    if (mask.has_value() && !awaited) {
+      if (mask->size() != words) {
+        return {Code::kBadArgument, "a mask of " + Number(static_cast<int64_t>(mask->size())) +
+                                        " words, where a vocabulary of " + Number(facts_.vocab_size) + " takes " +
+                                        Number(static_cast<int64_t>(words))};
+      }
+      const int beyond = static_cast<int>(words) * kMaskBits - facts_.vocab_size;
+      mask->back() &= ~uint32_t{0} >> beyond;
+      if (std::all_of(mask->begin(), mask->end(), [](uint32_t word) { return word == 0; })) {
+        return {Code::kBadArgument, "a mask allows no token"};
+      }
+    }
+    Sequence* sequence = *found;
+    sequence->masked = mask.has_value();
+    sequence->mask_ready = mask.has_value() && !awaited;
+    sequence->next_mask = mask.has_value() ? std::move(*mask) : std::vector<uint32_t>();
+  }
+  work_.notify_one();
+  return Status::Ok();
+}
+
 void Engine::SetWillRun(Sequence* sequence, bool will_run) {
   if (sequence->will_run == will_run) return;
   sequence->will_run = will_run;

@@ -69,7 +69,8 @@ void Engine::PrepareBatch() {
   spare -= static_cast<int>(std::count_if(batch_.begin(), batch_.end(), decodes));
   for (Sequence* sequence : batch_) {
     if (!decodes(sequence)) continue;
-    const int drafts = std::clamp(static_cast<int>(sequence->drafts.size()), 0, std::max(spare, 0));
+    const int drafts =
+        sequence->masked ? 0 : std::clamp(static_cast<int>(sequence->drafts.size()), 0, std::max(spare, 0));
     spare -= drafts;
     AddJob(sequence->ref, sequence, static_cast<int>(sequence->tokens.size()) - sequence->length + drafts, drafts, false);
   }
@@ -78,8 +79,22 @@ void Engine::PrepareBatch() {
 void Engine::AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, bool planned) {
   Job& job = jobs_.emplace_back();
   job.ref = ref;
+  if (sequence == nullptr) return;
+  const auto produces = [&] {
+    return Sequence::Produces(sequence->length + rows - drafts, static_cast<int>(sequence->tokens.size()));
+  };
+  if (planned && produces() && sequence->WaitsForMask()) {
+    // The last row waits with the token that it gives: the batch computes it when the mask is there.
+    --rows;
+    --sequence->planned_rows;
+    --sequence->planned_tokens;
+  }
   // Steps of the batch may have used up the reserved rows since the plan was made.
-  if (sequence == nullptr || sequence->length + rows > sequence->capacity) return;
+  if (rows == 0 || sequence->length + rows > sequence->capacity) {
+    sequence->planned_rows -= rows;
+    if (rows > 0 && produces()) --sequence->planned_tokens;
+    return;
+  }
   sequence->running = true;
   job.sequence = sequence;
   job.rows = rows;
@@ -89,7 +104,9 @@ void Engine::AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, b
   job.capacity = sequence->capacity;
   job.planned = planned;
   job.batched = sequence->batched;
-  job.produces = Sequence::Produces(sequence->length + rows - drafts, static_cast<int>(sequence->tokens.size()));
+  job.produces = produces();
+  job.masked = sequence->masked;
+  if (job.produces) TakeMask(sequence);
   job.exporting = sequence->exporting;
   step_rows_ += rows;
   SequenceRows& input = rows_.emplace_back();
@@ -104,6 +121,14 @@ void Engine::AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, b
   input.position = sequence->length;
   input.block_table = sequence->table.data();
   input.logits_rows = job.produces ? 1 + drafts : 0;
+}
+
+void Engine::TakeMask(Sequence* sequence) {
+  sequence->sampling.allowed = {};
+  if (!sequence->masked) return;
+  std::swap(sequence->mask, sequence->next_mask);
+  sequence->mask_ready = false;
+  sequence->sampling.allowed = sequence->mask;
 }
 
 Status Engine::Compute() {

@@ -50,6 +50,12 @@ struct Sequence {
   std::vector<int32_t> stop_tokens;  // end of text among them
   std::vector<int32_t> drafts;       // of the tokens after the known ones, made by its last step; the engine thread's own
 
+  // Tokens its next one is chosen among, a bit each. One mask serves one token: the sequence sits out until it has one.
+  bool masked = false;
+  bool mask_ready = false;
+  std::vector<uint32_t> next_mask;
+  std::vector<uint32_t> mask;  // of the running step: the engine thread's own
+
   // What the queued plans, the running one included, will add by rows of their own.
   int planned_rows = 0;
   int planned_tokens = 0;
@@ -66,8 +72,12 @@ struct Sequence {
 
   bool ended() const { return finish != Finish::kNone; }
 
-  // In a step of the batch: it has blocks for one more row, and that row's token is known.
-  bool Decodes() const { return !ended() && length < capacity; }
+  bool WaitsForMask() const { return masked && !mask_ready; }
+
+  // Has a row in a step of the batch: blocks and a mask are there for it, and all before it is computed.
+  bool Decodes() const {
+    return !ended() && length < capacity && length + 1 == static_cast<int>(tokens.size()) && !WaitsForMask();
+  }
 
   // True when a step that ends at `length_after` rows computes the last of `known` tokens.
   static bool Produces(int length_after, int known) { return length_after == known; }

@@ -170,6 +170,18 @@ int32_t Draw(std::span<const float> logits, const SampleParams& p, int position,
 }
 
 // From logits that were penalised.
+bool Allows(std::span<const uint32_t> mask, size_t id) { return (mask[id / 32] >> (id % 32) & 1) != 0; }
+
+void Mask(std::span<float> logits, std::span<const uint32_t> mask) {
+  for (size_t word = 0; word < mask.size(); ++word) {
+    if (mask[word] == ~uint32_t{0}) continue;
+    const size_t end = std::min(logits.size(), (word + 1) * 32);
+    for (size_t id = word * 32; id < end; ++id) {
+      if (!Allows(mask, id)) logits[id] = kNever;
+    }
+  }
+}
+
 int32_t Choose(std::span<const float> logits, const SampleParams& params, int position, Scratch* scratch) {
   if (params.temperature > 0) return Draw(logits, params, position, &scratch->candidates);
   const auto best = std::find(logits.begin(), logits.end(), Greatest(logits));
@@ -199,7 +211,12 @@ Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<co
   const bool wants_logprobs = params.top_logprobs >= 0;
   if (wants_logprobs) scratch.raw.assign(logits.begin(), logits.end());
   Penalise(logits, params, history, prompt_length, &scratch);
+  Mask(logits, params.allowed);
   sampled.token = Choose(logits, params, position, &scratch);
+  if (!params.allowed.empty() && !Allows(params.allowed, static_cast<size_t>(sampled.token))) {
+    // Everything allowed was banned: the mask is the stronger word.
+    for (sampled.token = 0; !Allows(params.allowed, static_cast<size_t>(sampled.token));) ++sampled.token;
+  }
   if (!wants_logprobs) return sampled;
 
   const std::vector<float>& raw = scratch.raw;

@@ -21,6 +21,7 @@ struct SampleParams {
   std::vector<int32_t> bias_ids = {};
   std::vector<float> bias_values = {};
   std::vector<int32_t> banned = {};  // tokens that may not be chosen (stop tokens before minNewTokens)
+  std::span<const uint32_t> allowed = {};  // a bit per token that may be chosen; empty: all may
   int top_logprobs = -1;        // -1: no log-probabilities
 
   // Whether a token depends on those before it by more than its logits.
