@@ -22,6 +22,7 @@ export interface WorkerConfig extends ServiceConfig {
     readonly threads: number;
     readonly packedFolder: string | null;
     readonly latentNormEps: number | null;
+    readonly weightFormat: "checkpoint" | "int8";
     readonly deterministic: boolean;
     readonly speculation: number;
     readonly slots: number;
@@ -52,6 +53,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_STEP_TOKENS",
     "MARGAY_TPOT_GOAL_MS",
     "MARGAY_LATENT_NORM_EPS",
+    "MARGAY_WEIGHT_FORMAT",
     "MARGAY_DETERMINISTIC",
     "MARGAY_SPECULATION",
     "MARGAY_PACKED_WEIGHTS",
@@ -92,6 +94,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       threads: settings.MARGAY_THREADS,
       packedFolder: packed ? join(resolve(settings.MARGAY_STATE_DIR), "packed") : null,
       latentNormEps: settings.MARGAY_LATENT_NORM_EPS,
+      weightFormat: settings.MARGAY_WEIGHT_FORMAT,
       deterministic: settings.MARGAY_DETERMINISTIC,
       speculation: settings.MARGAY_SPECULATION,
       slots: settings.MARGAY_SLOTS,

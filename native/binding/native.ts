@@ -32,6 +32,8 @@ export interface EngineOptions {
   readonly packedFolder: string | null;
   /** Eps of q_a_layernorm and kv_a_layernorm; null: the checkpoint's rms_norm_eps (spec 2.2). */
   readonly latentNormEps: number | null;
+  /** `int8`: linear layers in int8, made at load with one scale per output; faster where memory is the limit, and lossy. */
+  readonly weightFormat: "checkpoint" | "int8";
   /** A sequence's logits are bit-equal whatever the batch, the cut into steps, the threads and the peer its pages come from. */
   readonly deterministic: boolean;
   /**

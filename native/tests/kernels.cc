@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "core/thread_pool.h"
 #include "kernels/code_path.h"
 #include "kernels/pointwise/pointwise_ref.h"
 #include "core/number_formats.h"
@@ -141,7 +140,6 @@ void CheckTopSlots(const CodePath& path) {
 }
 
 int Main() {
-  ThreadPool pool(2);
   for (const CodePath& path : UsableCodePaths()) {
     CheckNorms(path);
     CheckRowwise(path);

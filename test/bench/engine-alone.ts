@@ -32,6 +32,7 @@ export class EngineAlone implements AsyncDisposable {
         ...settings,
         modelFolder: NANO,
         latentNormEps: 1e-6,
+        weightFormat: "checkpoint",
         deterministic: false,
         speculation: 1,
         slots: 64,

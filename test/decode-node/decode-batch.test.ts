@@ -31,6 +31,7 @@ async function harness(kvBlocks: number, slots = 16) {
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      weightFormat: "checkpoint",
       deterministic: false,
       speculation: 0,
       slots,

@@ -30,6 +30,7 @@ function run(body: string): { readonly code: number | null; readonly out: string
     threads: 1,
     packedFolder: null,
     latentNormEps: null,
+    weightFormat: "checkpoint",
     deterministic: false,
     speculation: 0,
     slots: 2,

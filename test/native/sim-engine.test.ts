@@ -35,6 +35,7 @@ async function openRank(
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      weightFormat: "checkpoint",
       deterministic: false,
       speculation: 1,
       slots: 4,

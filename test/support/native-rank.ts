@@ -48,6 +48,7 @@ export class NativeRank {
         threads: 1,
         packedFolder: packedFolder(),
         latentNormEps: 1e-6,
+        weightFormat: "checkpoint",
         deterministic: false,
         speculation: 0,
         slots: 20,

@@ -224,6 +224,7 @@ function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      weightFormat: "checkpoint",
       deterministic: false,
       speculation: 1,
       slots: options.slots ?? 8,

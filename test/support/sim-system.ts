@@ -217,6 +217,7 @@ function configOf(workerId: WorkerId): WorkerConfig {
       threads: 0,
       packedFolder: null,
       latentNormEps: null,
+      weightFormat: "checkpoint",
       deterministic: false,
       speculation: 1,
       slots: 8,

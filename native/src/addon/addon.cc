@@ -41,6 +41,9 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   if (!fields.IsNull("latentNormEps")) {
     options.model.latent_norm_eps = static_cast<float>(fields.Number("latentNormEps"));
   }
+  const std::string weights = fields.Text("weightFormat");
+  if (weights != "checkpoint" && weights != "int8") fields.Refuse("weightFormat", "checkpoint or int8");
+  if (weights == "int8") options.model.weights = WeightChoice::kInt8;
   options.model.deterministic = fields.Flag("deterministic");
   options.slots = fields.Int("slots");
   options.kv_blocks = fields.Int("kvBlocks");

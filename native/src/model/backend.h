@@ -80,6 +80,7 @@ struct BackendOptions {
   float latent_eps = 0;
   int max_rows = 0;
   std::string isa;             // cpu: one of CpuIsas(), or empty for the best
+  WeightChoice weights = WeightChoice::kCheckpoint;
   bool deterministic = false;  // as in ModelOptions: no form of an operation is chosen by row count, threads or timing
 };
 

@@ -153,11 +153,13 @@ Result<std::string> ModelHash(const Checkpoint& checkpoint, const std::string& p
   return hash;
 }
 
-// KV rows depend on the eps of the latent norm too, and rows that are promised to be equal to the bit on the arithmetic:
+// KV rows depend on the eps of the latent norm and the weights made at load too, and rows that are promised to be equal to the bit on the arithmetic:
 // engines that differ in them must not exchange pages. numerics: of a deterministic engine, else empty.
-std::string KvHash(const std::string& checkpoint_hash, float default_eps, float latent_eps, const std::string& numerics) {
+std::string KvHash(const std::string& checkpoint_hash, float default_eps, float latent_eps, WeightChoice weights,
+                   const std::string& numerics) {
   std::string differs;
   if (latent_eps != default_eps) differs += " latent-norm-eps " + std::to_string(std::bit_cast<uint32_t>(latent_eps));
+  if (weights == WeightChoice::kInt8) differs += " int8 weights";
   if (!numerics.empty()) differs += " deterministic " + numerics;
   if (differs.empty()) return checkpoint_hash;
   Sha256 sha;
@@ -182,9 +184,10 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
 
   auto pool = std::make_unique<ThreadPool>(options.threads);
   const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
-  const BackendOptions wanted{latent_eps, options.max_rows, options.isa, options.deterministic};
+  const BackendOptions wanted{latent_eps, options.max_rows, options.isa, options.weights, options.deterministic};
   std::unique_ptr<Backend> backend;
   if (options.backend == BackendKind::kRef) {
+    if (options.weights != WeightChoice::kCheckpoint) return BadArgument("int8 weights need the cpu backend: ref computes in fp32");
     backend = MakeRefBackend(*config, wanted, pool.get());
   } else {
     Result<std::unique_ptr<Backend>> made = MakeCpuBackend(*config, wanted, pool.get());
@@ -203,7 +206,7 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   backend->Bind(weights->base());
 
   ModelFacts facts;
-  facts.model_hash = KvHash(hash.value(), config->rms_eps, latent_eps,
+  facts.model_hash = KvHash(hash.value(), config->rms_eps, latent_eps, options.weights,
                             options.deterministic ? backend->Isa() + " " + backend->PackedLayout() : "");
   facts.vocab_size = config->vocab_size;
   facts.context_length = config->context_length;

@@ -15,12 +15,17 @@ namespace margay {
 
 enum class BackendKind { kRef, kCpu };
 
+// What linear layers compute with: the precision of the checkpoint, or int8 made of it when it is loaded. int8 loses
+// precision; router, norms, embeddings, head and the absorbed kv_b stay as they are.
+enum class WeightChoice { kCheckpoint, kInt8 };
+
 struct ModelOptions {
   std::string folder;
   BackendKind backend = BackendKind::kCpu;
   int threads = 0;             // 0: one per usable core
   std::string packed_folder;   // empty: pack privately
   float latent_norm_eps = -1;  // < 0: the checkpoint's rms_norm_eps
+  WeightChoice weights = WeightChoice::kCheckpoint;
   int max_rows = 512;          // most rows of one Forward
   std::string isa;             // cpu code path, one of CpuIsas(); empty: the best one
   bool deterministic = false;  // a request's logits are bit-equal whatever the batch, the cut into steps and the threads
@@ -31,7 +36,7 @@ struct ModelOptions {
 std::vector<std::string> CpuIsas();
 
 struct ModelFacts {
-  std::string model_hash;  // hex digest of config, tensors, latent_norm_eps and, if deterministic, code path: equal where rows fit
+  std::string model_hash;  // hex digest of config, tensors, latent_norm_eps, int8 weights and, if deterministic, code path: equal where rows fit
   int vocab_size = 0;
   int context_length = 0;
   int attentions = 0;  // the draft layer's included, which is the last

@@ -1,6 +1,7 @@
 #include "model/packed_matrix.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -127,7 +128,44 @@ size_t AddPanels(const Checkpoint& checkpoint, const Tensor& tensor, const Packe
                          });
 }
 
+// Panels, then the scales of their outputs. Stored values are 128 higher; outputs that fill up a panel are zeros.
+Status PutInt8(const Checkpoint& checkpoint, const LinearTensors& from, size_t panel_bytes, std::byte* out) {
+  const auto in = static_cast<size_t>(from.in);
+  const int panels = (from.out + kPanel - 1) / kPanel;
+  auto* scales = reinterpret_cast<float*>(out + static_cast<size_t>(panels) * panel_bytes);
+  std::vector<float> rows(in * kPanel);
+  for (int panel = 0; panel < panels; ++panel, out += panel_bytes) {
+    const int count = std::min(kPanel, from.out - panel * kPanel);
+    if (Status read = checkpoint.ReadRows(*from.weight, from.scales, int64_t{panel} * kPanel, count, rows.data()); !read.ok()) return read;
+    std::memset(out, 128, panel_bytes);
+    for (int lane = 0; lane < count; ++lane) {
+      const float* row = &rows[static_cast<size_t>(lane) * in];
+      float top = 0;
+      for (size_t k = 0; k < in; ++k) top = std::max(top, std::fabs(row[k]));
+      scales[panel * kPanel + lane] = top / 127;
+      if (top == 0) continue;
+      for (size_t k = 0; k < in; ++k) {
+        const auto value = static_cast<int>(std::nearbyint(row[k] / top * 127));
+        out[WeightOffset(WeightFormat::kInt8, lane, static_cast<int>(k))] = static_cast<std::byte>(value + 128);
+      }
+    }
+  }
+  return Status::Ok();
+}
+
 }  // namespace
+
+PackedMatrix PackInt8(const Checkpoint& checkpoint, const LinearTensors& from, PackPlan* plan) {
+  PackedMatrix m{WeightFormat::kInt8, from.out, from.in, 0, 0, 0, false};
+  const size_t panel_bytes = PanelBytes(m.format, m.in);
+  const size_t bytes = static_cast<size_t>(m.panels()) * panel_bytes;
+  m.weight = plan->Add(bytes + static_cast<size_t>(m.panels()) * kPanel * sizeof(float),
+                       [&checkpoint, from, panel_bytes](std::byte* out) { return PutInt8(checkpoint, from, panel_bytes, out); });
+  m.scales = m.weight + bytes;
+  m.has_bias = from.bias != nullptr;
+  if (m.has_bias) m.bias = PackVector(checkpoint, *from.bias, 1, plan);
+  return m;
+}
 
 PackedMatrix PackLinear(const Checkpoint& checkpoint, const LinearTensors& from, PackPlan* plan) {
   PackedMatrix m;

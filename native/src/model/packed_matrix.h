@@ -17,11 +17,15 @@ struct PackedMatrix {
   size_t bias = 0;
   bool has_bias = false;
 
+  bool has_scales() const { return format == WeightFormat::kFp8 || format == WeightFormat::kInt8; }
   int panels() const { return (out + kPanel - 1) / kPanel; }
 };
 
 // A linear of the checkpoint in its own precision: bf16, fp32, or fp8 with its scales.
 PackedMatrix PackLinear(const Checkpoint& checkpoint, const LinearTensors& from, PackPlan* plan);
+
+// The same in int8, symmetric with one scale per output: the largest weight becomes 127.
+PackedMatrix PackInt8(const Checkpoint& checkpoint, const LinearTensors& from, PackPlan* plan);
 
 // Rows [first, first + rows) of kv_b. Transposed, the rows are inputs. fp8 becomes bf16, as absorption needs.
 PackedMatrix PackRows(const Checkpoint& checkpoint, const LinearTensors& from, int first, int rows, bool transposed,

@@ -25,7 +25,7 @@ class CpuBackend final : public Backend {
 
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) override;
   void Bind(const std::byte* base) override;
-  std::string PackedLayout() const override { return "cpu-panel16-3"; }
+  std::string PackedLayout() const override { return choice_ == WeightChoice::kInt8 ? "cpu-panel16-3 int8" : "cpu-panel16-3"; }
   std::string Isa() const override { return path_.name; }
   KvType kv_type() const override { return KvType::kBf16; }
 
@@ -106,6 +106,7 @@ class CpuBackend final : public Backend {
   const Rotary rotary_;
   const int query_width_;  // kv_row, filled up
   CpuWeights weights_;
+  const WeightChoice choice_;
   MatmulList matmul_;
   AttentionList attention_;
   ExpandedList expanded_;

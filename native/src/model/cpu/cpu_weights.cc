@@ -41,7 +41,7 @@ void CpuWeights::PlanDraft(const Checkpoint& checkpoint, const ModelTensors& ten
 
 CpuWeights::AttentionOffsets CpuWeights::PlanAttention(const Checkpoint& checkpoint, const AttentionTensors& from,
                                                        PackPlan* plan) const {
-  const auto linear = [&](const LinearTensors& tensors) { return PackLinear(checkpoint, tensors, plan); };
+  const auto linear = [&](const LinearTensors& tensors) { return PlanLinear(checkpoint, tensors, plan); };
   const auto vector = [&](const Tensor* tensor, float factor) { return PackVector(checkpoint, *tensor, factor, plan); };
   AttentionOffsets a;
   a.input_norm = vector(from.input_norm, 1);
@@ -61,14 +61,18 @@ CpuWeights::AttentionOffsets CpuWeights::PlanAttention(const Checkpoint& checkpo
   return a;
 }
 
-CpuWeights::MlpOffsets CpuWeights::PlanMlp(const Checkpoint& checkpoint, const MlpTensors& from, PackPlan* plan) {
-  return {PackLinear(checkpoint, from.gate, plan), PackLinear(checkpoint, from.up, plan), PackLinear(checkpoint, from.down, plan)};
+CpuWeights::MlpOffsets CpuWeights::PlanMlp(const Checkpoint& checkpoint, const MlpTensors& from, PackPlan* plan) const {
+  return {PlanLinear(checkpoint, from.gate, plan), PlanLinear(checkpoint, from.up, plan), PlanLinear(checkpoint, from.down, plan)};
+}
+
+PackedMatrix CpuWeights::PlanLinear(const Checkpoint& checkpoint, const LinearTensors& from, PackPlan* plan) const {
+  return choice_ == WeightChoice::kInt8 ? PackInt8(checkpoint, from, plan) : PackLinear(checkpoint, from, plan);
 }
 
 void CpuWeights::Bind(const std::byte* base) {
   const auto floats = [&](size_t offset) { return reinterpret_cast<const float*>(base + offset); };
   const auto matrix = [&](const PackedMatrix& m) {
-    return MatmulWeights{m.format, m.out, m.in, base + m.weight, m.format == WeightFormat::kFp8 ? floats(m.scales) : nullptr,
+    return MatmulWeights{m.format, m.out, m.in, base + m.weight, m.has_scales() ? floats(m.scales) : nullptr,
                          m.has_bias ? floats(m.bias) : nullptr};
   };
   const auto mlp = [&](const MlpOffsets& m) { return CpuMlp{matrix(m.gate), matrix(m.up), matrix(m.down)}; };

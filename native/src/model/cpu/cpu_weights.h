@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/linear/matmul_list.h"
+#include "model/model.h"
 #include "model/model_config.h"
 #include "model/model_tensors.h"
 #include "model/packed_matrix.h"
@@ -51,7 +52,7 @@ struct CpuDraft {
 // Planned -> bound: the accessors are valid from Bind on.
 class CpuWeights {
  public:
-  explicit CpuWeights(const ModelConfig& config) : c_(config) {}
+  CpuWeights(const ModelConfig& config, WeightChoice choice) : c_(config), choice_(choice) {}
 
   // Pointers into `checkpoint` and `tensors` are used until the plan is carried out.
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan);
@@ -86,10 +87,13 @@ class CpuWeights {
   };
 
   AttentionOffsets PlanAttention(const Checkpoint& checkpoint, const AttentionTensors& tensors, PackPlan* plan) const;
-  static MlpOffsets PlanMlp(const Checkpoint& checkpoint, const MlpTensors& tensors, PackPlan* plan);
+  MlpOffsets PlanMlp(const Checkpoint& checkpoint, const MlpTensors& tensors, PackPlan* plan) const;
+  // In the precision that was chosen.
+  PackedMatrix PlanLinear(const Checkpoint& checkpoint, const LinearTensors& tensors, PackPlan* plan) const;
   void PlanDraft(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan);
 
   const ModelConfig c_;
+  const WeightChoice choice_;
   bool has_draft_ = false;
   size_t embedding_offset_ = 0;
   size_t norm_offset_ = 0;
