@@ -1,3 +1,4 @@
+import { fileURLToPath } from "node:url";
 import { beforeAll, describe, expect, it } from "vitest";
 import { buildNativePrograms, nativeReport } from "../support/native-program.ts";
 
@@ -36,3 +37,28 @@ describe("matrix products on every path of this machine", () => {
     for (const line of of(`${format}_row_alone`)) expect(line.worst, line.path).toBe(0);
   });
 });
+
+/** A line of native/tests/int8_weights.cc. */
+interface Int8Line {
+  readonly path: string;
+  readonly positions: number;
+  readonly nmse: number;
+  readonly plain_nmse: number;
+  readonly same_top: number;
+  readonly share: number;
+  readonly other_hash: boolean;
+}
+
+it("int8 weights cost nano less than 2e-3 of its logits' variance, and are never taken for exact ones", () => {
+  const nano = fileURLToPath(new URL("../../models/nano", import.meta.url));
+  const report = nativeReport("int8_weights", [nano, `${nano}/golden.safetensors`]) as readonly Int8Line[];
+  expect(report.map(({ path }) => path)).toContain("generic");
+  for (const line of report) {
+    expect(line.positions, line.path).toBeGreaterThan(100);
+    expect(line.nmse, line.path).toBeGreaterThan(line.plain_nmse);
+    expect(line.nmse, line.path).toBeLessThan(2e-3);
+    expect(line.same_top, line.path).toBeGreaterThan(0.95);
+    expect(line.share, line.path).toBeLessThan(0.7);
+    expect(line.other_hash, line.path).toBe(true);
+  }
+}, 120_000);
