@@ -1,5 +1,5 @@
 // Random use of a prefill and a decode engine over a model whose tokens depend on every row before them.
-//   engine_random <seed> <requests> <shared memory: 0 or 1>
+//   engine_random <seed> <requests> <shared memory: 0 or 1> <drafts per step>
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -44,12 +44,13 @@ int32_t ExpectedToken(const std::vector<int32_t>& tokens) {
 
 class ChainModel final : public Model {
  public:
-  ChainModel() {
+  explicit ChainModel(bool drafts) {
     facts_.model_hash = "chain";
     facts_.vocab_size = kVocab;
     facts_.context_length = kContext;
-    facts_.attentions = kAttentions;
-    facts_.kv = {kAttentions, 2, KvType::kF32};
+    facts_.attentions = kAttentions + (drafts ? 1 : 0);
+    facts_.drafts = drafts;
+    facts_.kv = {facts_.attentions, 2, KvType::kF32};
     facts_.eos_tokens = {kEos};
   }
   const ModelFacts& facts() const override { return facts_; }
@@ -58,6 +59,7 @@ class ChainModel final : public Model {
   Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
                  float* logits) override {
     for (int attention = 0; attention < kAttentions; ++attention) {
+      hidden_.clear();
       for (const SequenceRows& rows : sequences) {
         uint32_t chain = 0;
         for (int at = 0; at < rows.position; ++at) {
@@ -67,20 +69,48 @@ class ChainModel final : public Model {
         }
         for (int i = 0; i < rows.count; ++i) {
           chain = Chain(chain, rows.tokens[i]);
-          const uint32_t values[2] = {chain, static_cast<uint32_t>(rows.position + i)};
-          std::memcpy(Address(kv, rows, attention, rows.position + i), values, sizeof(values));
+          Write(kv, rows, attention, rows.position + i, chain);
+          hidden_.push_back(chain);
         }
       }
       done(attention);
     }
     for (const SequenceRows& rows : sequences) {
-      if (rows.logits_rows == 0) continue;
-      std::fill(logits, logits + kVocab, 0.0f);
       // Out of any attention: all of them must have arrived.
       const int attention = rows.position % kAttentions;
-      logits[TokenAfter(Row(kv, rows, attention, rows.position + rows.count - 1).first)] = 1;
-      logits += kVocab;
+      const int end = rows.position + rows.count;
+      for (int at = end - rows.logits_rows; at < end; ++at) {
+        Say(TokenAfter(Row(kv, rows, attention, at).first), 1, &logits);
+      }
     }
+    return Status::Ok();
+  }
+
+  // A row is the chain up to the token that follows. Knows that token's successor most of the time, but only where the
+  // row before is as it should be.
+  Status Draft(std::span<const DraftRows> sequences, const KvMemory& kv, const AttentionDone& done,
+               float* logits) override {
+    std::vector<uint32_t> hidden;
+    for (const auto& [rows, source] : sequences) {
+      for (int at = 0; at < rows.position; ++at) {
+        if (Row(kv, rows, kAttentions, at).second != static_cast<uint32_t>(at)) {
+          return Status(Code::kBadState, "a draft row of another place was read");
+        }
+      }
+      for (int i = 0; i < rows.count; ++i) {
+        const uint32_t before = hidden_.at(static_cast<size_t>(source + i));
+        const int at = rows.position + i;
+        const bool knows = at == 0 || Row(kv, rows, kAttentions, at - 1).first == before;
+        const uint32_t chain = Chain(before, rows.tokens[i]);
+        Write(kv, rows, kAttentions, at, chain);
+        hidden.push_back(chain);
+        if (i < rows.count - rows.logits_rows) continue;
+        const int32_t token = TokenAfter(knows && chain % 8 != 0 ? chain : chain + 1);
+        Say(token, chain % 5 == 0 ? 1 : 20, &logits);
+      }
+    }
+    hidden_ = std::move(hidden);
+    if (done) done(kAttentions);
     return Status::Ok();
   }
 
@@ -89,6 +119,15 @@ class ChainModel final : public Model {
     return kv.page(attention, rows.block_table[at / kBlockTokens]) +
            static_cast<size_t>(at % kBlockTokens) * kv.layout.row_bytes();
   }
+  static void Write(const KvMemory& kv, const SequenceRows& rows, int attention, int at, uint32_t chain) {
+    const uint32_t values[2] = {chain, static_cast<uint32_t>(at)};
+    std::memcpy(Address(kv, rows, attention, at), values, sizeof(values));
+  }
+  static void Say(int32_t token, float logit, float** logits) {
+    std::fill(*logits, *logits + kVocab, 0.0f);
+    (*logits)[token] = logit;
+    *logits += kVocab;
+  }
   static std::pair<uint32_t, uint32_t> Row(const KvMemory& kv, const SequenceRows& rows, int attention, int at) {
     uint32_t values[2];
     std::memcpy(values, Address(kv, rows, attention, at), sizeof(values));
@@ -96,6 +135,7 @@ class ChainModel final : public Model {
   }
 
   ModelFacts facts_;
+  std::vector<uint32_t> hidden_;  // chains of the last pass's rows
 };
 
 struct Driven {
@@ -122,7 +162,7 @@ struct Seen {
 // One engine and what its user knows of it.
 class Rank {
  public:
-  Rank(bool decode, bool shared_memory, Finding* finding, Seen* seen)
+  Rank(bool decode, bool shared_memory, int drafts, Finding* finding, Seen* seen)
       : decode_(decode), finding_(finding), seen_(seen) {
     EngineOptions options;
     options.slots = kSlots;
@@ -131,7 +171,8 @@ class Rank {
     options.kv_host = "127.0.0.1";
     options.model.max_rows = kMaxRows;
     options.allow_shared_memory = shared_memory;
-    Result<std::unique_ptr<Engine>> opened = Engine::OpenWith(std::make_unique<ChainModel>(), options, [] {});
+    options.speculation = drafts;
+    Result<std::unique_ptr<Engine>> opened = Engine::OpenWith(std::make_unique<ChainModel>(drafts > 0), options, [] {});
     if (!opened.ok()) std::abort();
     engine = std::move(*opened);
     if (!engine->SetEpoch(kEpoch).ok()) std::abort();
@@ -261,7 +302,9 @@ class Rank {
       const int32_t* entry = &report.entries[at];
       Driven* driven = Find({entry[0], entry[1]});
       const auto finish = static_cast<Finish>(entry[4]);
-      for (int i = 0; i < entry[3]; ++i) TakeToken(driven, report.tokens[token++], finish);
+      for (int i = 1; i <= entry[3]; ++i) {
+        TakeToken(driven, report.tokens[token++], i == entry[3] ? finish : Finish::kNone);
+      }
       if (driven == nullptr || finish == Finish::kSkipped) continue;
       driven->length = entry[5];
       driven->ended = finish != Finish::kNone;
@@ -288,10 +331,11 @@ class Rank {
 
 class RandomUse {
  public:
-  RandomUse(uint64_t seed, bool shared_memory)
+  RandomUse(uint64_t seed, bool shared_memory, int drafts)
       : random_(seed),
-        prefill_(false, shared_memory, &finding_, &seen_),
-        decode_(true, shared_memory, &finding_, &seen_) {}
+        drafts_(drafts),
+        prefill_(false, shared_memory, drafts, &finding_, &seen_),
+        decode_(true, shared_memory, drafts, &finding_, &seen_) {}
 
   std::string Run(int requests) {
     const double end_ms = EpochMs() + 90'000;
@@ -316,6 +360,7 @@ class RandomUse {
     finding_.Same("what decode holds at the end", decode_.Held(), "");
     prefill_.CheckInvariants();
     decode_.CheckInvariants();
+    if (drafts_ > 0) CheckDrafts();
     const int few = std::max(1, requests / 200);
     finding_.Expect(std::min({seen_.attached, seen_.computed_rest, seen_.aborted, seen_.lapsed, seen_.failed,
                               seen_.repeated, seen_.refused_growth}) >= few,
@@ -329,6 +374,17 @@ class RandomUse {
   }
 
  private:
+  void CheckDrafts() {
+    const Result<EngineStats> stats = decode_.engine->Stats();
+    if (!stats.ok()) return finding_.Expect(false, stats.status().message());
+    const EngineStats& seen = stats.value();
+    const std::string counts = std::to_string(seen.drafts_proposed) + " drafts proposed, " +
+                               std::to_string(seen.drafts_verified) + " verified, " + std::to_string(seen.drafts_accepted) + " accepted";
+    finding_.Expect(seen.drafts_proposed > seen.drafts_verified + seen.drafts_proposed / 10, "few drafts are filtered: " + counts);
+    finding_.Expect(5 * seen.drafts_accepted > 3 * seen.drafts_verified, "rows of the draft layer are missing: " + counts);
+    finding_.Expect(10 * seen.drafts_accepted < 9 * seen.drafts_verified, "no draft is wrong: " + counts);
+  }
+
   int Below(int bound) { return static_cast<int>(random_() % static_cast<uint64_t>(bound)); }
 
   SequenceSpec NewSpec() {
@@ -416,6 +472,7 @@ class RandomUse {
   }
 
   std::mt19937_64 random_;
+  const int drafts_;
   Finding finding_;
   Seen seen_;
   Rank prefill_;
@@ -426,9 +483,9 @@ class RandomUse {
 }  // namespace margay
 
 int main(int argc, char** argv) {
-  if (argc != 4) return 2;
+  if (argc != 5) return 2;
   margay::Claims claims;
-  margay::RandomUse use(std::strtoull(argv[1], nullptr, 10), std::atoi(argv[3]) != 0);
+  margay::RandomUse use(std::strtoull(argv[1], nullptr, 10), std::atoi(argv[3]) != 0, std::atoi(argv[4]));
   claims.Check("every token is right and nothing is held at the end", use.Run(std::atoi(argv[2])));
   return claims.ExitCode();
 }
