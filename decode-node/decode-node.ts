@@ -37,9 +37,9 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
       return openEngine({ ...config.engine, slots, role: "decode", rankId }, listener);
     },
     endpoint: (engine) => endpointOf(engine.info),
-    serve(engine, { rankId, epoch, watch }) {
+    serve(engine, { rankId, epoch, watch, tracer }) {
       const stream = new TokenStream(rankId, epoch, clock, (owner, batch) =>
-        bus.publish(subjects.tokens(owner), TokenBatch, batch),
+        tracer.time("send tokens", () => bus.publish(subjects.tokens(owner), TokenBatch, batch)),
       );
       const requests = new DecodeRequests({
         ...parts,

@@ -26,7 +26,7 @@ export function createPrefillNode(parts: PrefillNodeParts): PrefillNode {
     role: "prefill",
     open: (rankId, listener) => openEngine({ ...config.engine, role: "prefill", rankId }, listener),
     endpoint: () => null,
-    serve(engine, { rankId, epoch, watch }) {
+    serve(engine, { rankId, epoch, watch, tracer }) {
       const requests = new PrefillRequests({
         ...parts,
         engine,
@@ -34,7 +34,7 @@ export function createPrefillNode(parts: PrefillNodeParts): PrefillNode {
         epoch,
         tell(owner, outcome) {
           const schema = outcome.kind === "prefill-done" ? PrefillDone : PrefillFailed;
-          bus.publish(subjects.prefillOutcome(owner), schema, outcome);
+          tracer.time("send first token", () => bus.publish(subjects.prefillOutcome(owner), schema, outcome));
         },
       });
       const subscriptions = [

@@ -2,6 +2,7 @@ import { parseArgs } from "node:util";
 import { drain } from "./drain.ts";
 import { send } from "./send.ts";
 import { status } from "./status.ts";
+import { MOST_TRACE_SECONDS, trace } from "./trace.ts";
 import { up } from "./up.ts";
 
 const USAGE = `margay up                         run everything on this machine: NATS, control plane, workers
@@ -9,6 +10,8 @@ margay status [--watch | --json]  workers, pages and requests
 margay send [options] QUESTION    ask one question and print the answer as it comes
     --model NAME  --think | --no-think  --max-tokens N  --temperature T
 margay drain WORKER               let a worker finish its requests, then stop it
+margay trace [FILE]               record what the workers do and draw it
+    --seconds N
 
 Settings are MARGAY_* environment variables; README.md lists them.
 `;
@@ -31,6 +34,7 @@ async function main(argv: readonly string[]): Promise<number> {
       "no-think": { type: "boolean", default: false },
       "max-tokens": { type: "string" },
       temperature: { type: "string" },
+      seconds: { type: "string" },
     },
   });
   const [command, ...rest] = positionals;
@@ -59,6 +63,13 @@ async function main(argv: readonly string[]): Promise<number> {
     case "drain":
       if (rest.length !== 1) throw new UsageError("drain needs the name of one worker");
       return drain(rest[0]!);
+    case "trace": {
+      if (rest.length > 1) throw new UsageError("trace writes to one file");
+      const seconds = numeric("--seconds", values.seconds) ?? 1;
+      if (!(seconds > 0 && seconds <= MOST_TRACE_SECONDS))
+        throw new UsageError(`--seconds must be more than 0 and at most ${MOST_TRACE_SECONDS}`);
+      return trace({ seconds, file: rest[0] ?? "margay-trace" });
+    }
     default:
       throw new UsageError(`unknown command ${command}`);
   }

@@ -13,6 +13,8 @@ export interface HealthServerOptions {
   readonly port: number;
   readonly readiness: () => Readiness;
   readonly metrics: Metrics;
+  /** Records for some milliseconds what the process does; null: it is being recorded already, or not ready. */
+  readonly trace?: (ms: number) => Promise<object | null>;
 }
 
 export interface HealthServer extends AsyncDisposable {
@@ -22,16 +24,18 @@ export interface HealthServer extends AsyncDisposable {
 
 /** A scrape that takes longer is cut off. */
 const REQUEST_MS = 10_000;
+const MOST_TRACE_MS = 10_000;
 
 /**
- * Serves `/livez` (200 while the process runs), `/readyz` (200 or 503 with the checks) and `/metrics`. It stays up
+ * Serves `/livez` (200 while the process runs), `/readyz` (200 or 503 with the checks) and `/metrics`,
+ * and where the process can be traced `/trace?ms=N`. It stays up
  * while the process drains, so that both can be watched to the end; disposing closes it at once.
  * Rejects with one sentence when the port cannot be had.
  */
 export async function startHealthServer(options: HealthServerOptions): Promise<HealthServer> {
   const { host, port, readiness, metrics } = options;
   const server = createServer({ requestTimeout: REQUEST_MS, headersTimeout: REQUEST_MS }, (request, response) => {
-    const path = (request.url ?? "/").split("?", 1)[0];
+    const [path, query] = (request.url ?? "/").split("?", 2);
     if (request.method !== "GET" && request.method !== "HEAD") {
       return json(response, 405, { status: "only GET is allowed here" });
     }
@@ -39,6 +43,17 @@ export async function startHealthServer(options: HealthServerOptions): Promise<H
     if (path === "/readyz") {
       const { ready, checks } = readiness();
       return json(response, ready ? 200 : 503, { status: ready ? "ok" : "not ready", checks });
+    }
+    if (path === "/trace" && options.trace !== undefined) {
+      const ms = Number(new URLSearchParams(query).get("ms") ?? 1_000);
+      if (!(ms > 0 && ms <= MOST_TRACE_MS)) {
+        return json(response, 400, { status: `ms must be from 1 to ${MOST_TRACE_MS}` });
+      }
+      options.trace(ms).then(
+        (spans) => (spans === null ? json(response, 409, { status: "not now" }) : json(response, 200, spans)),
+        () => json(response, 500, { status: "the trace could not be taken" }),
+      );
+      return;
     }
     if (path !== "/metrics") return json(response, 404, { status: "there are /livez, /readyz and /metrics" });
     metrics.text().then(

@@ -9,6 +9,7 @@ import type { Readiness } from "./health-server.ts";
 import type { Logger } from "./logger.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Service } from "./run-service.ts";
+import { type NativeTracer, Tracer, type TraceSpan } from "./tracer.ts";
 import { WorkerAgent } from "./worker-agent.ts";
 import { type WorkerConfig, workerNames } from "./worker-config.ts";
 
@@ -31,7 +32,7 @@ export interface WorkerNodeParts {
 }
 
 /** The part of an engine that is the same work for every role. */
-export interface NodeEngine {
+export interface NodeEngine extends NativeTracer {
   readonly info: Omit<ModelCard, "name"> & {
     readonly backend: string;
     readonly isa: string;
@@ -69,6 +70,7 @@ export interface Rank {
   readonly epoch: number;
   /** Begins to watch whether this owner of requests is alive. */
   readonly watch: (owner: GatewayId) => void;
+  readonly tracer: Tracer;
 }
 
 /** What is different about a role. */
@@ -93,6 +95,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
   readonly #parts: WorkerNodeParts;
   readonly #role: NodeRole<Engine, Result, Event>;
   #engine: Engine | null = null;
+  #tracer: Tracer | null = null;
   #agent: WorkerAgent | null = null;
   #serving: ReturnType<NodeRole<Engine, Result, Event>["serve"]> | null = null;
 
@@ -107,6 +110,8 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const { workerId, rankId } = workerNames(config, role, random);
     const engine = await this.#role.open(rankId, this.#listener());
     this.#engine = engine;
+    const tracer = new Tracer(engine);
+    this.#tracer = tracer;
     const { warnings, backend, isa, kvBlocks, ...info } = engine.info;
     for (const warning of warnings) logger.warn({}, warning);
     const { modelHash, layout, vocabSize, contextLength, attentions, pageBytes } = info;
@@ -125,7 +130,12 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     this.#agent = agent;
     const epoch = await agent.introduce(signal);
     engine.setEpoch(epoch);
-    this.#serving = this.#role.serve(engine, { rankId, epoch, watch: (owner) => void agent.isOwnerAlive(owner) });
+    this.#serving = this.#role.serve(engine, {
+      rankId,
+      epoch,
+      watch: (owner) => void agent.isOwnerAlive(owner),
+      tracer,
+    });
     metrics.onCollect(() => this.#report());
     agent.begin();
     agent.setState("ready");
@@ -154,9 +164,14 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     return { ready: Object.values(checks).every(Boolean), checks };
   }
 
+  /** What the process does in the next `ms` milliseconds; null while it is not ready or recorded already. */
+  async trace(ms: number): Promise<readonly TraceSpan[] | null> {
+    return (await this.#tracer?.record(this.#parts.clock.sleep(ms))) ?? null;
+  }
+
   #listener(): NodeListener<Result, Event> {
     return {
-      onStep: (result) => this.#serving?.requests.onStep(result),
+      onStep: (result) => this.#tracer?.time("plan", () => this.#serving?.requests.onStep(result)),
       onEvents: (events) => {
         for (const event of events) {
           if (isCacheChange(event)) this.#agent?.publishKv(event);

@@ -3,24 +3,32 @@ import { connectBus } from "./connect-bus.ts";
 import { type Readiness, startHealthServer } from "./health-server.ts";
 import { createMetrics } from "./metrics.ts";
 import type { Service, ServiceContext } from "./run-service.ts";
+import type { TraceSpan } from "./tracer.ts";
 import type { WorkerConfig } from "./worker-config.ts";
 import type { WorkerNodeParts } from "./worker-node.ts";
+
+type TracedService = Service & { readiness(): Readiness; trace(ms: number): Promise<readonly TraceSpan[] | null> };
 
 /** A node as a process: over the real bus, with a health server. The engine comes with `createNode`. */
 export async function createWorkerProcess(
   role: Role,
   config: WorkerConfig,
   context: ServiceContext,
-  createNode: (parts: WorkerNodeParts) => Service & { readiness(): Readiness },
+  createNode: (parts: WorkerNodeParts) => TracedService,
 ): Promise<Service> {
   const { clock, random, logger } = context;
   const metrics = createMetrics({ processMetrics: true });
   const name = config.workerId ?? role;
   const bus = await connectBus({ ...config.nats, role, name, clock, random, logger, metrics });
-  let readiness = (): Readiness => ({ ready: false, checks: {} });
-  const health = await startHealthServer({ ...config.health, readiness: () => readiness(), metrics });
+  let traced: TracedService | null = null;
+  const health = await startHealthServer({
+    ...config.health,
+    metrics,
+    readiness: () => traced?.readiness() ?? { ready: false, checks: {} },
+    trace: async (ms) => (await traced?.trace(ms)) ?? null,
+  });
   const node = createNode({ ...context, config, bus, metrics, healthUrl: health.url, pid: process.pid });
-  readiness = () => node.readiness();
+  traced = node;
   return {
     start: () => node.start(),
     drain: (deadlineMs) => node.drain(deadlineMs),

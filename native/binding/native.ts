@@ -198,6 +198,13 @@ export interface EngineStats {
   readonly duplicatePages: number;
 }
 
+/** Spans of native threads. Per span in `spans`: index of its name, index of its thread, start (epoch ms), length (ms). */
+export interface NativeTrace {
+  readonly names: readonly string[];
+  readonly threads: readonly string[];
+  readonly spans: Float64Array;
+}
+
 /** Why a receiver refuses an announced page or a connection. */
 export const FRAME_REFUSALS = [
   "checksum",
@@ -286,6 +293,10 @@ export interface Engine {
   prefixHashes(): Uint8Array;
   /** Walks pool, sequences and cache: null, or the first broken invariant in words (B1..B5). */
   checkInvariants(): string | null;
+  /** Begins to record what the native threads of this process do; forgets what was recorded before. */
+  startTrace(): void;
+  /** Ends it and tells the latest 65,536 spans. */
+  takeTrace(): NativeTrace;
   /** Ends the engine thread and all connections. Idempotent. */
   close(): Promise<void>;
 }

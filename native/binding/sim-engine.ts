@@ -224,6 +224,9 @@ export class SimEngine implements Engine {
     return Buffer.from(this.#pool.hashes().join(""), "latin1");
   }
 
+  startTrace(): void {}
+  takeTrace = () => ({ names: [], threads: [], spans: new Float64Array() });
+
   checkInvariants(): string | null {
     return this.#pool.broken(this.#slots.flatMap((sequence) => sequence?.lease.blocks ?? []));
   }

@@ -27,6 +27,9 @@ describe("mistakes in how a command is called end with 2 and one sentence", () =
     [["status", "decode-1"], /status takes no argument/],
     [["drain"], /drain needs the name of one worker/],
     [["drain", "a", "b"], /drain needs the name of one worker/],
+    [["trace", "a", "b"], /trace writes to one file/],
+    [["trace", "--seconds", "long"], /--seconds must be a number/],
+    [["trace", "--seconds", "60"], /--seconds must be more than 0 and at most 10/],
   ])("%j", async (argv, sentence) => {
     const { code, stdout, stderr } = await runCli(argv, environment);
     expect(stderr).toMatch(sentence);
@@ -48,7 +51,7 @@ test("--help shows all commands and ends with 0", async () => {
   expect(stdout).toMatch(/margay up[\s\S]*margay drain/);
 });
 
-test.each([["status"], ["send", "Hi"], ["drain", "decode-1"]])(
+test.each([["status"], ["send", "Hi"], ["drain", "decode-1"], ["trace"]])(
   "%s says that nothing is running, and how to start it",
   async (...argv) => {
     const { code, stderr } = await runCli(argv, environment);

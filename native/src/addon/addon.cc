@@ -1,6 +1,7 @@
 // The native boundary: the same names in the same order as native/binding/native.ts (see native/README.md).
 #include <napi.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 #include "addon/bridge.h"
 #include "addon/fields.h"
 #include "addon/messages.h"
+#include "core/trace.h"
 #include "engine/engine.h"
 
 namespace margay {
@@ -147,6 +149,8 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
                         InstanceMethod<&EngineObject::Submit>("submit"), InstanceMethod<&EngineObject::Stats>("stats"),
                         InstanceMethod<&EngineObject::PrefixHashes>("prefixHashes"),
                         InstanceMethod<&EngineObject::CheckInvariants>("checkInvariants"),
+                        InstanceMethod<&EngineObject::StartTrace>("startTrace"),
+                        InstanceMethod<&EngineObject::TakeTrace>("takeTrace"),
                         InstanceMethod<&EngineObject::Close>("close")});
   }
 
@@ -292,6 +296,32 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
     if (!broken.ok()) return Throw(info.Env(), broken.status());
     if (broken.value().empty()) return info.Env().Null();
     return Napi::String::New(info.Env(), broken.value());
+  }
+
+  Napi::Value StartTrace(const Napi::CallbackInfo& info) {
+    trace::Start();
+    return info.Env().Undefined();
+  }
+
+  Napi::Value TakeTrace(const Napi::CallbackInfo& info) {
+    const Napi::Env env = info.Env();
+    std::map<std::string, int> names;
+    std::map<int, int> threads;
+    std::vector<double> spans;
+    for (const trace::Event& event : trace::Take()) {
+      const auto name = names.emplace(event.name, static_cast<int>(names.size())).first->second;
+      const auto thread = threads.emplace(event.thread, static_cast<int>(threads.size())).first->second;
+      spans.insert(spans.end(), {double(name), double(thread), event.start_ms, event.ms});
+    }
+    Napi::Object result = Napi::Object::New(env);
+    Napi::Array name_list = Napi::Array::New(env, names.size());
+    for (const auto& [name, index] : names) name_list.Set(static_cast<uint32_t>(index), name);
+    Napi::Array thread_list = Napi::Array::New(env, threads.size());
+    for (const auto& [thread, index] : threads) thread_list.Set(static_cast<uint32_t>(index), trace::ThreadName(thread));
+    result.Set("names", name_list);
+    result.Set("threads", thread_list);
+    result.Set("spans", ToArray<Napi::Float64Array>(env, spans));
+    return result;
   }
 
   Napi::Value Close(const Napi::CallbackInfo& info) { return bridge_->Close(info.Env()); }

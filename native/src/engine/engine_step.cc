@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/thread_name.h"
+#include "core/trace.h"
 #include "engine/engine.h"
 
 namespace margay {
@@ -14,6 +15,7 @@ void Engine::StepLoop() {
   while (true) {
     work_.wait(lock, [this] { return stopping_ || HasStep(); });
     if (stopping_) return;
+    const trace::Span span("step");
     const auto start = std::chrono::steady_clock::now();
     StepReport report;
     report.start_ms = EpochMs();
@@ -133,12 +135,16 @@ void Engine::TakeMask(Sequence* sequence) {
 
 Status Engine::Compute() {
   if (rows_.empty()) return Status::Ok();
-  if (Status run = model_->Forward(rows_, pool_->memory(), attention_done_, logits_.data()); !run.ok()) return run;
+  {
+    const trace::Span span("forward");
+    if (Status run = model_->Forward(rows_, pool_->memory(), attention_done_, logits_.data()); !run.ok()) return run;
+  }
   SampleTokens();
   return facts_.drafts ? RunDraftLayer() : Status::Ok();
 }
 
 void Engine::SampleTokens() {
+  const trace::Span span("sample");
   sampled_.clear();
   float* logits = logits_.data();
   for (Job& job : jobs_) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/sha256.h"
+#include "core/trace.h"
 #include "model/backend.h"
 #include "model/model_config.h"
 #include "model/model_tensors.h"
@@ -43,18 +44,16 @@ class LongcatModel final : public Model {
     last_rows_ = 0;
     if (Status begun = Begin(sequences, kv); !begun.ok()) return begun;
     const ThreadPool::Awake awake(pool_.get());
-    backend_->Embed(step_);
+    Traced("embed", [&] { backend_->Embed(step_); });
     for (int layer = 0; layer < c_.layers; ++layer) {
       for (int half = 0; half < 2; ++half) {
-        backend_->WriteKv(step_, layer, half);
-        if (done) done(2 * layer + half);
-        backend_->Attend(step_, layer, half);
-        if (half == 0) backend_->Experts(step_, layer, &routing_);
-        backend_->DenseMlp(step_, layer, half);
+        RunAttention(layer, half, done);
+        if (half == 0) Traced("experts", [&] { backend_->Experts(step_, layer, &routing_); });
+        Traced("dense mlp", [&] { backend_->DenseMlp(step_, layer, half); });
       }
-      backend_->JoinShortcut(step_, layer);
+      Traced("join shortcut", [&] { backend_->JoinShortcut(step_, layer); });
     }
-    backend_->Logits(step_, FinalNorm::kTarget, logits);
+    Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kTarget, logits); });
     last_rows_ = static_cast<int>(step_.rows.size());
     last_norm_ = FinalNorm::kTarget;
     return Status::Ok();
@@ -74,12 +73,10 @@ class LongcatModel final : public Model {
     }
     if (Status begun = Begin(draft_rows_, kv); !begun.ok()) return begun;
     const ThreadPool::Awake awake(pool_.get());
-    backend_->EmbedDraft(step_, sources_, last_norm_);
-    backend_->WriteKv(step_, c_.layers, 0);
-    if (done) done(c_.attentions());
-    backend_->Attend(step_, c_.layers, 0);
-    backend_->DenseMlp(step_, c_.layers, 0);
-    backend_->Logits(step_, FinalNorm::kDraft, logits);
+    Traced("embed", [&] { backend_->EmbedDraft(step_, sources_, last_norm_); });
+    RunAttention(c_.layers, 0, done);
+    Traced("dense mlp", [&] { backend_->DenseMlp(step_, c_.layers, 0); });
+    Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kDraft, logits); });
     last_rows_ = static_cast<int>(step_.rows.size());
     last_norm_ = FinalNorm::kDraft;
     return Status::Ok();
@@ -90,6 +87,19 @@ class LongcatModel final : public Model {
   }
 
  private:
+  template <typename Body>
+  static void Traced(const char* name, const Body& body) {
+    const trace::Span span(name);
+    body();
+  }
+
+  // The draft layer's attention follows those of the layers.
+  void RunAttention(int layer, int half, const AttentionDone& done) {
+    Traced("project", [&] { backend_->WriteKv(step_, layer, half); });
+    if (done) done(2 * layer + half);
+    Traced("attend", [&] { backend_->Attend(step_, layer, half); });
+  }
+
   Status Begin(std::span<const SequenceRows> sequences, const KvMemory& kv) {
     if (kv.layout != facts_.kv) {
       return BadArgument("the KV pool is laid out as " + kv.layout.Spell() + ", the model needs " + facts_.kv.Spell());

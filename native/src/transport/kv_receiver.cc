@@ -8,6 +8,7 @@
 
 #include "core/checksum.h"
 #include "core/thread_name.h"
+#include "core/trace.h"
 #include "kv/pool_image.h"
 #include "transport/expectations.h"
 #include "transport/frame.h"
@@ -245,6 +246,7 @@ bool Receiver::FillPayload(Peer& peer, std::byte* payload) {
 // The block is claimed for one piece at a time: a peer that pauses in mid page holds nobody up. What other peers wrote
 // into the page between the pieces, the checksum of the whole finds.
 bool Receiver::FillPage(Peer& peer) {
+  const trace::Span span("receive page");
   const Expectations::Claim claim = expectations_.Take(peer.head);
   if (!claim.verdict.wanted()) {
     peer.verdict = claim.verdict;
@@ -302,6 +304,7 @@ void Receiver::OnHello(Peer& peer) {
 
 void Receiver::OnMappedPage(Peer& peer, const FrameHead& page) {
   if (peer.image == nullptr) return BreakOff(peer, FrameRefusal::kMalformed);
+  const trace::Span span("receive page");
   Verdict verdict;
   if (page.epoch != epoch_) {
     verdict.refusal = FrameRefusal::kStaleEpoch;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/thread_name.h"
+#include "core/trace.h"
 #include "transport/kv_transfer.h"
 #include "transport/link.h"
 #include "transport/outgoing.h"
@@ -166,7 +167,10 @@ void Sender::Drive(Link& link, int64_t now, short revents) {
   std::vector<Link::Answer> answers;
   bool alive = link.Serve(now, revents, &answers);
   for (const Link::Answer& answer : answers) OnAnswer(answer);
-  alive = alive && link.Pump();
+  {
+    const trace::Span span("send pages");
+    alive = alive && link.Pump();
+  }
   if (!alive) OnBroken(link, now);
 }
 
