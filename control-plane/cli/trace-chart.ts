@@ -79,12 +79,7 @@ export function drawTrace(ranks: readonly TracedRank[]): string {
     `<style>text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1f2933 } .title { font-size: 17px; font-weight: 600 }`,
     `.rank { font-weight: 600 } .faint { fill: #5b6673 } .end { text-anchor: end } .middle { text-anchor: middle } .grid { stroke: #d9dee5 }</style>`,
     `<rect width="${WIDTH}" height="${height}" rx="8" fill="#ffffff"/>`,
-    text(
-      20,
-      30,
-      `Steps of ${ranks.length} workers: busiest ${WINDOW_MS} ms from ${new Date(startMs).toISOString()}`,
-      "title",
-    ),
+    text(20, 30, `Steps of ${ranks.length} workers: busiest ${WINDOW_MS} ms`, "title"),
     ...legend,
     ...ticks,
     ...parts,

@@ -2,6 +2,7 @@ import { writeFile } from "node:fs/promises";
 import { z } from "zod";
 import { type RankStatus, StatusQuery, StatusReport } from "#protocol/operator.ts";
 import { subjects } from "#protocol/subjects.ts";
+import { systemClock } from "#service/clock.ts";
 import { operatorBus } from "./operator-bus.ts";
 import { drawTrace, pngOf } from "./trace-chart.ts";
 
@@ -40,10 +41,15 @@ export async function trace(options: { readonly seconds: number; readonly file: 
 }
 
 async function record(rank: RankStatus, ms: number): Promise<TracedRank> {
-  const signal = AbortSignal.timeout(ms + ANSWER_MS);
-  const response = await fetch(`${rank.healthUrl}/trace?ms=${ms}`, { signal });
-  if (!response.ok) throw new Error(`${rank.rankId} cannot be traced now: its answer was ${response.status}`);
-  return { rank, spans: Spans.parse(await response.json()) };
+  const patience = new AbortController();
+  const timer = systemClock.after(ms + ANSWER_MS, () => patience.abort(new Error(`${rank.rankId} does not answer`)));
+  try {
+    const response = await fetch(`${rank.healthUrl}/trace?ms=${ms}`, { signal: patience.signal });
+    if (!response.ok) throw new Error(`${rank.rankId} cannot be traced now: its answer was ${response.status}`);
+    return { rank, spans: Spans.parse(await response.json()) };
+  } finally {
+    timer.cancel();
+  }
 }
 
 /** The Trace Event Format: complete events in microseconds, one process per rank, and their names. */
@@ -66,5 +72,5 @@ export function chromeTrace(ranks: readonly TracedRank[]): object {
       })),
     ];
   });
-  return { displayTimeUnit: "ms", otherData: { startedAt: new Date(startMs).toISOString() }, traceEvents };
+  return { displayTimeUnit: "ms", otherData: { startedAtMs: startMs }, traceEvents };
 }

@@ -1,3 +1,5 @@
+import type { Clock } from "./clock.ts";
+
 /** One thing that a thread did. Epoch milliseconds, so that spans of several processes can be laid side by side. */
 export interface TraceSpan {
   readonly name: string;
@@ -28,21 +30,23 @@ export interface NativeTracer {
  */
 export class Tracer {
   readonly #native: NativeTracer;
+  readonly #clock: Pick<Clock, "monotonic">;
   #spans: TraceSpan[] | null = null;
 
-  constructor(native: NativeTracer) {
+  constructor(native: NativeTracer, clock: Pick<Clock, "monotonic">) {
     this.#native = native;
+    this.#clock = clock;
   }
 
   /** Runs `body`, and notes how long it took when somebody wants to know. */
   time<T>(name: string, body: () => T): T {
     if (this.#spans === null) return body();
-    const startMs = epochMs();
+    const startMs = this.#epochMs();
     try {
       return body();
     } finally {
       if (this.#spans !== null && this.#spans.length < MOST_SPANS)
-        this.#spans.push({ name, thread: JAVASCRIPT, startMs, ms: epochMs() - startMs });
+        this.#spans.push({ name, thread: JAVASCRIPT, startMs, ms: this.#epochMs() - startMs });
     }
   }
 
@@ -64,6 +68,9 @@ export class Tracer {
     }
     return own;
   }
-}
 
-const epochMs = () => performance.timeOrigin + performance.now();
+  /** Finer than `clock.now()`: native spans have microseconds. */
+  #epochMs(): number {
+    return performance.timeOrigin + this.#clock.monotonic();
+  }
+}

@@ -110,7 +110,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const { workerId, rankId } = workerNames(config, role, random);
     const engine = await this.#role.open(rankId, this.#listener());
     this.#engine = engine;
-    const tracer = new Tracer(engine);
+    const tracer = new Tracer(engine, this.#parts.clock);
     this.#tracer = tracer;
     const { warnings, backend, isa, kvBlocks, ...info } = engine.info;
     for (const warning of warnings) logger.warn({}, warning);

@@ -226,7 +226,6 @@ export class SimEngine implements Engine {
 
   startTrace(): void {}
   takeTrace = () => ({ names: [], threads: [], spans: new Float64Array() });
-
   checkInvariants(): string | null {
     return this.#pool.broken(this.#slots.flatMap((sequence) => sequence?.lease.blocks ?? []));
   }

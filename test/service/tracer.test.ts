@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { systemClock } from "#service/clock.ts";
 import { Tracer } from "#service/tracer.ts";
 
 /** Native threads that were in `forward` from 5 to 7 ms after the epoch. */
@@ -16,7 +17,7 @@ function fakeNative() {
 
 test("a recording holds what the JavaScript thread did meanwhile, then what native threads did", async () => {
   const native = fakeNative();
-  const tracer = new Tracer(native);
+  const tracer = new Tracer(native, systemClock);
   expect(tracer.time("plan", () => "before")).toBe("before");
   const end = Promise.withResolvers<void>();
   const recording = tracer.record(end.promise);
@@ -41,7 +42,7 @@ test("a recording holds what the JavaScript thread did meanwhile, then what nati
 
 test("a second recording is refused while one runs, and possible afterwards", async () => {
   const native = fakeNative();
-  const tracer = new Tracer(native);
+  const tracer = new Tracer(native, systemClock);
   const end = Promise.withResolvers<void>();
   const first = tracer.record(end.promise);
   expect(await tracer.record(Promise.resolve())).toBeNull();
@@ -52,7 +53,7 @@ test("a second recording is refused while one runs, and possible afterwards", as
 });
 
 test("work that throws is noted, and throws", async () => {
-  const tracer = new Tracer(fakeNative());
+  const tracer = new Tracer(fakeNative(), systemClock);
   const end = Promise.withResolvers<void>();
   const recording = tracer.record(end.promise);
   expect(() =>
