@@ -16,6 +16,7 @@
 #include "kernels/linear/matmul_list.h"
 #include "kernels/linear/panel_layout.h"
 #include "kernels/pointwise/pointwise_ref.h"
+#include "emulated_tiles.h"
 #include "tally.h"
 
 namespace margay::tests {
@@ -188,7 +189,10 @@ void CheckGrouped(const LinearPath& path, ThreadPool* pool) {
 
 int Main() {
   ThreadPool pool(2);
-  for (const LinearPath& path : UsableLinearPaths()) {
+  std::vector<LinearPath> paths = UsableLinearPaths();
+  paths.push_back({"amx emulated", *GenericLinear()});
+  paths.back().kernels.formats[static_cast<size_t>(WeightFormat::kBf16)] = EmulatedTileLinear();
+  for (const LinearPath& path : paths) {
     CheckMatmul(path, &pool);
     CheckGrouped(path, &pool);
   }

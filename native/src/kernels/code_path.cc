@@ -22,13 +22,15 @@ std::vector<CodePath> UsableCodePaths() {
     add("avx512bf16", "avx512bf16", Avx512Attention(), Avx512Pointwise());
     if (!Bf16DotIsFaster()) std::swap(usable.back(), usable[usable.size() - 2]);
   }
+  if (FindLinearPath("amx") != nullptr) add("amx", "amx", Avx512Attention(), Avx512Pointwise());
 #endif
   return usable;
 }
 
 const CodePath& BestCodePath(const std::vector<CodePath>& usable, bool timed) {
+  if (timed || usable.back().name == "amx") return usable.back();
   const auto untimed = std::find_if(usable.begin(), usable.end(), [](const CodePath& path) { return path.name == "avx512"; });
-  return timed || untimed == usable.end() ? usable.back() : *untimed;
+  return untimed == usable.end() ? usable.back() : *untimed;
 }
 
 }  // namespace margay

@@ -74,6 +74,8 @@ const LinearKernels* Avx512Linear();
 const LinearKernel* Avx512VnniLinear();
 // kBf16 alone, by the bf16 dot product.
 const LinearKernel* Avx512Bf16Linear();
+// kBf16 alone, on tiles.
+const LinearKernel* AmxLinear();
 #endif
 
 }  // namespace margay

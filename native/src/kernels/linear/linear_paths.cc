@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "core/cpu_features.h"
+#include "core/tile_state.h"
 #include "kernels/linear/panel_layout.h"
 
 namespace margay {
@@ -24,6 +25,7 @@ std::vector<LinearPath> MakePaths() {
   if (features.avx512) paths.push_back({"avx512", *Avx512Linear()});
   if (features.avx512_vnni) paths.push_back({"avx512vnni", With(*Avx512Linear(), WeightFormat::kInt8, Avx512VnniLinear())});
   if (features.avx512_bf16) paths.push_back({"avx512bf16", With(paths.back().kernels, WeightFormat::kBf16, Avx512Bf16Linear())});
+  if (features.amx && GrantTileState()) paths.push_back({"amx", With(paths.back().kernels, WeightFormat::kBf16, AmxLinear())});
 #endif
   return paths;
 }

@@ -68,7 +68,7 @@ void MatmulList::Gather(std::span<const MatmulJob> jobs, size_t* job, int* row) 
   packed_bytes_ = 0;
   while (*job < jobs.size() && parts_.size() < parts_.capacity()) {
     const MatmulJob& from = jobs[*job];
-    const int strip_rows = KernelOf(from.w).strip_rows;
+    const int strip_rows = StripRows(from);
     const size_t strip_bytes = StripBytes(from);
     const auto fit = static_cast<int64_t>((kPackedBytes - packed_bytes_) / strip_bytes) * strip_rows;
     const int rows = static_cast<int>(std::min<int64_t>(from.rows - *row, fit));
@@ -96,6 +96,11 @@ bool MatmulList::SharesActivations(const Part& before, const Part& part) const {
   const MatmulJob& b = *part.job;
   return a.x == b.x && a.x_stride == b.x_stride && a.x_rows == b.x_rows && a.w.in == b.w.in && before.first_row == part.first_row &&
          before.rows == part.rows && KernelOf(a.w).pack == KernelOf(b.w).pack && !PacksTwice(a) && !PacksTwice(b);
+}
+
+int MatmulList::StripRows(const MatmulJob& job) const {
+  const int rows = KernelOf(job.w).strip_rows;
+  return job.up == nullptr ? rows : std::min(rows, KernelOf(*job.up).strip_rows);
 }
 
 size_t MatmulList::PackedBytes(const MatmulWeights& w) const {

@@ -66,6 +66,7 @@ class MatmulList {
   const LinearKernel& KernelOf(const MatmulWeights& w) const { return linear_->formats[static_cast<size_t>(w.format)]; }
   bool PacksTwice(const MatmulJob& job) const { return job.up != nullptr && KernelOf(*job.up).pack != KernelOf(job.w).pack; }
   bool SharesActivations(const Part& before, const Part& part) const;
+  int StripRows(const MatmulJob& job) const;
   size_t PackedBytes(const MatmulWeights& w) const;
   size_t StripBytes(const MatmulJob& job) const;
   // Takes jobs from (*job, *row) on until the packed activations are full.
