@@ -21,17 +21,19 @@ import type {
   PrefillWork,
   TargetReply,
 } from "#protocol/prefill.ts";
-import type { Logprobs, RequestHead } from "#protocol/request.ts";
+import type { RequestHead } from "#protocol/request.ts";
 import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
-import type { Clock, Timer } from "#service/clock.ts";
+import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { HistogramSeries, Metrics } from "#service/metrics.ts";
 import { KvSender } from "./kv-sender.ts";
 import { planPrefill } from "./prefill-batcher.ts";
 import { judgeReservation, judgeWork } from "./prefill-intake.ts";
 import { PrefillRate } from "./prefill-rate.ts";
+import { holdsSequence, type PrefillRequest, packLogprobs } from "./prefill-request.ts";
+import { findLead, leadIsOver } from "./prefix-lead.ts";
 
 export type PrefillOutcome = PrefillDone | PrefillFailed;
 
@@ -48,41 +50,22 @@ export interface PrefillRequestsParts {
   readonly fail: (error: unknown) => void;
 }
 
-interface PrefillRequest {
-  readonly head: RequestHead;
-  readonly handle: SequenceHandle;
-  readonly given: number;
-  readonly cachedTokens: number;
-  readonly admittedMs: number;
-  readonly deadlineMs: number;
-  readonly deadline: Timer;
-  phase: "computing" | "computed" | "sending" | "leaving";
-  /** Its pages have a destination. */
-  directed: boolean;
-  /** Prompt rows that no settled step has computed. */
-  left: number;
-  /** Monotonic time at which the first step began. */
-  startedMs: number | null;
-  /** The decode rank has every page. */
-  sent: boolean;
-  /** The engine has let go of its rows. */
-  released: Promise<void>;
-}
-
 /** How long a cancel may wait for the decode rank to let go of pages on their way. */
 const CANCEL_WAIT_MS = 1_000;
 
 /**
  * Owns the requests of a prefill rank.
  *
- *   admitted -> computing -> (first token told) -> computed -> sending -> gone
+ *   admitted -> (waiting ->) computing -> (first token told) -> computed -> sending -> gone
  *                  `-> failed, cancelled, superseded -> leaving -> gone
  *
  * 1 the owner hears of every end but those it asked for (cancel, newer attempt), at once, whatever came before
  * 2 a request is counted until its slot is free: no step names it and no page of it is on its way
  * 3 pages leave once a destination is known, at the start or later; a prompt that is computed waits for it in `computed`,
  *   until its deadline
- * 4 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
+ * 4 a prompt waits while an older one computes blocks that both begin with; its sequence is opened anew after that, and
+ *   finds them in the cache
+ * 5 of one request at most one attempt is here that is not leaving; an older one is refused, a newer one replaces it
  */
 export class PrefillRequests {
   readonly #parts: PrefillRequestsParts;
@@ -109,7 +92,7 @@ export class PrefillRequests {
     this.#memory = new AttemptMemory(parts.clock);
     this.#loop = createStepLoop({
       engine,
-      plan: (inFlight) => planPrefill(this.#computing(), inFlight, engine.info.maxStepTokens),
+      plan: (inFlight) => planPrefill(this.#of("computing"), inFlight, engine.info.maxStepTokens),
       onResult: (result) => this.#obey(result),
       onFault: parts.fail,
     });
@@ -119,7 +102,7 @@ export class PrefillRequests {
   get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond"> {
     return {
       requests: this.#slots.size,
-      pendingPrefillTokens: this.#computing().reduce((sum, request) => sum + request.left, 0),
+      pendingPrefillTokens: this.#of("waiting", "computing").reduce((sum, request) => sum + request.left, 0),
       prefillTokensPerSecond: this.#rate.tokensPerSecond,
     };
   }
@@ -166,7 +149,7 @@ export class PrefillRequests {
     if (request?.head.attempt !== head.attempt) {
       return this.#refuse({ kind: "refused", code: "cancelled", detail: "this attempt is over", retryAfterMs: null });
     }
-    if (request.directed) {
+    if (request.reservation !== null) {
       this.#countDuplicate("prefill-target");
       return { kind: "done" };
     }
@@ -242,18 +225,18 @@ export class PrefillRequests {
     try {
       const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: 0 });
       handle = opened.handle;
-      const given = generation.tokens.length;
+      const { cachedTokens } = opened;
+      const { tokens } = generation;
+      const given = tokens.length;
+      const lead = findLead(tokens, cachedTokens, this.#of("waiting", "computing"));
       const request: PrefillRequest = {
-        head,
-        handle,
-        given,
-        cachedTokens: opened.cachedTokens,
+        ...{ head, generation, tokens, handle, given, cachedTokens, lead },
         admittedMs: clock.monotonic(),
         deadlineMs,
         deadline: clock.after(deadlineMs - clock.now(), () => this.#fail(request, "timeout", "not done in time")),
-        phase: "computing",
-        directed: false,
-        left: given - opened.cachedTokens,
+        phase: lead === null ? "computing" : "waiting",
+        reservation: null,
+        left: given - (lead?.tokens ?? cachedTokens),
         startedMs: null,
         sent: false,
         released: Promise.resolve(),
@@ -262,17 +245,41 @@ export class PrefillRequests {
       this.#active.set(head.requestId, request);
       this.#slots.set(handle.slot, request);
       this.#loop.wake();
-      return { kind: "prefill-accepted", cachedTokens: opened.cachedTokens };
+      return { kind: "prefill-accepted", cachedTokens };
     } catch (error) {
       if (handle !== null) engine.closeSequence(handle, true);
       return this.#refuse(this.#refusalOf(error, "a prompt could not be admitted"));
     }
   }
 
+  /** What waited for blocks that are computed now, or will never be, goes on. */
+  #followLeads(): void {
+    for (const request of this.#of("waiting")) {
+      if (request.lead !== null && leadIsOver(request.lead)) this.#follow(request);
+    }
+  }
+
+  #follow(request: PrefillRequest): void {
+    const { engine } = this.#parts;
+    const { generation, deadlineMs, given, reservation } = request;
+    engine.closeSequence(request.handle, true);
+    this.#slots.delete(request.handle.slot);
+    const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: 0 });
+    Object.assign(request, { ...opened, phase: "computing", lead: null, left: given - opened.cachedTokens });
+    this.#slots.set(opened.handle.slot, request);
+    try {
+      if (reservation !== null) this.#send(request, reservation);
+      this.#loop.wake();
+    } catch (error) {
+      this.#fail(request, "transfer_failed", this.#refusalOf(error, "pages could not be sent").code);
+    }
+  }
+
   /** Throws what the engine throws. */
   #send(request: PrefillRequest, reservation: Reservation): void {
-    this.#sender.begin(request.handle, reservation, Math.min(request.deadlineMs, reservation.deadlineMs));
-    request.directed = true;
+    const deadlineMs = Math.min(request.deadlineMs, reservation.deadlineMs);
+    if (request.phase !== "waiting") this.#sender.begin(request.handle, reservation, deadlineMs);
+    request.reservation = reservation;
     if (request.phase === "computed") this.#handOver(request);
   }
 
@@ -283,8 +290,8 @@ export class PrefillRequests {
     request.released = this.#loop.close(request.handle, true);
   }
 
-  #computing(): PrefillRequest[] {
-    return [...this.#active.values()].filter((request) => request.phase === "computing");
+  #of(...phases: readonly PrefillRequest["phase"][]): PrefillRequest[] {
+    return [...this.#active.values()].filter(({ phase }) => phases.includes(phase));
   }
 
   #obey(result: StepResult): void {
@@ -300,6 +307,7 @@ export class PrefillRequests {
       if (finish === FINISH.numeric) this.#fail(request, "numeric", "a logit is not a number");
       else if (tokens.length > 0) this.#finish(request, tokens[0]!, logprobs, finish);
     }
+    this.#followLeads();
     this.#rate.observe(total, result.computeMs);
     this.#batchTokens.observe(total);
     this.#stepSeconds.observe(result.computeMs / 1000);
@@ -323,8 +331,8 @@ export class PrefillRequests {
       computeMs: clock.monotonic() - startedMs,
     });
     // A first token that is also the last needs no pages anywhere.
-    if (request.sent || (finishReason(finish) !== null && !request.directed)) this.#leave(request, true);
-    else if (request.directed) this.#handOver(request);
+    if (request.sent || (finishReason(finish) !== null && request.reservation === null)) this.#leave(request, true);
+    else if (request.reservation !== null) this.#handOver(request);
     else request.phase = "computed";
   }
 
@@ -347,6 +355,7 @@ export class PrefillRequests {
     request.phase = "leaving";
     request.deadline.cancel();
     if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
+    this.#followLeads();
     void this.#released(request).then(() => {
       if (this.#slots.get(request.handle.slot) === request) this.#slots.delete(request.handle.slot);
       if (this.#slots.size > 0) return;
@@ -380,13 +389,4 @@ export class PrefillRequests {
   #countDuplicate(kind: "prefill-work" | "prefill-target" = "prefill-work"): void {
     this.#parts.metrics.count("margay_duplicate_messages_total", { kind });
   }
-}
-
-/** Its sequence is not closed yet. */
-function holdsSequence({ phase }: PrefillRequest): boolean {
-  return phase === "computing" || phase === "computed";
-}
-
-function packLogprobs({ chosen, ids, values }: StepLogprobs): Logprobs {
-  return { chosen: Float32Array.of(chosen), width: ids.length, ids, values };
 }
