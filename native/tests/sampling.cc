@@ -2,16 +2,26 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <set>
 
 #include "claim.h"
+#include "kernels/code_path.h"
 #include "kernels/sample/sample.h"
 
 namespace margay {
 namespace {
 
 constexpr int kVocab = 5000;
+
+// Of the code path whose claims are checked.
+const SampleKernels* kernels = nullptr;
+
+Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length, int position) {
+  static std::map<const SampleKernels*, Sampler> samplers;
+  return samplers.try_emplace(kernels, kernels).first->second.Sample(logits, params, history, prompt_length, position);
+}
 
 // A peaked distribution over a shuffled vocabulary, all logits different.
 std::vector<float> Logits() {
@@ -195,20 +205,85 @@ std::string LogProbs() {
   return found.what();
 }
 
+// The tokens of one vocabulary by falling logit, and the share of all mass that the better ones hold.
+struct Ranked {
+  explicit Ranked(const std::vector<float>& logits) : order(logits.size()), rank(logits.size()), before(logits.size()) {
+    std::iota(order.begin(), order.end(), 0);
+    const auto of = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return of(a) > of(b); });
+    double total = 0;
+    for (const float logit : logits) total += std::exp(double{logit});
+    double sum = 0;
+    for (size_t i = 0; i < order.size(); ++i) {
+      rank[static_cast<size_t>(order[i])] = static_cast<int>(i);
+      before[static_cast<size_t>(order[i])] = sum / total;
+      sum += std::exp(double{of(order[i])});
+    }
+  }
+  std::vector<int32_t> order;
+  std::vector<int> rank;
+  std::vector<double> before;
+};
+
+// Logits of a large vocabulary, flat or peaked.
+std::vector<float> Large(float spread) {
+  std::vector<float> logits(40013);
+  uint32_t random = 5;
+  for (float& logit : logits) logit = spread * static_cast<float>((random = random * 1664525 + 1013904223) >> 16) / 65536;
+  return logits;
+}
+
+std::string LargeVocabulary(float spread) {
+  Finding found;
+  const std::vector<float> logits = Large(spread);
+  const Ranked ranked(logits);
+  const auto draw = [&](const SampleParams& params, int position) {
+    std::vector<float> copy = logits;
+    return Sample(copy, params, {}, 0, position);
+  };
+  for (const float top_p : {0.01F, 0.5F, 0.95F}) {
+    int better_half = 0;
+    for (int position = 0; position < 60; ++position) {
+      const auto token = static_cast<size_t>(draw({.temperature = 1, .top_p = top_p, .seed = 3}, position).token);
+      found.Expect(ranked.before[token] < double{top_p} * (1 + 1e-5), "a token beyond top_p " + std::to_string(top_p));
+      better_half += ranked.before[token] < double{top_p} / 2 ? 1 : 0;
+    }
+    if (spread < 2) found.Expect(better_half > 12 && better_half < 48, "draws do not spread over top_p " + std::to_string(top_p));
+  }
+  for (const int top_k : {1, 50, 3000}) {
+    for (int position = 0; position < 30; ++position) {
+      const auto token = static_cast<size_t>(draw({.temperature = 9, .top_k = top_k, .seed = 3}, position).token);
+      found.Expect(ranked.rank[token] < top_k, "a token beyond top_k " + std::to_string(top_k));
+    }
+  }
+  const Sampled best = draw({.top_logprobs = 20}, 0);
+  found.Same("how many are listed", best.top_ids.size(), size_t{20});
+  found.Expect(std::equal(best.top_ids.begin(), best.top_ids.end(), ranked.order.begin()), "the most likely tokens are others");
+  found.Same("the best token", best.token, ranked.order[0]);
+  return found.what();
+}
+
 }  // namespace
 }  // namespace margay
 
 int main() {
   margay::Claims claims;
-  claims.Check("temperature 0 takes the best token, the lowest id of equals", margay::Greedy());
-  claims.Check("a logit that is no finite number gives no token", margay::Numbers());
-  claims.Check("a draw depends on seed and position", margay::Seeds());
-  claims.Check("draws have the frequencies of the softmax at that temperature", margay::Frequencies());
-  claims.Check("top_k draws from the best k, ties to the lower id", margay::TopK());
-  claims.Check("top_p draws from the shortest list of best tokens that reaches the mass", margay::TopP());
-  claims.Check("min_p drops what is less likely than a share of the best", margay::MinP());
-  claims.Check("penalties, bias and bans change the choice as told", margay::Penalties());
-  claims.Check("parameters without sense still give a token of the vocabulary", margay::Extremes());
-  claims.Check("log-probabilities are those of the raw distribution", margay::LogProbs());
+  for (const margay::CodePath& path : margay::UsableCodePaths()) {
+    margay::kernels = path.sample;
+    const auto check = [&](const std::string& claim, const std::string& broken) { claims.Check(path.name + ": " + claim, broken); };
+    check("temperature 0 takes the best token, the lowest id of equals", margay::Greedy());
+    check("a logit that is no finite number gives no token", margay::Numbers());
+    check("a draw depends on seed and position", margay::Seeds());
+    check("draws have the frequencies of the softmax at that temperature", margay::Frequencies());
+    check("top_k draws from the best k, ties to the lower id", margay::TopK());
+    check("top_p draws from the shortest list of best tokens that reaches the mass", margay::TopP());
+    check("min_p drops what is less likely than a share of the best", margay::MinP());
+    check("penalties, bias and bans change the choice as told", margay::Penalties());
+    check("parameters without sense still give a token of the vocabulary", margay::Extremes());
+    check("log-probabilities are those of the raw distribution", margay::LogProbs());
+    check("a large flat vocabulary keeps these promises", margay::LargeVocabulary(0.001F));
+    check("one of middle height too", margay::LargeVocabulary(1));
+    check("and a peaked one", margay::LargeVocabulary(30));
+  }
   return claims.ExitCode();
 }

@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/code_path.h"
+
 namespace margay {
 namespace {
 
@@ -85,6 +87,10 @@ Engine::Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::
   batch_.reserve(std::min(slots, most_rows));
   verified_.reserve(most_rows);   // pointed into, as is
   following_.reserve(most_rows);  // this
+  sampled_.reserve(most_rows);
+  const int threads = model_->pool() == nullptr ? 1 : model_->pool()->threads();
+  samplers_.assign(static_cast<size_t>(threads), Sampler(UsableCodePath(facts_.isa).sample));
+  histories_.resize(samplers_.size());
   attention_done_ = [this](int attention) {
     for (const Job& job : jobs_) {
       if (job.sequence == nullptr || !job.exporting) continue;

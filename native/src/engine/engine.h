@@ -198,7 +198,18 @@ class Engine {
   void TakeMask(Sequence* sequence);
   Status Compute();
   void SampleTokens();
-  void SampleJob(Job* job, float* logits);
+  void SampleJob(Job* job, size_t thread);
+  // body(item, thread) for each item, on the model's threads where `rows` of logits are worth it.
+  template <typename Body>
+  void ForEach(size_t items, size_t rows, Body&& body) {
+    constexpr size_t kSerialLogits = 16 << 10;
+    ThreadPool* threads = model_->pool();
+    if (threads != nullptr && rows * static_cast<size_t>(facts_.vocab_size) > kSerialLogits) {
+      threads->Run(static_cast<int>(items), [&](int item, int thread) { body(static_cast<size_t>(item), static_cast<size_t>(thread)); });
+    } else {
+      for (size_t item = 0; item < items; ++item) body(item, size_t{0});
+    }
+  }
   void Settle(StepReport* report);
   void SettleJob(Job* job, StepReport* report);
   void TakeTokens(const Job& job, StepReport* report);
@@ -207,7 +218,7 @@ class Engine {
   Status RunDraftLayer();
   void AddDraftRows(Job* job);
   void ProposeNext(int step_rows);
-  std::span<const int32_t> HistoryOf(const Job& job, std::span<const int32_t> drafts);
+  std::span<const int32_t> HistoryOf(const Job& job, std::span<const int32_t> drafts, size_t thread);
 
   // The keeper's thread (engine_keeper.cc).
   void TakeOutcome(const TransferOutcome& outcome);
@@ -245,7 +256,8 @@ class Engine {
   std::vector<DraftRows> draft_rows_;
   std::vector<int32_t> following_;  // tokens of draft_rows_
   std::vector<Drafting> drafting_;
-  std::vector<int32_t> history_;
+  std::vector<Sampler> samplers_;                // per thread, as are
+  std::vector<std::vector<int32_t>> histories_;  // these
   std::vector<float> logits_;  // [rows of a step that may give a token, vocab]
   AttentionDone attention_done_;
 

@@ -65,14 +65,14 @@ void Engine::AddDraftRows(Job* job) {
 void Engine::ProposeNext(int step_rows) {
   const auto vocab = static_cast<size_t>(facts_.vocab_size);
   const float least = LeastDraftProbability(step_rows);
-  float* logits = logits_.data();
-  for (Drafting& drafting : drafting_) {
+  ForEach(drafting_.size(), drafting_.size(), [&](size_t item, size_t thread) {
+    Drafting& drafting = drafting_[item];
     Job* job = drafting.job;
     Sequence* sequence = job->sequence;
     const int position = static_cast<int>(sequence->tokens.size()) + job->sampled + static_cast<int>(sequence->drafts.size());
     const Proposed proposed =
-        Propose({logits, vocab}, sequence->sampling, HistoryOf(*job, sequence->drafts), sequence->prompt_length, position);
-    logits += vocab;
+        samplers_[thread].Propose({logits_.data() + item * vocab, vocab}, sequence->sampling,
+                                  HistoryOf(*job, sequence->drafts, thread), sequence->prompt_length, position);
     ++job->proposed;
     --drafting.left;
     if (proposed.token < 0 || proposed.probability < least) {
@@ -80,7 +80,7 @@ void Engine::ProposeNext(int step_rows) {
     } else {
       sequence->drafts.push_back(proposed.token);
     }
-  }
+  });
   std::erase_if(drafting_, [](const Drafting& drafting) { return drafting.left == 0; });
 }
 

@@ -145,25 +145,27 @@ Status Engine::Compute() {
 
 void Engine::SampleTokens() {
   const trace::Span span("sample");
-  sampled_.clear();
-  float* logits = logits_.data();
+  size_t rows = 0;
   for (Job& job : jobs_) {
-    if (!job.produces) continue;
-    SampleJob(&job, logits);
-    logits += static_cast<size_t>(1 + job.drafts) * static_cast<size_t>(facts_.vocab_size);
+    job.first_sampled = rows;
+    if (job.produces) rows += static_cast<size_t>(1 + job.drafts);
   }
+  sampled_.resize(rows);
+  ForEach(jobs_.size(), rows, [&](size_t job, size_t thread) {
+    if (jobs_[job].produces) SampleJob(&jobs_[job], thread);
+  });
 }
 
 // Draws tokens until one is the last, or is not the one that was drafted.
-void Engine::SampleJob(Job* job, float* logits) {
+void Engine::SampleJob(Job* job, size_t thread) {
   const Sequence& sequence = *job->sequence;
   const auto vocab = static_cast<size_t>(facts_.vocab_size);
   const int32_t* drafts = rows_[job->input].tokens + (job->rows - job->drafts);
-  job->first_sampled = sampled_.size();
+  float* logits = logits_.data() + job->first_sampled * vocab;
   for (int i = 0; i <= job->drafts; ++i, logits += vocab) {
     const int known = static_cast<int>(sequence.tokens.size()) + i;
-    const Sampled& sampled =
-        sampled_.emplace_back(Sample({logits, vocab}, sequence.sampling, HistoryOf(*job, {}), sequence.prompt_length, known));
+    Sampled& sampled = sampled_[job->first_sampled + static_cast<size_t>(i)];
+    sampled = samplers_[thread].Sample({logits, vocab}, sequence.sampling, HistoryOf(*job, {}, thread), sequence.prompt_length, known);
     ++job->sampled;
     job->ends = sampled.token < 0 || sequence.Stops(sampled.token, known) || known + 1 >= sequence.token_limit;
     if (job->ends || (i < job->drafts && sampled.token != drafts[i])) return;
@@ -172,13 +174,14 @@ void Engine::SampleJob(Job* job, float* logits) {
 
 // The tokens of a sequence, those that this step has added, and drafts after them; all but the first only where it
 // matters.
-std::span<const int32_t> Engine::HistoryOf(const Job& job, std::span<const int32_t> drafts) {
+std::span<const int32_t> Engine::HistoryOf(const Job& job, std::span<const int32_t> drafts, size_t thread) {
   const Sequence& sequence = *job.sequence;
   if (job.sampled == 0 || !sequence.sampling.UsesHistory()) return sequence.tokens;
-  history_.assign(sequence.tokens.begin(), sequence.tokens.end());
-  for (int i = 0; i < job.sampled; ++i) history_.push_back(sampled_[job.first_sampled + static_cast<size_t>(i)].token);
-  history_.insert(history_.end(), drafts.begin(), drafts.end());
-  return history_;
+  std::vector<int32_t>& history = histories_[thread];
+  history.assign(sequence.tokens.begin(), sequence.tokens.end());
+  for (int i = 0; i < job.sampled; ++i) history.push_back(sampled_[job.first_sampled + static_cast<size_t>(i)].token);
+  history.insert(history.end(), drafts.begin(), drafts.end());
+  return history;
 }
 
 void Engine::Settle(StepReport* report) {

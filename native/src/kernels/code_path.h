@@ -7,6 +7,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/linear/linear.h"
 #include "kernels/pointwise/pointwise.h"
+#include "kernels/sample/sample_kernels.h"
 
 namespace margay {
 
@@ -15,6 +16,7 @@ struct CodePath {
   const LinearKernels* linear;
   const AttentionKernels* attention;
   const PointwiseKernels* pointwise;
+  const SampleKernels* sample;
 };
 
 // generic, avx2, avx512, avx512bf16 and amx. Which of the two before the last is the better one differs between
@@ -23,5 +25,8 @@ std::vector<CodePath> UsableCodePaths();
 
 // The last one, or the best that is known without timing: the same on every start.
 const CodePath& BestCodePath(const std::vector<CodePath>& usable, bool timed);
+
+// The path of that name, else the best one.
+CodePath UsableCodePath(const std::string& name);
 
 }  // namespace margay

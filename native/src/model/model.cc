@@ -38,6 +38,7 @@ class LongcatModel final : public Model {
   }
 
   const ModelFacts& facts() const override { return facts_; }
+  ThreadPool* pool() override { return pool_.get(); }
 
   Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
                  float* logits) override {

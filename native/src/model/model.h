@@ -10,6 +10,7 @@
 
 #include "core/kv_memory.h"
 #include "core/status.h"
+#include "core/thread_pool.h"
 
 namespace margay {
 
@@ -76,6 +77,8 @@ class Model {
   static Result<std::unique_ptr<Model>> Load(const ModelOptions& options);
   virtual ~Model() = default;
   virtual const ModelFacts& facts() const = 0;
+  // The threads that compute, free between the calls below; null: there are none.
+  virtual ThreadPool* pool() { return nullptr; }
   // Runs one step. `logits` holds [sum of logits_rows, vocab_size] floats, sequences in order. The KV of a row is
   // written before it is read; the sum of counts is at most max_rows. One thread at a time.
   virtual Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,

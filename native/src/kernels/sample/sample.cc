@@ -1,57 +1,20 @@
 #include "kernels/sample/sample.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace margay {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kLowest = -std::numeric_limits<float>::max();
 
-// Kept between calls so that a token costs no allocation.
-struct Scratch {
-  std::vector<float> raw;
-  std::vector<int32_t> counts;  // all zero between calls
-  std::vector<int32_t> candidates;
-};
-
-Scratch& ThreadScratch() {
-  thread_local Scratch scratch;
-  return scratch;
-}
-
-// Scans of a whole vocabulary go in lanes without order, so that they become vector code on any machine.
-constexpr size_t kLanes = 16;
-
-bool AllFinite(std::span<const float> values) {
-  constexpr uint32_t kExponent = 0x7f800000;
-  std::array<uint32_t, kLanes> broken{};
-  size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const auto bits = std::bit_cast<uint32_t>(values[i + lane]);
-      broken[lane] |= (bits & kExponent) == kExponent ? 1u : 0u;
-    }
-  }
-  for (; i < values.size(); ++i) broken[0] |= std::isfinite(values[i]) ? 0u : 1u;
-  return std::all_of(broken.begin(), broken.end(), [](uint32_t any) { return any == 0; });
-}
-
-float Greatest(std::span<const float> values) {
-  std::array<float, kLanes> top;
-  top.fill(kNever);
-  size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      top[lane] = values[i + lane] > top[lane] ? values[i + lane] : top[lane];
-    }
-  }
-  for (; i < values.size(); ++i) top[0] = std::max(top[0], values[i]);
-  return *std::max_element(top.begin(), top.end());
-}
+constexpr int kBlock = 4096;            // logits whose mass is summed up before the draw looks into them
+constexpr size_t kFewBest = 64;         // candidates that most often hold the mass of top_p
+constexpr size_t kFew = 4096;           // candidates that are ordered rather than bisected by their logits
+constexpr std::ptrdiff_t kSorted = 32;  // candidates that are sorted rather than divided further
 
 uint64_t Mix(uint64_t x) {
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
@@ -76,100 +39,40 @@ struct Better {
   }
 };
 
-void Penalise(std::span<float> logits, const SampleParams& p, std::span<const int32_t> history, int prompt_length,
-              Scratch* scratch) {
-  const auto valid = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < logits.size(); };
-  const auto generated = history.subspan(std::min(history.size(), static_cast<size_t>(std::max(prompt_length, 0))));
-  std::vector<int32_t>& counts = scratch->counts;
-  if (counts.size() < logits.size()) counts.resize(logits.size());
-  if (p.repetition_penalty != 1) {
-    for (const int32_t id : history) {
-      if (!valid(id) || counts[static_cast<size_t>(id)]++ > 0) continue;
-      float& logit = logits[static_cast<size_t>(id)];
-      logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
-    }
-    for (const int32_t id : history) {
-      if (valid(id)) counts[static_cast<size_t>(id)] = 0;
-    }
-  }
-  if (p.frequency_penalty != 0 || p.presence_penalty != 0) {
-    for (const int32_t id : generated) {
-      if (valid(id)) ++counts[static_cast<size_t>(id)];
-    }
-    for (const int32_t id : generated) {
-      if (!valid(id) || counts[static_cast<size_t>(id)] == 0) continue;
-      const auto times = static_cast<float>(counts[static_cast<size_t>(id)]);
-      logits[static_cast<size_t>(id)] -= p.frequency_penalty * times + p.presence_penalty;
-      counts[static_cast<size_t>(id)] = 0;
-    }
-  }
-  for (size_t i = 0; i < std::min(p.bias_ids.size(), p.bias_values.size()); ++i) {
-    if (valid(p.bias_ids[i])) logits[static_cast<size_t>(p.bias_ids[i])] += p.bias_values[i];
-  }
-  for (const int32_t id : p.banned) {
-    if (valid(id)) logits[static_cast<size_t>(id)] = kNever;
-  }
-}
+struct Above {
+  size_t count = 0;
+  double mass = 0;
+};
 
-// Keeps the shortest run of best candidates whose mass reaches top_p of the whole.
-void KeepTopP(const Better& better, double top_p, float top, float inverse_temperature, std::vector<int32_t>* ids) {
-  const auto mass = [&](int32_t id) { return double{std::exp((better.logits[static_cast<size_t>(id)] - top) * inverse_temperature)}; };
-  double total = 0;
-  for (const int32_t id : *ids) total += mass(id);
-  double sum = 0;
-  size_t sorted = 0;
-  for (size_t upto = 64; sorted < ids->size(); upto *= 8) {
-    const auto begin = ids->begin() + static_cast<std::ptrdiff_t>(sorted);
-    const auto end = ids->begin() + static_cast<std::ptrdiff_t>(std::min(upto, ids->size()));
-    std::partial_sort(begin, end, ids->end(), better);
-    for (; sorted < static_cast<size_t>(end - ids->begin()); ++sorted) {
-      sum += mass((*ids)[sorted]);
-      if (sum >= top_p * total) {
-        ids->resize(sorted + 1);
-        return;
+// Of the values that are at least `least`; in lanes without order, so that this becomes vector code on any machine.
+Above SumAbove(std::span<const float> values, std::span<const float> masses, float least) {
+  constexpr size_t kLanes = 16;
+  constexpr size_t kRun = 1024;  // summed up in fp32
+  Above above;
+  for (size_t first = 0; first < values.size(); first += kRun) {
+    const size_t end = std::min(first + kRun, values.size());
+    float mass[kLanes] = {};
+    uint32_t count[kLanes] = {};
+    size_t i = first;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        const bool counts = values[i + lane] >= least;
+        mass[lane] += counts ? masses[i + lane] : 0;
+        count[lane] += counts ? 1U : 0U;
       }
     }
+    for (; i < end; ++i) {
+      mass[0] += values[i] >= least ? masses[i] : 0;
+      count[0] += values[i] >= least ? 1U : 0U;
+    }
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      above.mass += double{mass[lane]};
+      above.count += count[lane];
+    }
   }
+  return above;
 }
 
-int32_t Draw(std::span<const float> logits, const SampleParams& p, int position, std::vector<int32_t>* ids) {
-  const Better better{logits};
-  ids->clear();
-  float top = kNever;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (!(logits[i] > kNever)) continue;  // a bias may have left no number: it has no place in an order
-    ids->push_back(static_cast<int32_t>(i));
-    top = std::max(top, logits[i]);
-  }
-  if (ids->empty()) return 0;
-  const float inverse = 1 / std::max(p.temperature, 1e-6F);
-  if (p.top_k > 0 && static_cast<size_t>(p.top_k) < ids->size()) {
-    std::nth_element(ids->begin(), ids->begin() + p.top_k - 1, ids->end(), better);
-    ids->resize(static_cast<size_t>(p.top_k));
-  }
-  if (p.top_p < 1) KeepTopP(better, p.top_p, top, inverse, ids);
-  const auto mass = [&](int32_t id) { return std::exp((logits[static_cast<size_t>(id)] - top) * inverse); };
-  if (p.min_p > 0) {
-    const float least = std::min(p.min_p, 1.0F);  // the best stays
-    std::erase_if(*ids, [&](int32_t id) { return mass(id) < least; });
-  }
-  if (ids->size() < logits.size()) std::sort(ids->begin(), ids->end());
-  double total = 0;
-  for (const int32_t id : *ids) total += double{mass(id)};
-  const double wanted = Uniform(p.seed, position) * total;
-  double sum = 0;
-  int32_t last = ids->front();
-  for (const int32_t id : *ids) {
-    const double m = double{mass(id)};
-    if (m <= 0) continue;
-    last = id;
-    sum += m;
-    if (sum >= wanted) break;
-  }
-  return last;
-}
-
-// From logits that were penalised.
 bool Allows(std::span<const uint32_t> mask, size_t id) { return (mask[id / 32] >> (id % 32) & 1) != 0; }
 
 void Mask(std::span<float> logits, std::span<const uint32_t> mask) {
@@ -182,56 +85,324 @@ void Mask(std::span<float> logits, std::span<const uint32_t> mask) {
   }
 }
 
-int32_t Choose(std::span<const float> logits, const SampleParams& params, int position, Scratch* scratch) {
-  if (params.temperature > 0) return Draw(logits, params, position, &scratch->candidates);
-  const auto best = std::find(logits.begin(), logits.end(), Greatest(logits));
-  // Not found where a bias that is no number left nothing to compare.
-  return best == logits.end() ? 0 : static_cast<int32_t>(best - logits.begin());
+bool Changes(const SampleParams& p) {
+  return p.repetition_penalty != 1 || p.frequency_penalty != 0 || p.presence_penalty != 0 || !p.bias_ids.empty() ||
+         !p.banned.empty() || !p.allowed.empty();
 }
 
 }  // namespace
 
-Proposed Propose(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history,
-                 int prompt_length, int position) {
-  if (!AllFinite(logits)) return {};
-  Scratch& scratch = ThreadScratch();
-  Penalise(logits, params, history, prompt_length, &scratch);
-  const int32_t token = Choose(logits, params, position, &scratch);
-  const float chosen = logits[static_cast<size_t>(token)];
-  double sum = 0;
-  for (const float logit : logits) sum += double{std::exp(logit - chosen)};
-  return {token, static_cast<float>(1 / sum)};
+void Sampler::Penalise(std::span<float> logits, const SampleParams& p, std::span<const int32_t> history, int prompt_length) {
+  const auto valid = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < logits.size(); };
+  const auto generated = history.subspan(std::min(history.size(), static_cast<size_t>(std::max(prompt_length, 0))));
+  if (counts_.size() < logits.size()) counts_.resize(logits.size());
+  if (p.repetition_penalty != 1) {
+    for (const int32_t id : history) {
+      if (!valid(id) || counts_[static_cast<size_t>(id)]++ > 0) continue;
+      float& logit = logits[static_cast<size_t>(id)];
+      logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+    }
+    for (const int32_t id : history) {
+      if (valid(id)) counts_[static_cast<size_t>(id)] = 0;
+    }
+  }
+  if (p.frequency_penalty != 0 || p.presence_penalty != 0) {
+    for (const int32_t id : generated) {
+      if (valid(id)) ++counts_[static_cast<size_t>(id)];
+    }
+    for (const int32_t id : generated) {
+      if (!valid(id) || counts_[static_cast<size_t>(id)] == 0) continue;
+      const auto times = static_cast<float>(counts_[static_cast<size_t>(id)]);
+      logits[static_cast<size_t>(id)] -= p.frequency_penalty * times + p.presence_penalty;
+      counts_[static_cast<size_t>(id)] = 0;
+    }
+  }
+  for (size_t i = 0; i < std::min(p.bias_ids.size(), p.bias_values.size()); ++i) {
+    if (valid(p.bias_ids[i])) logits[static_cast<size_t>(p.bias_ids[i])] += p.bias_values[i];
+  }
+  for (const int32_t id : p.banned) {
+    if (valid(id)) logits[static_cast<size_t>(id)] = kNever;
+  }
 }
 
-Sampled Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history, int prompt_length,
-               int position) {
+Sampler::Scanned Sampler::Scan(std::span<const float> logits) {
+  Scanned scanned{logits};
+  tops_.resize((logits.size() + kLogitGroup - 1) / kLogitGroup);
+  scanned.finite = kernels_->scan(logits.data(), static_cast<int>(logits.size()), &scanned.top, tops_.data());
+  return scanned;
+}
+
+// 0 where a bias that is no number left nothing to compare.
+int32_t Sampler::Best(const Scanned& scanned) const {
+  const auto group = std::find(tops_.begin(), tops_.end(), scanned.top) - tops_.begin();
+  if (group == static_cast<std::ptrdiff_t>(tops_.size())) return 0;
+  const auto from = scanned.logits.begin() + group * kLogitGroup;
+  return static_cast<int32_t>(std::find(from, scanned.logits.end(), scanned.top) - scanned.logits.begin()) %
+         static_cast<int32_t>(scanned.logits.size());
+}
+
+void Sampler::Gather(const Scanned& scanned, float least) {
+  const std::span<const float> logits = scanned.logits;
+  if (found_.size() < logits.size()) found_.resize(logits.size());
+  const int found = kernels_->at_least(logits.data(), static_cast<int>(logits.size()), std::max(least, kLowest), found_.data());
+  candidates_.assign(found_.begin(), found_.begin() + found);
+}
+
+void Sampler::GatherBest(const Scanned& scanned, size_t count) {
+  // As many groups have a maximum that is at least the count-th highest maximum: so many logits are.
+  float least = kLowest;
+  if (count <= tops_.size()) {
+    sorted_tops_ = tops_;
+    const auto last = sorted_tops_.begin() + static_cast<std::ptrdiff_t>(count) - 1;
+    std::nth_element(sorted_tops_.begin(), last, sorted_tops_.end(), std::greater<>());
+    least = *last;
+  }
+  Gather(scanned, least);
+}
+
+void Sampler::KeepBest(const Scanned& scanned, size_t count) {
+  candidates_.clear();
+  if (count == 0) return;
+  GatherBest(scanned, count);
+  if (candidates_.size() <= count) return;
+  const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(count);
+  std::nth_element(candidates_.begin(), end - 1, candidates_.end(), Better{scanned.logits});
+  candidates_.resize(count);
+}
+
+void Sampler::Weigh(const Scanned& scanned, float inverse_temperature) {
+  values_.resize(candidates_.size());
+  masses_.resize(candidates_.size());
+  for (size_t i = 0; i < candidates_.size(); ++i) values_[i] = scanned.logits[static_cast<size_t>(candidates_[i])];
+  kernels_->masses(values_.data(), static_cast<int>(values_.size()), scanned.top, inverse_temperature, masses_.data());
+}
+
+std::pair<size_t, double> Sampler::Narrow(double wanted) {
+  if (candidates_.size() <= kFew) return {0, 0};
+  // The run ends in [low, high): the mass from low on reaches what is wanted, that from high on does not.
+  const auto [least, most] = std::minmax_element(values_.begin(), values_.end());
+  float low = *least;
+  float high = std::nextafter(*most, std::numeric_limits<float>::infinity());
+  Above from_low{candidates_.size(), 0};
+  Above from_high;
+  while (from_low.count - from_high.count > kFew) {
+    const float middle = low / 2 + high / 2;
+    if (!(middle > low && middle < high)) break;
+    const Above above = SumAbove(values_, masses_, middle);
+    if (above.mass >= wanted) {
+      low = middle;
+      from_low = above;
+    } else {
+      high = middle;
+      from_high = above;
+    }
+  }
+  size_t certain = 0;
+  in_range_.clear();
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (values_[i] >= low && values_[i] < high) in_range_.push_back(candidates_[i]);
+    if (values_[i] >= high) candidates_[certain++] = candidates_[i];
+  }
+  candidates_.resize(certain);
+  candidates_.insert(candidates_.end(), in_range_.begin(), in_range_.end());
+  return {certain, from_high.mass};
+}
+
+void Sampler::KeepTopP(const Scanned& scanned, float top_p, float inverse_temperature, bool from_all) {
+  const Better better{scanned.logits};
+  const auto sum_of_candidates = [&] {
+    Weigh(scanned, inverse_temperature);
+    double sum = 0;
+    for (const float mass : masses_) sum += double{mass};
+    return sum;
+  };
+  double wanted = 0;
+  if (from_all) {
+    const auto vocab = static_cast<int>(scanned.logits.size());
+    wanted = double{top_p} * kernels_->mass(scanned.logits.data(), vocab, scanned.top, inverse_temperature);
+    GatherBest(scanned, kFewBest);
+    // The candidates are the best, all of them: if their mass does not do, those of the whole vocabulary are divided.
+    if (sum_of_candidates() < wanted) {
+      Gather(scanned, kLowest);
+      Weigh(scanned, inverse_temperature);
+    }
+  } else {
+    wanted = double{top_p} * sum_of_candidates();
+  }
+  // Divides the range in which the run ends; what lies before it is better than all in it.
+  auto [certain, before] = Narrow(wanted);
+  auto first = candidates_.begin() + static_cast<std::ptrdiff_t>(certain);
+  auto end = candidates_.end();
+  const auto mass_of = [&](int32_t id) {
+    float mass = 0;
+    kernels_->masses(&scanned.logits[static_cast<size_t>(id)], 1, scanned.top, inverse_temperature, &mass);
+    return double{mass};
+  };
+  const auto sum_to = [&](auto to) {
+    double sum = before;
+    for (auto at = first; at != to; ++at) sum += mass_of(*at);
+    return sum;
+  };
+  while (end - first > kSorted) {
+    const auto middle = first + (end - first) / 2;
+    std::nth_element(first, middle, end, better);
+    const double sum = sum_to(middle);
+    if (sum >= wanted) {
+      end = middle;
+    } else {
+      before = sum;
+      first = middle;
+    }
+  }
+  std::sort(first, end, better);
+  for (; first != end; ++first) {
+    before += mass_of(*first);
+    if (before >= wanted) break;
+  }
+  if (first == end) {  // rounding left the mass short of what is wanted
+    if (end == candidates_.end()) return;
+    --first;
+  }
+  const int32_t last = *first;
+  if (!from_all) {
+    candidates_.erase(first + 1, candidates_.end());
+    return;
+  }
+  // In order again, and without a sort.
+  Gather(scanned, scanned.logits[static_cast<size_t>(last)]);
+  std::erase_if(candidates_, [&](int32_t id) { return better(last, id); });
+}
+
+void Sampler::KeepMinP(const Scanned& scanned, float min_p, float inverse_temperature, bool from_all) {
+  const double least = std::min(double{min_p}, 1.0);  // the best stays
+  // A little more than what the mass allows; the masses decide.
+  const double border = scanned.top + (std::log(least) - 0.01) / inverse_temperature - 1e-6 * std::fabs(scanned.top);
+  if (from_all) Gather(scanned, static_cast<float>(border));
+  Weigh(scanned, inverse_temperature);
+  size_t kept = 0;
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (double{masses_[i]} >= least) candidates_[kept++] = candidates_[i];
+  }
+  candidates_.resize(kept);
+}
+
+// The first token at which the masses so far reach `share` of all.
+int32_t Sampler::DrawFromAll(const Scanned& scanned, float inverse_temperature, double share) {
+  const float* logits = scanned.logits.data();
+  const auto vocab = static_cast<int>(scanned.logits.size());
+  block_masses_.clear();
+  double total = 0;
+  for (int first = 0; first < vocab; first += kBlock) {
+    block_masses_.push_back(kernels_->mass(logits + first, std::min(kBlock, vocab - first), scanned.top, inverse_temperature));
+    total += block_masses_.back();
+  }
+  if (!(total > 0)) return Best(scanned);
+  const double wanted = share * total;
+  double sum = 0;
+  size_t block = 0;
+  size_t last = 0;  // block with mass
+  for (double before = 0; block < block_masses_.size(); ++block) {
+    if (block_masses_[block] > 0) last = block, sum = before;
+    before += block_masses_[block];
+    if (before >= wanted) break;
+  }
+  candidates_.clear();
+  const auto first = static_cast<int32_t>(last) * kBlock;
+  for (int32_t id = first; id < std::min(first + kBlock, vocab); ++id) candidates_.push_back(id);
+  Weigh(scanned, inverse_temperature);
+  return Walk(sum, wanted);
+}
+
+int32_t Sampler::DrawFromCandidates(const Scanned& scanned, float inverse_temperature, double share) {
+  if (!std::is_sorted(candidates_.begin(), candidates_.end())) std::sort(candidates_.begin(), candidates_.end());
+  Weigh(scanned, inverse_temperature);
+  double total = 0;
+  for (const float mass : masses_) total += double{mass};
+  return total > 0 ? Walk(0, share * total) : Best(scanned);
+}
+
+int32_t Sampler::Walk(double sum, double wanted) const {
+  int32_t last = 0;
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    if (masses_[i] <= 0) continue;
+    last = candidates_[i];
+    sum += double{masses_[i]};
+    if (sum >= wanted) break;
+  }
+  return last;
+}
+
+int32_t Sampler::Draw(const Scanned& scanned, const SampleParams& p, int position) {
+  if (!(scanned.top > kNever)) return 0;
+  const float inverse = 1 / std::max(p.temperature, 1e-6F);
+  const double share = Uniform(p.seed, position);
+  bool all = true;
+  if (p.top_k > 0 && static_cast<size_t>(p.top_k) < scanned.logits.size()) {
+    KeepBest(scanned, static_cast<size_t>(p.top_k));
+    all = false;
+  }
+  if (p.top_p < 1) {
+    KeepTopP(scanned, p.top_p, inverse, all);
+    all = false;
+  }
+  if (p.min_p > 0) {
+    KeepMinP(scanned, p.min_p, inverse, all);
+    all = false;
+  }
+  return all ? DrawFromAll(scanned, inverse, share) : DrawFromCandidates(scanned, inverse, share);
+}
+
+// From logits that were penalised.
+int32_t Sampler::Choose(const Scanned& scanned, const SampleParams& params, int position) {
+  return params.temperature > 0 ? Draw(scanned, params, position) : Best(scanned);
+}
+
+Proposed Sampler::Propose(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history,
+                          int prompt_length, int position) {
+  Scanned scanned = Scan(logits);
+  if (!scanned.finite) return {};
+  if (Changes(params)) {
+    Penalise(logits, params, history, prompt_length);
+    scanned = Scan(logits);
+  }
+  const int32_t token = Choose(scanned, params, position);
+  const auto vocab = static_cast<int>(logits.size());
+  const double sum = kernels_->mass(logits.data(), vocab, scanned.top, 1);
+  return {token, static_cast<float>(std::exp(double{logits[static_cast<size_t>(token)]} - scanned.top) / sum)};
+}
+
+Sampled Sampler::Sample(std::span<float> logits, const SampleParams& params, std::span<const int32_t> history,
+                        int prompt_length, int position) {
   Sampled sampled;
-  if (!AllFinite(logits)) return sampled;
-  Scratch& scratch = ThreadScratch();
+  Scanned scanned = Scan(logits);
+  if (!scanned.finite) return sampled;
   const bool wants_logprobs = params.top_logprobs >= 0;
-  if (wants_logprobs) scratch.raw.assign(logits.begin(), logits.end());
-  Penalise(logits, params, history, prompt_length, &scratch);
-  Mask(logits, params.allowed);
-  sampled.token = Choose(logits, params, position, &scratch);
+  const bool changes = Changes(params);
+  std::span<const float> raw = logits;
+  double log_sum = 0;
+  if (wants_logprobs) {
+    log_sum = scanned.top + std::log(kernels_->mass(logits.data(), static_cast<int>(logits.size()), scanned.top, 1));
+    const auto logprob = [&](int32_t id) { return static_cast<float>(double{logits[static_cast<size_t>(id)]} - log_sum); };
+    KeepBest(scanned, std::min(static_cast<size_t>(params.top_logprobs), logits.size()));
+    std::sort(candidates_.begin(), candidates_.end(), Better{logits});
+    sampled.top_ids = candidates_;
+    for (const int32_t id : sampled.top_ids) sampled.top_logprobs.push_back(logprob(id));
+    if (changes) {
+      raw_.assign(logits.begin(), logits.end());
+      raw = raw_;
+    }
+  }
+  if (changes) {
+    Penalise(logits, params, history, prompt_length);
+    Mask(logits, params.allowed);
+    scanned = Scan(logits);
+  }
+  sampled.token = Choose(scanned, params, position);
   if (!params.allowed.empty() && !Allows(params.allowed, static_cast<size_t>(sampled.token))) {
     // Everything allowed was banned: the mask is the stronger word.
     for (sampled.token = 0; !Allows(params.allowed, static_cast<size_t>(sampled.token));) ++sampled.token;
   }
-  if (!wants_logprobs) return sampled;
-
-  const std::vector<float>& raw = scratch.raw;
-  const float top = Greatest(raw);
-  double sum = 0;
-  for (const float logit : raw) sum += double{std::exp(logit - top)};
-  const auto logprob = [&](int32_t id) { return static_cast<float>(double{raw[static_cast<size_t>(id)]} - top - std::log(sum)); };
-  sampled.logprob = logprob(sampled.token);
-  const size_t wanted = std::min(static_cast<size_t>(params.top_logprobs), raw.size());
-  scratch.candidates.resize(raw.size());
-  for (size_t i = 0; i < raw.size(); ++i) scratch.candidates[i] = static_cast<int32_t>(i);
-  const auto cut = scratch.candidates.begin() + static_cast<std::ptrdiff_t>(wanted);
-  std::partial_sort(scratch.candidates.begin(), cut, scratch.candidates.end(), Better{raw});
-  sampled.top_ids.assign(scratch.candidates.begin(), cut);
-  for (const int32_t id : sampled.top_ids) sampled.top_logprobs.push_back(logprob(id));
+  if (wants_logprobs) sampled.logprob = static_cast<float>(double{raw[static_cast<size_t>(sampled.token)]} - log_sum);
   return sampled;
 }
 

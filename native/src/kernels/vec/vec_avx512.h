@@ -35,6 +35,7 @@ struct Vec {
   static Reg Max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static Reg Min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
   static bool AnyGreater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+  static bool AnyAtLeast(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) != 0; }
   static float Sum(Reg a) { return _mm512_reduce_add_ps(a); }
   static float Highest(Reg a) { return _mm512_reduce_max_ps(a); }
 

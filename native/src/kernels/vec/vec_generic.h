@@ -46,6 +46,10 @@ struct Vec {
     const Ints greater = a > b;
     return (greater[0] | greater[1] | greater[2] | greater[3]) != 0;
   }
+  static bool AnyAtLeast(Reg a, Reg b) {
+    const Ints enough = a >= b;
+    return (enough[0] | enough[1] | enough[2] | enough[3]) != 0;
+  }
   static float Sum(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float Highest(Reg a) {
     const float x = a[0] > a[1] ? a[0] : a[1];
