@@ -5,12 +5,19 @@ import { benchMemory } from "./memory.ts";
 import { benchNano } from "./nano.ts";
 import { Promises } from "./report.ts";
 import { Results } from "./results.ts";
+import { benchSpeculation } from "./speculation.ts";
 
 /**
  * `npm run bench [-- PART ...] [--backend ref|cpu] [--quick]`. Prints one table per figure; ends with code 1 when a
  * promised limit is broken.
  */
-const PARTS = { nano: benchNano, memory: benchMemory, kernels: benchKernels, engine: benchEngine } as const;
+const PARTS = {
+  nano: benchNano,
+  memory: benchMemory,
+  kernels: benchKernels,
+  engine: benchEngine,
+  speculation: benchSpeculation,
+} as const;
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -1,5 +1,5 @@
 import { DecodeBatch } from "../../decode-node/decode-batch.ts";
-import { type Engine, openEngine } from "../../native/binding/native.ts";
+import { type Engine, type EngineOptions, openEngine } from "../../native/binding/native.ts";
 import { NANO } from "../support/dialogues.ts";
 import { generationOf } from "../support/generation.ts";
 
@@ -7,6 +7,31 @@ export interface EngineSettings {
   readonly backend: "ref" | "cpu";
   readonly threads: number;
   readonly packedFolder: string;
+  /** Drafts per step. */
+  readonly speculation?: number;
+}
+
+/** How the bundled model is opened here, whatever is asked of it. */
+export function nanoEngine(role: "prefill" | "decode", settings: EngineSettings): EngineOptions {
+  return {
+    speculation: 1,
+    ...settings,
+    modelFolder: NANO,
+    latentNormEps: 1e-6,
+    weightFormat: "checkpoint",
+    deterministic: false,
+    slots: 64,
+    kvBlocks: 0,
+    kvBytes: 256 * 1024 * 1024,
+    kvTierBytes: 0,
+    kvTierFolder: null,
+    maxStepTokens: 256,
+    role,
+    rankId: `${role}-alone`,
+    kvHost: "127.0.0.1",
+    kvPort: 0,
+    kvTransport: "auto",
+  };
 }
 
 /** The native engine in this process with nothing around it but the batch that the nodes use as well. */
@@ -27,32 +52,11 @@ export class EngineAlone implements AsyncDisposable {
 
   static async open(role: "prefill" | "decode", settings: EngineSettings): Promise<EngineAlone> {
     let alone: EngineAlone | null = null;
-    const engine = await openEngine(
-      {
-        ...settings,
-        modelFolder: NANO,
-        latentNormEps: 1e-6,
-        weightFormat: "checkpoint",
-        deterministic: false,
-        speculation: 1,
-        slots: 64,
-        kvBlocks: 0,
-        kvBytes: 256 * 1024 * 1024,
-        kvTierBytes: 0,
-        kvTierFolder: null,
-        maxStepTokens: 256,
-        role,
-        rankId: `${role}-alone`,
-        kvHost: "127.0.0.1",
-        kvPort: 0,
-        kvTransport: "auto",
-      },
-      {
-        onStep: (result) => alone!.#batch.onStep(result),
-        onEvents: () => {},
-        onFatal: (message) => alone!.#onFault(new Error(message)),
-      },
-    );
+    const engine = await openEngine(nanoEngine(role, settings), {
+      onStep: (result) => alone!.#batch.onStep(result),
+      onEvents: () => {},
+      onFatal: (message) => alone!.#onFault(new Error(message)),
+    });
     alone = new EngineAlone(engine);
     engine.setEpoch(1);
     return alone;
