@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "block_hashes.h"
 #include "claim.h"
 #include "core/sha256.h"
 #include "kv/kv_pool.h"

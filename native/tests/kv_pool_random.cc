@@ -11,6 +11,7 @@
 #include <set>
 #include <vector>
 
+#include "block_hashes.h"
 #include "claim.h"
 #include "kv/block_pool.h"
 

@@ -4,7 +4,6 @@
 #include <bit>
 
 #include "core/sha256.h"
-#include "kv/kv_pool.h"
 
 namespace margay {
 namespace {
@@ -31,17 +30,6 @@ BlockHash HashNext(const BlockHash& previous, const int32_t* tokens) {
   sha.Update(previous.data(), previous.size());
   sha.Update(tokens, kBlockTokens * sizeof(int32_t));
   return Cut(sha.Finish());
-}
-
-std::vector<BlockHash> BlockHashes(const std::string& model_hash, std::span<const int32_t> tokens) {
-  std::vector<BlockHash> hashes;
-  hashes.reserve(tokens.size() / kBlockTokens);
-  BlockHash previous = HashRoot(model_hash);
-  for (size_t start = 0; start + kBlockTokens <= tokens.size(); start += kBlockTokens) {
-    previous = HashNext(previous, tokens.data() + start);
-    hashes.push_back(previous);
-  }
-  return hashes;
 }
 
 }  // namespace margay

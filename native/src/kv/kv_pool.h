@@ -123,7 +123,4 @@ class KvPool {
   virtual std::string CheckInvariants() const = 0;
 };
 
-// Hashes of all full blocks of `tokens`. Same as control-plane/protocol/block-hash.ts.
-std::vector<BlockHash> BlockHashes(const std::string& model_hash, std::span<const int32_t> tokens);
-
 }  // namespace margay
