@@ -309,6 +309,7 @@ test("a checkpoint that is not there rejects with a sentence that names it", asy
   await expect(rejected).rejects.toMatchObject({ code: expect.stringMatching(/^(checkpoint|io)$/) });
   for (const slots of [0, -1, 2 ** 31 - 1])
     await expect(NativeRank.open("decode", { slots })).rejects.toMatchObject({ code: "bad_argument" });
+  await expect(NativeRank.open("decode", { maxStepTokens: 0 })).rejects.toThrow("maxStepTokens must be at least 1");
   await expect(NativeRank.open("decode", { kvBlocks: 0, kvBytes: 10 })).rejects.toThrow("kvBytes");
   await expect(openEngine({} as never, {} as never)).rejects.toThrow("modelFolder");
 });
