@@ -167,6 +167,14 @@ describe("the shape of a stream", () => {
     expect(response.headers.get("x-client-request-id")).toBe("mine");
   });
 
+  test("where drafts were verified, how many became tokens is told as well", async () => {
+    await using harness = await startHarness(
+      saying("Tokyo.</longcat_s>", 1, { drafts: { verified: 44, accepted: 41 } }),
+    );
+    const timing = (await harness.chat()).headers.get("server-timing");
+    expect(timing).toMatch(/, decode;dur=4.00, drafts;desc="41 of 44"$/);
+  });
+
   test("a prompt that its decode worker computed names that worker twice", async () => {
     await using harness = await startHarness(saying("Tokyo.</longcat_s>", 1, { prefill: null }));
     const response = await harness.chat();

@@ -69,28 +69,35 @@ async function randomGenerations(seed: number, count: number): Promise<Generatio
 }
 
 describe("speculation is lossless", () => {
-  test("random requests get the same text and log-probabilities with 0, 1, 2 and 3 drafts, alone and together", async () => {
-    const generations = await randomGenerations(5, 40);
-    const plain = await open(0);
-    const wanted: Generated[] = [];
-    for (const generation of generations) wanted.push(await generate(plain, generation));
-    for (const drafts of [1, 2, 3]) {
-      const rank = await open(drafts, { slots: 8 });
-      const got: Generated[] = [];
-      for (let at = 0; at < generations.length; at += 8) {
-        const tasks = generations.slice(at, at + 8).map((generation) => ({ generation, attached: null }));
-        got.push(...(await generateTogether(rank, tasks, 23)));
+  test.each([
+    ["ref", { backend: "ref", threads: 1 }],
+    ["cpu in deterministic mode", { backend: "cpu", threads: 2, deterministic: true }],
+  ] as const)(
+    "on %s random requests get the same text and log-probabilities with 0 to 3 drafts, alone and together",
+    async (_, numerics) => {
+      const generations = await randomGenerations(5, 40);
+      const plain = await open(0, numerics);
+      const wanted: Generated[] = [];
+      for (const generation of generations) wanted.push(await generate(plain, generation));
+      for (const drafts of [1, 2, 3]) {
+        const rank = await open(drafts, { ...numerics, slots: 8 });
+        const got: Generated[] = [];
+        for (let at = 0; at < generations.length; at += 8) {
+          const tasks = generations.slice(at, at + 8).map((generation) => ({ generation, attached: null }));
+          got.push(...(await generateTogether(rank, tasks, 23)));
+        }
+        expect(got.map(textOf)).toEqual(wanted.map(textOf));
+        const alone = await generate(await open(drafts, numerics), generations[0]!);
+        expect(textOf(alone)).toEqual(textOf(wanted[0]!));
+        const { draftsProposed, draftsVerified, draftsAccepted, steps } = rank.engine.stats();
+        expect(draftsProposed).toBeGreaterThanOrEqual(draftsVerified);
+        expect(draftsVerified).toBeGreaterThan(draftsAccepted);
+        expect(draftsAccepted).toBeGreaterThan(100);
+        expect(steps).toBeLessThan(plain.engine.stats().steps);
       }
-      expect(got.map(textOf)).toEqual(wanted.map(textOf));
-      const alone = await generate(await open(drafts), generations[0]!);
-      expect(textOf(alone)).toEqual(textOf(wanted[0]!));
-      const { draftsProposed, draftsVerified, draftsAccepted, steps } = rank.engine.stats();
-      expect(draftsProposed).toBeGreaterThanOrEqual(draftsVerified);
-      expect(draftsVerified).toBeGreaterThan(draftsAccepted);
-      expect(draftsAccepted).toBeGreaterThan(100);
-      expect(steps).toBeLessThan(plain.engine.stats().steps);
-    }
-  }, 120_000);
+    },
+    120_000,
+  );
 
   test("a step without room for drafts goes without them", async () => {
     const generations = (await randomGenerations(6, 6)).map(({ tokens, sampling }) =>

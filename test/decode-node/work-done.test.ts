@@ -1,0 +1,20 @@
+import { expect, test } from "vitest";
+import { afterStep, NO_WORK } from "../../decode-node/work-done.ts";
+
+test("rows of a prompt are computed tokens, whatever comes of their last one", () => {
+  const work = afterStep(afterStep(NO_WORK, true, 64, 0), true, 10, 1);
+  expect(work).toEqual({ computedTokens: 74, verifiedDrafts: 0, acceptedDrafts: 0 });
+});
+
+test("rows of a decode step beyond the first are verified drafts, its tokens beyond the first accepted ones", () => {
+  let work = NO_WORK;
+  for (const [rows, tokens] of [
+    [1, 1],
+    [3, 1],
+    [3, 2],
+    [3, 3],
+    [2, 0],
+  ] as const)
+    work = afterStep(work, false, rows, tokens);
+  expect(work).toEqual({ computedTokens: 0, verifiedDrafts: 7, acceptedDrafts: 3 });
+});
