@@ -277,6 +277,31 @@ describe("whatever is given up leaves nothing behind", () => {
   });
 });
 
+describe("deterministic mode on cpu", () => {
+  test.each([0, 2])(
+    "tokens and log-probabilities are those of one engine alone, to the bit, with %d drafts",
+    async (speculation) => {
+      const mode = { backend: "cpu", deterministic: true } as const;
+      [p, d] = await Promise.all([
+        NativeRank.open("prefill", { ...mode, threads: 1, speculation }),
+        NativeRank.open("decode", { ...mode, threads: 2, speculation }),
+      ]);
+      const generation = generationOf(promptOf(150), {
+        maxNewTokens: 12,
+        sampling: { temperature: 0.8, seed: 5, topLogprobs: 20 },
+      });
+      const { attached } = await move(generation, 37);
+      const first = p.steps.flatMap(({ logprobs }) => logprobs);
+      const moved = await decode(generation, attached);
+      const local = await generate(p, generation, 256);
+      expect(moved.tokens).toEqual(local.tokens);
+      expect([...first, ...moved.logprobs].map(({ slot: _, ...rest }) => rest)).toEqual(
+        local.logprobs.map(({ slot: _, ...rest }) => rest),
+      );
+    },
+  );
+});
+
 /** One at a time: steps of several prompts do not share the queue. */
 let tail: Promise<unknown> = Promise.resolve();
 function queued<T>(work: () => Promise<T>): Promise<T> {
