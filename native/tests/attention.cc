@@ -5,6 +5,8 @@
 //   company      from the same row alone on one thread: batch, shared blocks and threads must not change a bit
 //   expanded     keys and values expanded from the latent, from the double precision result
 //   rotate       rotary embedding
+//
+// The path "tiles" is what runs on AMX, its tiles emulated.
 #include "kernels/attention/attention_list.h"
 #include "kernels/attention/expanded_list.h"
 
@@ -16,7 +18,11 @@
 #include "core/number_formats.h"
 #include "kernels/code_path.h"
 #include "kernels/linear/panel_layout.h"
+#include "kernels/vec/vec_generic.h"
+#include "kernels/vec/tile_emulated.h"
 #include "tally.h"
+// The vector type and the tiles come first.
+#include "kernels/attention/attention_tiles.h"
 
 namespace margay::tests {
 namespace {
@@ -255,7 +261,12 @@ int Main() {
   constexpr AttentionShape kLarge = {64, 512, 64};
   ThreadPool one(1);
   ThreadPool three(3);
-  for (const CodePath& path : UsableCodePaths()) {
+  std::vector<CodePath> paths = UsableCodePaths();
+  CodePath tiles = paths.front();
+  tiles.name = "tiles";
+  tiles.attention = &kTileAttentionTable;
+  paths.push_back(tiles);
+  for (const CodePath& path : paths) {
     Tally plain;
     Tally company;
     for (const AttentionShape& shape : kShapes) {

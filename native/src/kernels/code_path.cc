@@ -26,7 +26,7 @@ std::vector<CodePath> UsableCodePaths() {
     add("avx512bf16", "avx512bf16", Avx512Attention(), Avx512Pointwise(), Avx512Sample());
     if (!Bf16DotIsFaster()) std::swap(usable.back(), usable[usable.size() - 2]);
   }
-  if (FindLinearPath("amx") != nullptr) add("amx", "amx", Avx512Attention(), Avx512Pointwise(), Avx512Sample());
+  if (FindLinearPath("amx") != nullptr) add("amx", "amx", AmxAttention(), Avx512Pointwise(), Avx512Sample());
 #endif
   return usable;
 }

@@ -34,10 +34,11 @@ struct AttentionTile {
   float* scratch;           // AttentionScratch(latent, rope) floats, at a multiple of 64 bytes
 };
 
-// A page in fp32, its scores, and the tile's queries, each filled up to what a code path works on at once.
+// A page, its scores and weights, the tile's queries and sums, each filled up to what a code path works on at once.
 constexpr int64_t AttentionScratch(int latent, int rope) {
-  const int64_t width = (latent + rope + 15) / 16 * 16;
-  return (kTileTokens + 16) * (width + 64) + kAttentionQueries * (width + 3);
+  const int64_t width = (latent + rope + 31) / 32 * 32;
+  const int64_t sums = (latent + 15) / 16 * 16;
+  return (kTileTokens + 16) * (width + 64) + kTileTokens * 64 + kAttentionQueries * (width + sums + 3);
 }
 
 // A weighted sum over one stretch of context; the next stretch is merged into it.
@@ -92,6 +93,7 @@ const AttentionKernels* GenericAttention();
 #if defined(__x86_64__)
 const AttentionKernels* Avx2Attention();
 const AttentionKernels* Avx512Attention();
+const AttentionKernels* AmxAttention();
 #endif
 
 }  // namespace margay

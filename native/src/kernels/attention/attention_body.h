@@ -9,8 +9,7 @@ namespace {
 constexpr int Filled(int n) { return (n + kW - 1) / kW * kW; }
 
 // [width][lanes] of the rows queries[0], ... of q, or of the first ones; lanes beyond the queries are zero.
-void PackQueries(const float* q, int64_t q_stride, const int32_t* queries, int count, int width, float* packed) {
-  const int lanes = Filled(count);
+void PackQueries(const float* q, int64_t q_stride, const int32_t* queries, int count, int lanes, int width, float* packed) {
   for (int lane = 0; lane < lanes; lane += kW) {
     for (int d = 0; d < width; d += kW) {
       Vec::Reg square[kW];
@@ -49,9 +48,9 @@ struct Scratch {
 };
 
 // How much of a page the lanes see; lanes beyond the queries see all of it. Returns the least.
-int CountSeen(const AttentionTile& t, int first_query, int count, int first_token, int32_t* seen) {
+int CountSeen(const AttentionTile& t, int first_query, int count, int lanes, int first_token, int32_t* seen) {
   int least = kTileTokens;
-  for (int i = 0; i < Filled(count); ++i) {
+  for (int i = 0; i < lanes; ++i) {
     const int all = i < count ? t.visible[t.queries[first_query + i]] - first_token : kTileTokens;
     seen[i] = all < 0 ? 0 : all;
     least = seen[i] < least ? seen[i] : least;
@@ -70,7 +69,7 @@ void Attend(const AttentionTile* tile) {
   }
   const auto count_at = [&](int b) { return t.count - b < kBlockLanes ? t.count - b : kBlockLanes; };
   for (int b = 0; b < t.count; b += kBlockLanes) {
-    PackQueries(t.q, t.q_stride, t.queries + b, count_at(b), width, scratch.q + b * width);
+    PackQueries(t.q, t.q_stride, t.queries + b, count_at(b), Filled(count_at(b)), width, scratch.q + b * width);
   }
   int32_t seen[kBlockLanes];
   for (int first = t.first; first < t.end; first += kTileTokens) {
@@ -81,7 +80,7 @@ void Attend(const AttentionTile* tile) {
     if (first + kTileTokens < t.end) ahead = {t.pages + block[1] * t.page_bytes, t.pages + (block[1] + 1) * t.page_bytes};
     const KeyRows rows{scratch.keys, stride, width, scratch.keys, stride, t.latent, tokens};
     for (int b = 0; b < t.count; b += kBlockLanes) {
-      const int least = CountSeen(t, b, count_at(b), first, seen);
+      const int least = CountSeen(t, b, count_at(b), Filled(count_at(b)), first, seen);
       const QueryBlock queries{scratch.q + b * width, count_at(b), seen, least, scratch.top + b, scratch.sum + b,
                                scratch.factors + b, scratch.scores, t.out + b * t.out_stride, t.out_stride,
                                first == t.first};
@@ -114,8 +113,8 @@ void AttendExpanded(const ExpandedTile* tile) {
     const int count = t.rows - b < kBlockLanes ? t.rows - b : kBlockLanes;
     const int lanes = Filled(count);
     if (t.first == 0) {
-      PackQueries(t.q + b * t.q_stride + t.nope, t.q_stride, nullptr, count, t.rope, q + b * width);
-      PackQueries(t.q + b * t.q_stride, t.q_stride, nullptr, count, t.nope, q + b * width + t.rope * lanes);
+      PackQueries(t.q + b * t.q_stride + t.nope, t.q_stride, nullptr, count, lanes, t.rope, q + b * width);
+      PackQueries(t.q + b * t.q_stride, t.q_stride, nullptr, count, lanes, t.nope, q + b * width + t.rope * lanes);
       for (int i = b; i < b + lanes; ++i) {
         top[i] = kNothing;
         sum[i] = 0;

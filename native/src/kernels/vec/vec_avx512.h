@@ -49,6 +49,16 @@ struct Vec {
     top = _mm512_mask_mov_epi32(top, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
     _mm256_mask_storeu_epi16(p, Mask(n), _mm512_cvtepi32_epi16(top));
   }
+  // The bits that bf16 keeps, as floats and as bf16.
+  static Reg High(Reg a) { return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(static_cast<int>(0xffff0000U)))); }
+  static void StoreHigh(Reg a, uint16_t* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16)));
+  }
+  // bf16 values of `even` and `odd` by turns; kWidth of each.
+  static void StorePairs(Reg even, Reg odd, uint16_t* p) {
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_castps_si512(High(odd))));
+  }
   static void LoadPairs(const uint8_t* p, Reg* even, Reg* odd) {
     const __m512i words = _mm512_loadu_si512(p);
     *even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));

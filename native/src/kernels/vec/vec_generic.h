@@ -70,6 +70,17 @@ struct Vec {
   static void StoreBf16Some(uint16_t* p, Reg a, int n) {
     for (int i = 0; i < n; ++i) p[i] = FloatToBf16(a[i]);
   }
+  // The bits that bf16 keeps, as floats and as bf16.
+  static Reg High(Reg a) { return __builtin_bit_cast(Reg, __builtin_bit_cast(Words, a) & 0xffff0000U); }
+  static void StoreHigh(Reg a, uint16_t* p) {
+    const Halves halves = __builtin_convertvector(__builtin_bit_cast(Words, a) >> 16, Halves);
+    std::memcpy(p, &halves, sizeof(halves));
+  }
+  // bf16 values of `even` and `odd` by turns; kWidth of each.
+  static void StorePairs(Reg even, Reg odd, uint16_t* p) {
+    const Words pairs = __builtin_bit_cast(Words, even) >> 16 | __builtin_bit_cast(Words, High(odd));
+    std::memcpy(p, &pairs, sizeof(pairs));
+  }
   // Two inputs of kWidth outputs each.
   static void LoadPairs(const uint8_t* p, Reg* even, Reg* odd) {
     Words words;
