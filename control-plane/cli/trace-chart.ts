@@ -30,6 +30,7 @@ const COLOURS: Readonly<Record<string, string>> = {
   "join shortcut": "#9db3c8",
   logits: "#b59b2e",
   sample: "#b0487c",
+  propose: "#d07fa5",
   embed: "#7a8894",
 };
 const OTHER = "#9aa5b1";

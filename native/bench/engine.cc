@@ -29,14 +29,27 @@ T OrDie(Result<T> result) {
   std::exit(1);
 }
 
+struct Format {
+  const char* name;
+  DType dtype;  // of the checkpoint
+  WeightChoice weights;
+  Arithmetic arithmetic;
+  double bytes;  // of a weight
+};
+constexpr Format kBf16 = {"bf16", DType::kBf16, WeightChoice::kCheckpoint, Arithmetic::kFloat, 2};
+constexpr Format kFormats[] = {kBf16,
+                               {"fp8", DType::kFp8, WeightChoice::kCheckpoint, Arithmetic::kFloat, 1},
+                               {"int8", DType::kBf16, WeightChoice::kInt8, Arithmetic::kInt8, 1}};
+
 // A model with pages for what is timed, and fresh tokens in every step so that experts change as they do in use.
 class Subject {
  public:
-  Subject(const ModelShape& shape, DType weights, bool deterministic, ThreadPool* pool, int threads) : shape_(shape) {
-    const SyntheticCheckpoint checkpoint(shape, weights, pool);
+  Subject(const ModelShape& shape, const Format& format, bool deterministic, ThreadPool* pool, int threads) : shape_(shape) {
+    const SyntheticCheckpoint checkpoint(shape, format.dtype, pool);
     ModelOptions options;
     options.folder = checkpoint.folder();
     options.threads = threads;
+    options.weights = format.weights;
     options.deterministic = deterministic;
     model_ = OrDie(Model::Load(options));
     const KvLayout& layout = model_->facts().kv;
@@ -120,12 +133,6 @@ class Subject {
   uint64_t random_ = 1;
 };
 
-struct Format {
-  const char* name;
-  DType dtype;
-  double bytes;  // of a weight
-};
-
 // What a decode step has to read from memory.
 double DecodeBytes(const ModelShape& s, const Format& format, double experts, double batch) {
   const double matrices = s.AttentionParameters() - s.AbsorbedParameters() + s.DenseParameters() + s.layers * experts * s.ExpertParameters();
@@ -143,9 +150,9 @@ void Slice(Bench* bench, const Format& format, const Peer* peer) {
   const ModelShape shape = LayerSlice();
   const int threads = bench->all_threads();
   if (!bench->WantsTable("layer slice, decode") && !bench->WantsTable("layer slice, prefill")) return;
-  Subject subject(shape, format.dtype, false, bench->pool(threads), threads);
+  Subject subject(shape, format, false, bench->pool(threads), threads);
   std::optional<Figure> alone;
-  const bool bf16 = format.dtype == DType::kBf16;
+  const bool bf16 = format.name == kBf16.name;
   for (const int batch : kBatches) {
     if (!bench->WantsTable("layer slice, decode")) break;
     Case c{.table = "layer slice, decode",
@@ -154,7 +161,7 @@ void Slice(Bench* bench, const Format& format, const Peer* peer) {
            .threads = threads,
            .bytes = DecodeBytes(shape, format, subject.ExpertsRead(batch), batch),
            .operations = batch * RowOperations(shape, kDecodeAt),
-           .arithmetic = Arithmetic::kFloat,
+           .arithmetic = format.arithmetic,
            .unit = "tok/s",
            .units = static_cast<double>(batch),
            .run = [&](int64_t) { subject.Decode(batch); }};
@@ -177,7 +184,7 @@ void Slice(Bench* bench, const Format& format, const Peer* peer) {
          .path = subject.path(),
          .threads = threads,
          .operations = kPrompt * RowOperations(shape, kPrompt / 2.0),
-         .arithmetic = Arithmetic::kFloat,
+         .arithmetic = format.arithmetic,
          .unit = "tok/s",
          .units = kPrompt,
          .promise = bf16 ? std::optional(ShareOfLimit(0.7, 0.85)) : std::nullopt,
@@ -202,8 +209,8 @@ void Deterministic(Bench* bench) {
   const ModelShape shape = LayerSlice();
   const int threads = bench->all_threads();
   if (!bench->WantsTable("layer slice, deterministic")) return;
-  Subject usual(shape, DType::kBf16, false, bench->pool(threads), threads);
-  Subject exact(shape, DType::kBf16, true, bench->pool(threads), threads);
+  Subject usual(shape, kBf16, false, bench->pool(threads), threads);
+  Subject exact(shape, kBf16, true, bench->pool(threads), threads);
   const auto measure = [&](const std::string& name, double tokens, const Run& own, const Run& other) {
     const std::optional<Figure> figure = bench->Measure({.table = "layer slice, deterministic", .name = name, .path = exact.path(),
                                                          .threads = threads, .unit = "tok/s", .units = tokens, .run = own,
@@ -222,7 +229,7 @@ void Deep(Bench* bench) {
   if (!bench->WantsTable("28 narrow layers")) return;
   const ModelShape shape = SmallDeep();
   for (const int threads : bench->threads()) {
-    Subject subject(shape, DType::kBf16, false, bench->pool(threads), threads);
+    Subject subject(shape, kBf16, false, bench->pool(threads), threads);
     for (const int batch : {1, kMostBatch}) {
       bench->Measure({.table = "28 narrow layers", .name = "decode, batch " + std::to_string(batch), .path = subject.path(), .threads = threads,
                       .operations = batch * RowOperations(shape, kDecodeAt), .arithmetic = Arithmetic::kFloat, .unit = "us", .units = 1,
@@ -232,10 +239,9 @@ void Deep(Bench* bench) {
 }
 
 void Main(Bench* bench) {
-  constexpr Format kFormats[] = {{"bf16", DType::kBf16, 2}, {"fp8", DType::kFp8, 1}};
   for (const Format& format : kFormats) {
     std::optional<Peer> peer;
-    if (format.dtype == DType::kBf16 && bench->peer().has_value()) {
+    if (format.name == kBf16.name && bench->peer().has_value()) {
       peer.emplace(bench->peer()->library, bench->peer()->model, bench->all_threads());
     }
     Slice(bench, format, peer.has_value() ? &*peer : nullptr);

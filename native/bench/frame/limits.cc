@@ -57,8 +57,6 @@ bool Allowed(const std::string& path, const std::string& unit) {
   if (Spells(unit, "generic")) return true;
   if (Spells(unit, "amx")) return amx;
   if (Spells(unit, "avx2")) return path != "generic" && path != "ref";
-  if (Spells(unit, "bf16")) return amx || Spells(path, "bf16");
-  if (Spells(unit, "int8")) return amx || Spells(path, "vnni");
   return amx || Spells(path, "avx512");
 }
 

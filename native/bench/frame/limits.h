@@ -33,8 +33,8 @@ class Limits {
 
   const std::vector<Unit>& units() const { return units_; }
 
-  // The fastest unit that code of this path (kernels/code_path.h) may use for a product; null for kNone. A path has the
-  // units of every instruction set its name spells: "avx512" fp32 alone, "avx512bf16" also the bf16 dot product.
+  // The fastest unit that code of this path (kernels/code_path.h) may use for a product; null for kNone. AVX-512
+  // paths take the dot products of the machine where they are faster.
   const Unit* BestFor(const std::string& path, Arithmetic kind) const;
 
   // Seconds of one sample, all threads of the pool at work.

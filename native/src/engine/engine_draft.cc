@@ -2,6 +2,7 @@
 // KV, and proposes what the next step of the batch is to verify (engine/speculation.h).
 #include <algorithm>
 
+#include "core/trace.h"
 #include "engine/engine.h"
 
 namespace margay {
@@ -63,6 +64,7 @@ void Engine::AddDraftRows(Job* job) {
 
 // One more draft for everyone in drafting_, whose logits are there in its order; stays who may have another.
 void Engine::ProposeNext(int step_rows) {
+  const trace::Span span("propose");
   const auto vocab = static_cast<size_t>(facts_.vocab_size);
   const float least = LeastDraftProbability(step_rows);
   ForEach(drafting_.size(), drafting_.size(), [&](size_t item, size_t thread) {
