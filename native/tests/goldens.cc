@@ -8,10 +8,13 @@
 //   same_as_whole    bits equal those of the whole-prompt run of the same backend
 //   kv_noise         what bf16 KV alone does: largest difference of ref, its KV rounded to bf16, from the recorded
 //                    logits, with ref's own choices
+//   tie_noise        what chance decides of that rounding: largest difference of the rounded ref from itself when values
+//                    are moved by the relative error of a sum before they are rounded
 //   from_rounded     largest difference of a cpu path from that rounded ref, with the same choices
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <random>
 
 #include "golden_file.h"
 #include "model/model.h"
@@ -21,6 +24,9 @@ namespace margay::tests {
 namespace {
 
 constexpr float kMargin = 3e-2F;
+// Largest relative error of a sum on a cpu path (linear.cc bounds it), and how often its effect on ties is tried.
+constexpr float kNudge = 2.5e-6F;
+constexpr uint32_t kTies = 4;
 
 struct Prompt {
   std::vector<int32_t> tokens;
@@ -61,9 +67,11 @@ std::vector<Prompt> ReadPrompts(const GoldenFile& golden) {
 }
 
 // Feeds all prompts together, `chunk` tokens of each per step (0: each prompt whole, alone).
-// With round_kv an fp32 pool holds what a bf16 pool would.
+// With `kv` an fp32 pool holds what a bf16 pool would; with a seed after every value was moved by up to kNudge of itself,
+// as another order of its sums would: those that lie at a border then round the other way.
+enum class Kv { kAsItIs, kRounded };
 Outcome RunPrompts(Model* model, const std::vector<Prompt>& prompts, int chunk, const std::vector<int32_t>* forced,
-                   bool round_kv = false) {
+                   Kv rounding = Kv::kAsItIs, uint32_t seed = 0) {
   const ModelFacts& facts = model->facts();
   const auto vocab = static_cast<size_t>(facts.vocab_size);
   int blocks = 1;
@@ -82,6 +90,7 @@ Outcome RunPrompts(Model* model, const std::vector<Prompt>& prompts, int chunk, 
   model->ForceRouting(forced, &out.routing);
   std::vector<size_t> at(prompts.size());
   std::vector<float> logits;
+  std::minstd_rand random(seed);
   const auto run = [&](const std::vector<size_t>& members) {
     std::vector<SequenceRows> rows;
     size_t total = 0;
@@ -98,11 +107,14 @@ Outcome RunPrompts(Model* model, const std::vector<Prompt>& prompts, int chunk, 
         for (int position = sequence.position; position < sequence.position + sequence.count; ++position) {
           auto* row = reinterpret_cast<float*>(kv.page(attention, sequence.block_table[position / kBlockTokens])) +
                       position % kBlockTokens * facts.kv.row_values;
-          for (int i = 0; i < facts.kv.row_values; ++i) row[i] = Bf16ToFloat(FloatToBf16(row[i]));
+          for (int i = 0; i < facts.kv.row_values; ++i) {
+            if (seed != 0) row[i] *= 1 + kNudge * (2 * static_cast<float>(random() % 1024) / 1023 - 1);
+            row[i] = Bf16ToFloat(FloatToBf16(row[i]));
+          }
         }
       }
     };
-    OrDie(model->Forward(rows, kv, round_kv ? AttentionDone(round) : nullptr, logits.data()));
+    OrDie(model->Forward(rows, kv, rounding == Kv::kRounded ? AttentionDone(round) : nullptr, logits.data()));
     step_rows.push_back(total);
     const float* from = logits.data();
     for (size_t m = 0; m < members.size(); ++m) {
@@ -200,6 +212,7 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
   std::vector<Outcome> reference;
   std::vector<Outcome> rounded;
   std::vector<int> all;
+  float tie_noise = 0;
   for (const Prompt& prompt : prompts) all.push_back(static_cast<int>(prompt.tokens.size()));
   std::vector<std::pair<std::string, bool>> paths = {{"ref", true}};
   for (const std::string& isa : CpuIsas()) {
@@ -220,7 +233,11 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
       Outcome outcome = RunPrompts(model.get(), prompts, chunks[c], nullptr);
       if (path == "ref") {
         reference.push_back(outcome);
-        rounded.push_back(RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing, true));
+        rounded.push_back(RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing, Kv::kRounded));
+        for (uint32_t seed = 1; seed <= kTies; ++seed) {
+          const Outcome nudged = RunPrompts(model.get(), prompts, chunks[c], &reference[c].routing, Kv::kRounded, seed);
+          tie_noise = std::max(tie_noise, LargestDifference(rounded[c], nudged));
+        }
       }
       std::vector<int> limits;
       std::string flips;
@@ -249,12 +266,13 @@ int Main(const std::string& folder, const std::string& golden_path, int threads)
       std::printf("{\"path\":\"%s\",\"deterministic\":%s,\"chunk\":%d,\"positions\":%d,\"compared\":%d,"
                   "\"max_diff\":%g,\"argmax_wrong\":%d,"
                   "\"flips\":[%s],\"forced_max_diff\":%g,\"forced_argmax_wrong\":%d,\"same_as_whole\":%s,\"kv_noise\":%g,"
-                  "\"from_rounded\":%g}\n",
+                  "\"from_rounded\":%g,\"tie_noise\":%g}\n",
                   path.c_str(), deterministic ? "true" : "false", chunks[c], positions, free.positions,
                   static_cast<double>(free.max_diff), free.argmax_wrong,
                   flips.c_str(), static_cast<double>(forced.max_diff), forced.argmax_wrong,
                   SameBits(whole, outcome) ? "true" : "false",
-                  static_cast<double>(Compare(prompts, rounded[c], all).max_diff), static_cast<double>(from_rounded));
+                  static_cast<double>(Compare(prompts, rounded[c], all).max_diff), static_cast<double>(from_rounded),
+                  static_cast<double>(tie_noise));
       std::fflush(stdout);
     }
   }

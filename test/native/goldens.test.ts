@@ -18,6 +18,7 @@ interface Line {
   readonly same_as_whole: boolean;
   readonly kv_noise: number;
   readonly from_rounded: number;
+  readonly tie_noise: number;
 }
 
 const goldens = fileURLToPath(new URL("../fixtures/goldens/", import.meta.url));
@@ -75,10 +76,10 @@ describe.each(cases)("logits of $name", ({ name, folder, tolerance }) => {
     }
   });
 
-  it("cpu differs from ref by what bf16 KV explains, and next to nothing beyond", () => {
+  it("cpu differs from ref by what bf16 KV explains, and beyond that by what chance decides of its rounding", () => {
     for (const line of cpu()) {
       expect(line.forced_max_diff).toBeLessThan(1.3 * line.kv_noise + 1e-3);
-      expect(line.from_rounded).toBeLessThan(1.2e-2);
+      expect(line.from_rounded).toBeLessThan(Math.max(1.2e-2, line.tie_noise));
     }
   });
 });
