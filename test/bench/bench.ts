@@ -1,8 +1,9 @@
 import { parseArgs } from "node:util";
 import { benchEngine } from "./engine.ts";
-import { benchKernels } from "./kernels.ts";
+import { benchKernels, benchProgram } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
 import { benchNano } from "./nano.ts";
+import type { BenchOptions } from "./options.ts";
 import { Promises } from "./report.ts";
 import { Results } from "./results.ts";
 import { benchSpeculation } from "./speculation.ts";
@@ -16,6 +17,7 @@ const PARTS = {
   memory: benchMemory,
   kernels: benchKernels,
   engine: benchEngine,
+  transfer: (options: BenchOptions) => benchProgram("transfer", "transfer", options),
   speculation: benchSpeculation,
 } as const;
 

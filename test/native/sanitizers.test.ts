@@ -12,14 +12,14 @@ const MEMORY: Runs = {
   kv_refusals: [],
   kv_lost_peers: [],
   weights: ["models/nano", "-"],
-  engine_random: ["3", "300", "1"],
+  engine_random: ["3", "300", "1", "1"],
 };
 
 /** Everything with more than one thread. */
 const THREADS: Runs = {
   kv_transfer: [],
   weights: ["models/nano", "-"],
-  engine_random: ["4", "300", "0"],
+  engine_random: ["4", "300", "0", "2"],
 };
 
 const FUZZ_SECONDS = "8";
