@@ -19,10 +19,12 @@ export interface TracedRank {
 
 /**
  * Records what all workers do for some seconds, at the same time; writes `FILE.json` in Chrome's trace format and a
- * picture of it, `FILE.svg`, and `FILE.png` where a program that makes one is installed. Returns the exit code.
+ * picture of it, `FILE.svg`, and `FILE.png` where a program that makes one is installed; an ending of these that FILE has
+ * is left out. Returns the exit code.
  */
 export async function trace(options: { readonly seconds: number; readonly file: string }): Promise<number> {
-  const { seconds, file } = options;
+  const { seconds } = options;
+  const file = options.file.replace(/\.(json|svg|png)$/, "");
   await using bus = await operatorBus();
   const query = { kind: "status-query" } as const;
   const report = await bus.request(subjects.operatorStatus(), StatusQuery, query, StatusReport, ANSWER_MS);
