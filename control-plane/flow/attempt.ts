@@ -251,8 +251,9 @@ export class Attempt {
         const query = this.#passage.query(this.#generation, localPrefillTokens);
         rank = choosePrefill(fleet.snapshot, fleet.prefixes, query, seat.decode, clock.monotonic());
         if (rank !== null && this.#passage.avoid.has(rank.rankId)) rank = null;
+        if (rank === null) break;
         known = await this.#passage.interruption.race(this.#trouble.race(this.#reserved.promise));
-        if (rank !== null) this.#moveSeat(rank, seat.decode);
+        this.#moveSeat(rank, seat.decode);
       }
     }
     throw failure ?? new MargayError("reservation_expired");
