@@ -221,7 +221,10 @@ export type FrameRefusal = (typeof FRAME_REFUSALS)[number];
 
 /** Never called from inside a call of the engine, nor after `close` was called. */
 export interface EngineListener {
-  /** Called once per finished step, planned or repeated, in order; events that the step caused come before. */
+  /**
+   * Called once per finished step, planned or repeated, in order; events that the step caused come before. Steps that
+   * repeat the batch are told up to 8 ms late, several at once; what a sequence or the planner waits for is never late.
+   */
   onStep(result: StepResult): void;
   onEvents(events: readonly EngineEvent[]): void;
   /** The engine thread failed and will do nothing more. */

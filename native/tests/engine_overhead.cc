@@ -1,8 +1,11 @@
 // engine_overhead: what the engine itself takes of a step, over a model that computes next to nothing.
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <variant>
 #include <vector>
@@ -42,14 +45,14 @@ class IdleModel final : public Model {
   ModelFacts facts_;
 };
 
-// Microseconds of each step of a full batch.
-std::string Measure(std::vector<double>* step_us) {
+// An engine of which kBatch sequences decode `steps` steps, then wait for room.
+Result<std::unique_ptr<Engine>> Decode(int steps, std::function<void()> notify) {
   EngineOptions options;
   options.slots = kBatch;
   options.kv_blocks = kBatch * (kSteps / kBlockTokens + 2);
   options.model.max_rows = 256;
-  Result<std::unique_ptr<Engine>> opened = Engine::OpenWith(std::make_unique<IdleModel>(), options, [] {});
-  if (!opened.ok()) return opened.status().message();
+  Result<std::unique_ptr<Engine>> opened = Engine::OpenWith(std::make_unique<IdleModel>(), options, std::move(notify));
+  if (!opened.ok()) return opened;
   Engine& engine = **opened;
   std::vector<int32_t> plan;
   for (int i = 0; i < kBatch; ++i) {
@@ -58,11 +61,19 @@ std::string Measure(std::vector<double>* step_us) {
     spec.prompt_length = kPrompt;
     spec.max_new_tokens = kSteps;
     const Result<OpenedSequence> sequence = engine.OpenSequence(spec);
-    if (!sequence.ok()) return sequence.status().message();
+    if (!sequence.ok()) return sequence.status();
     const SequenceRef ref = sequence.value().ref;
-    plan.insert(plan.end(), {ref.slot, ref.generation, kPrompt, kPrompt + kSteps});
+    plan.insert(plan.end(), {ref.slot, ref.generation, kPrompt, kPrompt + steps - 1});
   }
-  if (const Result<int64_t> queued = engine.Submit(plan); !queued.ok()) return queued.status().message();
+  if (const Result<int64_t> queued = engine.Submit(plan); !queued.ok()) return queued.status();
+  return opened;
+}
+
+// Microseconds of each step of a full batch.
+std::string Measure(std::vector<double>* step_us) {
+  Result<std::unique_ptr<Engine>> opened = Decode(kSteps, [] {});
+  if (!opened.ok()) return opened.status().message();
+  Engine& engine = **opened;
   const double end_ms = EpochMs() + 20'000;
   while (step_us->size() < kSteps) {
     if (EpochMs() > end_ms) return "the batch is not repeated to its end";
@@ -86,11 +97,42 @@ std::string TakesLittle() {
   return found.what();
 }
 
+// Listens as the addon does: looks when the bell rang, never otherwise.
+std::string TellsInTime() {
+  constexpr int kFew = 400;
+  std::mutex mutex;
+  std::condition_variable bell;
+  int rings = 0, heard = 0;
+  Result<std::unique_ptr<Engine>> opened = Decode(kFew, [&] {
+    std::lock_guard lock(mutex);
+    ++rings;
+    bell.notify_one();
+  });
+  if (!opened.ok()) return opened.status().message();
+  int steps = 0;
+  std::unique_lock lock(mutex);
+  while (steps < kFew) {
+    if (!bell.wait_for(lock, std::chrono::seconds(15), [&] { return rings > heard; })) {
+      return "steps were told up to " + std::to_string(steps) + " of " + std::to_string(kFew) + ", the rest never";
+    }
+    heard = rings;
+    lock.unlock();
+    for (const EngineMessage& message : (*opened)->TakeMessages()) {
+      if (const auto* report = std::get_if<StepReport>(&message); report != nullptr && report->step != steps++) return "a step is missing";
+    }
+    lock.lock();
+  }
+  Finding found;
+  found.Expect(rings <= kFew / 4, std::to_string(rings) + " rings for " + std::to_string(kFew) + " steps of some microseconds");
+  return found.what();
+}
+
 }  // namespace
 }  // namespace margay
 
 int main() {
   margay::Claims claims;
   claims.Check("the engine itself takes less than it promised of a step of 16", margay::TakesLittle());
+  claims.Check("short steps of an unchanged batch are told several at once, also the last ones before it rests", margay::TellsInTime());
   return claims.ExitCode();
 }

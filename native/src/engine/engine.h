@@ -210,6 +210,7 @@ class Engine {
       for (size_t item = 0; item < items; ++item) body(item, size_t{0});
     }
   }
+  void Tell(StepReport report);
   void Settle(StepReport* report);
   void SettleJob(Job* job, StepReport* report);
   void TakeTokens(const Job& job, StepReport* report);
@@ -260,6 +261,7 @@ class Engine {
   std::vector<std::vector<int32_t>> histories_;  // these
   std::vector<float> logits_;  // [rows of a step that may give a token, vocab]
   AttentionDone attention_done_;
+  double held_ms_ = 0;  // of the steps that are told with a later one
 
   std::unique_ptr<Keeper> keeper_;
   std::thread thread_;

@@ -13,6 +13,7 @@ void Engine::StepLoop() {
   NameThread("margay-engine");
   std::unique_lock lock(mutex_);
   while (true) {
+    if (!HasStep()) outbox_.Ring();
     work_.wait(lock, [this] { return stopping_ || HasStep(); });
     if (stopping_) return;
     const trace::Span span("step");
@@ -48,8 +49,20 @@ void Engine::StepLoop() {
         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     counters_.compute_ms += report.compute_ms;
     EmitCacheChanges();
-    outbox_.Put(std::move(report));
+    Tell(std::move(report));
   }
+}
+
+// Waking the listener takes a core from the model. Steps of an unchanged batch that are short against what anybody can
+// see are told several at once; a plan's step, an end, and whatever else is awaited is told with its step.
+void Engine::Tell(StepReport report) {
+  constexpr double kMostHeldMs = 8;
+  held_ms_ = (outbox_.steps() == 0 ? 0 : held_ms_) + report.compute_ms;
+  const bool repeats = report.plan < 0 && queue_.empty();
+  const bool in_time = held_ms_ + report.compute_ms <= kMostHeldMs;  // also if it is told with the next step
+  const bool waits = repeats && in_time && !report.awaited;
+  outbox_.Hold(std::move(report));
+  if (!waits) outbox_.Ring();
 }
 
 // Who leaves and joins the batch, and the rows of those who are not in it. One that joins with rows decodes from the
@@ -219,10 +232,13 @@ void Engine::SettleJob(Job* job, StepReport* report) {
     pool_->Advance(sequence->kv, sequence->tokens, sequence->length);
   }
   if (sequence->closing) {
+    report->awaited = true;
     tell(0, 0, Finish::kSkipped, 0);
     return ReleaseIfIdle(sequence);
   }
   tell(job->rows, report->tokens.size() - before, sequence->finish, sequence->length);
+  // A mask is to be made for the next token, or room.
+  report->awaited |= sequence->ended() || sequence->masked || sequence->length >= sequence->capacity;
   if (!sequence->ended()) return;
   Leave(sequence);
   SetWillRun(sequence, false);

@@ -1,7 +1,11 @@
 // What the engine has to tell its owner: results and events, in the order in which they happened.
 //
 // Owns the messages not yet taken. Any thread puts; one thread takes, after `notify` told it that there is something.
-// O1 `notify` is called once per filling: when the outbox was empty, never again before it was taken
+//
+//   empty -> holding (what may wait) -> rung -> empty (taken)
+//
+// O1 `notify` is called once per filling, never again before it was taken
+// O2 what may wait is told with the next message that may not, or by Ring, which the engine thread calls in time
 #pragma once
 
 #include <cstdint>
@@ -34,6 +38,7 @@ struct StepReport {
   std::vector<StepLogprobs> logprobs;
   double start_ms = 0;  // epoch
   double compute_ms = 0;
+  bool awaited = false;  // somebody can only go on once it is told
 };
 
 struct TransferEvent {
@@ -54,19 +59,30 @@ class Outbox {
   explicit Outbox(std::function<void()> notify) : notify_(std::move(notify)) {}
 
   void Put(EngineMessage message) {
-    bool first;
+    Hold(std::move(message));
+    Ring();
+  }
+
+  // Puts what may wait.
+  void Hold(EngineMessage message) {
+    std::lock_guard lock(mutex_);
+    if (std::holds_alternative<StepReport>(message)) ++steps_;
+    messages_.push_back(std::move(message));
+  }
+
+  void Ring() {
     {
       std::lock_guard lock(mutex_);
-      first = messages_.empty();
-      if (std::holds_alternative<StepReport>(message)) ++steps_;
-      messages_.push_back(std::move(message));
+      if (rung_ || messages_.empty()) return;
+      rung_ = true;
     }
-    if (first) notify_();
+    notify_();
   }
 
   std::vector<EngineMessage> Take() {
     std::lock_guard lock(mutex_);
     steps_ = 0;
+    rung_ = false;
     return std::exchange(messages_, {});
   }
 
@@ -81,6 +97,7 @@ class Outbox {
   mutable std::mutex mutex_;
   std::vector<EngineMessage> messages_;
   int steps_ = 0;
+  bool rung_ = false;
 };
 
 }  // namespace margay
