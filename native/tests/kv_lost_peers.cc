@@ -142,7 +142,7 @@ int RunSender(int port, SequenceRef there, bool shared_memory) {
   const auto tokens = TokensFrom(0, kSenderTokens);
   const SequenceKvId id = prefiller.Open(tokens);
   Must(prefiller.sender->Begin({0, 0}, id, kSenderTokens,
-                               {"127.0.0.1", port, shared_memory, kTestEpoch, there, 0, NowMs() + kPatienceMs}));
+                               {"127.0.0.1", port, shared_memory, kTestEpoch, there, 0, NowMs() + kFarMs}));
   prefiller.Compute({0, 0}, id, 1, tokens, 0, kSenderTokens / 2);
   if (!Eventually([&] { return prefiller.sender->counters().pages == 6; })) return 10;
   raise(SIGSTOP);

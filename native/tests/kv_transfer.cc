@@ -245,7 +245,7 @@ class FakeDecoder {
     over_ = true;
     thread_.join();
   }
-  SendTarget Target(int64_t wait_ms = kPatienceMs) const {
+  SendTarget Target(int64_t wait_ms = kFarMs) const {
     return {"127.0.0.1", PortOf(listener_), false, kTestEpoch, {2, 2}, 0, NowMs() + wait_ms};
   }
   static std::optional<FrameHead> ReadPage(RawPeer& peer) {

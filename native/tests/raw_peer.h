@@ -1,8 +1,8 @@
-// A peer of the KV protocol that says whatever a test wants, over blocking sockets with a time limit.
+// A peer of the KV protocol that says whatever a test wants, and waits for it with patience.
 #pragma once
 
-#include <sys/time.h>
-
+#include <cerrno>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -15,32 +15,28 @@ namespace margay {
 
 class RawPeer {
  public:
-  explicit RawPeer(Fd fd) : fd_(std::move(fd)) {
-    const timeval limit{kPatienceMs / 1000, 0};
-    setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  }
+  explicit RawPeer(Fd fd) : fd_(std::move(fd)) {}
   static RawPeer Tcp(int port) { return RawPeer(Connect(*TcpAddress("127.0.0.1", port))); }
   static RawPeer Unix(int port) { return RawPeer(Connect(UnixBeside(port))); }
 
   const Fd& fd() const { return fd_; }
-  void Send(const void* bytes, size_t count) {
-    for (size_t sent = 0; sent < count;) {
-      const ssize_t moved = send(fd_.get(), static_cast<const char*>(bytes) + sent, count - sent, MSG_NOSIGNAL);
-      if (moved <= 0) return;  // closed by the other side: its answer tells why
-      sent += static_cast<size_t>(moved);
-    }
+  // False when the other side has closed (its answer tells why) or takes no more.
+  bool Send(const void* bytes, size_t count) {
+    return Move(POLLOUT, count, [&](size_t from) {
+      return send(fd_.get(), static_cast<const char*>(bytes) + from, count - from, MSG_NOSIGNAL | MSG_DONTWAIT);
+    });
   }
-  void Send(FrameHead head) {
+  bool Send(FrameHead head) {
     head.Seal();
-    Send(&head, sizeof head);
+    return Send(&head, sizeof head);
   }
   void Send(FrameHead head, const std::vector<std::byte>& payload) {
     Send(head);
     Send(payload.data(), payload.size());
   }
   bool Read(void* bytes, size_t count) {
-    return recv(fd_.get(), bytes, count, MSG_WAITALL) == static_cast<ssize_t>(count);
+    return Move(POLLIN, count,
+                [&](size_t from) { return recv(fd_.get(), static_cast<char*>(bytes) + from, count - from, MSG_DONTWAIT); });
   }
   std::optional<FrameHead> Answer() {
     FrameHead head;
@@ -75,6 +71,24 @@ class RawPeer {
   }
 
  private:
+  // Until `count` bytes have moved; false when none did for kPatienceMs, or none ever will.
+  bool Move(short event, size_t count, const std::function<ssize_t(size_t)>& some) {
+    constexpr int kSliceMs = 100;
+    size_t moved = 0;
+    for (int waited = 0; moved < count && waited < kPatienceMs;) {
+      const ssize_t now = some(moved);
+      if (now > 0) {
+        moved += static_cast<size_t>(now);
+        waited = 0;
+        continue;
+      }
+      if (now == 0 || (errno != EAGAIN && errno != EINTR)) return false;
+      pollfd polled{fd_.get(), event, 0};
+      poll(&polled, 1, kSliceMs);
+      waited += kSliceMs;
+    }
+    return moved == count;
+  }
   static Fd Connect(const Address& address) {
     Fd fd(socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.bytes) != 0) std::abort();

@@ -13,7 +13,7 @@ inline constexpr int kStageTokens = 200;  // four blocks, the last with 8 rows; 
 
 class Stage {
  public:
-  explicit Stage(int64_t wait_ms = kPatienceMs) {
+  explicit Stage(int64_t wait_ms = kFarMs) {
     const auto tokens = TokensFrom(0, kStageTokens);
     const SequenceKvId before = Must(decoder.pool->Open(TokensFrom(0, 64), 64, KvUse::kCompute)).id;
     decoder.pool->Advance(before, tokens, 64);

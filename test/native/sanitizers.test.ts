@@ -18,6 +18,7 @@ const MEMORY: Runs = {
 /** Everything with more than one thread. */
 const THREADS: Runs = {
   kv_transfer: [],
+  kv_refusals: [],
   weights: ["models/nano", "-"],
   engine_random: ["4", "300", "0", "2"],
 };
