@@ -204,11 +204,12 @@ describe("C++ layers", () => {
     core: [],
     kernels: ["core"],
     weights: ["core", "kernels"],
-    model: ["core", "kernels", "weights"],
+    comm: ["core", "kernels"],
+    model: ["core", "kernels", "weights", "comm"],
     kv: ["core"],
     transport: ["core", "kv"],
-    engine: ["core", "kernels", "model", "kv", "transport", "weights"],
-    addon: ["core", "kernels", "model", "kv", "transport", "weights", "engine"],
+    engine: ["core", "kernels", "model", "comm", "kv", "transport", "weights"],
+    addon: ["core", "kernels", "model", "comm", "kv", "transport", "weights", "engine"],
   };
 
   test("nothing points back", () => {

@@ -19,7 +19,8 @@ export type NativeErrorCode =
   | "queue_full"
   | "checkpoint"
   | "io"
-  | "closed";
+  | "closed"
+  | "group_lost";
 
 export interface EngineOptions {
   /** Checkpoint folder: config.json and safetensors. */

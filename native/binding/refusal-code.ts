@@ -12,6 +12,7 @@ const REFUSALS: Readonly<Record<NativeErrorCode, ErrorCode>> = {
   checkpoint: "internal",
   io: "internal",
   closed: "draining",
+  group_lost: "worker_lost",
 };
 
 /** What a peer is told about an error the engine threw. */

@@ -15,6 +15,7 @@ const char* CodeName(Code code) {
     case Code::kCheckpoint: return "checkpoint";
     case Code::kIo: return "io";
     case Code::kClosed: return "closed";
+    case Code::kGroupLost: return "group_lost";
   }
   return "unknown";
 }

@@ -20,6 +20,7 @@ enum class Code {
   kCheckpoint,
   kIo,
   kClosed,
+  kGroupLost,
 };
 
 const char* CodeName(Code code);

@@ -1,0 +1,351 @@
+#include "comm/rank_exchange.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "comm/row_format.h"
+
+namespace margay {
+
+RankExchange::RankExchange(const GroupSpec& spec, const MailboxLayout& layout, Mailbox own, GroupEvents events)
+    : spec_(spec),
+      layout_(layout),
+      own_(own),
+      events_(std::move(events)),
+      version_(spec.map_version),
+      owners_(spec.owners) {
+  const auto members = spec.members.size();
+  const auto rows = static_cast<size_t>(spec.max_rows);
+  MailboxHead* head = own_.head();
+  head->magic = MailboxHead::kMagic;
+  head->epoch = spec.epoch;
+  head->bytes = layout.bytes();
+  head->map_version.store(spec.map_version, std::memory_order_relaxed);
+  awaited_.resize(rows * static_cast<size_t>(spec.topk));
+  awaited_count_.resize(rows);
+  entries_.resize(members);
+  rows_.resize(members);
+  last_row_.resize(members);
+  awaits_.resize(members);
+  travels_.resize(rows);
+  own_list_.reserve(layout.list_entries());
+  if (spec.combine == CombineMode::kSummed) own_sums_.resize(rows * static_cast<size_t>(spec.hidden));
+  received_.reserve(members * rows);
+  choices_.reserve(members * layout.list_entries());
+  first_choice_.reserve(members * rows);
+  first_result_.reserve(members * rows);
+  list_.resize(layout.list_entries());
+  results_for_.resize(members);
+  SetHeld();
+}
+
+void RankExchange::SetHeld() {
+  held_.assign(owners_.size(), 0);
+  for (size_t expert = 0; expert < owners_.size(); ++expert) {
+    const std::vector<int>& owners = owners_[expert];
+    held_[expert] = std::find(owners.begin(), owners.end(), spec_.self) != owners.end() ? 1 : 0;
+  }
+}
+
+Status RankExchange::OfferMap(uint64_t version, ExpertOwners owners) {
+  if (Status checked = CheckOwners(owners, spec_.owners.size(), members()); !checked.ok()) return checked;
+  const std::lock_guard lock(mutex_);
+  const uint64_t latest = offered_.empty() ? map_version() : offered_.rbegin()->first;
+  if (version <= latest) {
+    return {Code::kBadArgument, "expert map " + std::to_string(version) + " is not newer than " + std::to_string(latest)};
+  }
+  offered_.emplace(version, std::move(owners));
+  return Status::Ok();
+}
+
+Status RankExchange::Expect(Stage stage, const char* call) const {
+  if (lost_.load(std::memory_order_acquire)) return LostStatus();
+  if (stage_ == stage) return Status::Ok();
+  return {Code::kBadState, std::string(call) + " out of order"};
+}
+
+Status RankExchange::BeginStep() {
+  if (lost_.load(std::memory_order_acquire)) return LostStatus();
+  if (stage_ != Stage::kOutside && stage_ != Stage::kLayer) return {Code::kBadState, "BeginStep within a layer"};
+  stage_ = Stage::kLayer;
+  settled_ = false;
+  ++step_;
+  MailboxHead* head = own_.head();
+  {
+    const std::lock_guard lock(mutex_);
+    const uint64_t offer = offered_.empty() ? map_version() : offered_.rbegin()->first;
+    head->map_version.store(offer, std::memory_order_relaxed);
+    ++counters_.steps;
+  }
+  head->resting.store(0, std::memory_order_relaxed);
+  // A peer either sees this number before it rests, or is seen resting (Rest).
+  head->begun.store(step_, std::memory_order_seq_cst);
+  WakeAll(&head->begun);
+  for (Lane* lane : lanes_) {
+    if (lane == nullptr) continue;
+    lane->Began();
+    if (lane->theirs().head()->resting.load(std::memory_order_seq_cst) != 0) lane->Ring();
+  }
+  return Status::Ok();
+}
+
+bool RankExchange::PeerBegan() const {
+  const uint32_t mine = own_.head()->begun.load(std::memory_order_relaxed);
+  return std::any_of(lanes_.begin(), lanes_.end(), [&](const Lane* lane) {
+    return lane != nullptr && Reached(lane->theirs().head()->begun.load(std::memory_order_seq_cst), mine + 1);
+  });
+}
+
+bool RankExchange::Rest() {
+  own_.head()->resting.store(1, std::memory_order_seq_cst);
+  if (!PeerBegan() && !lost_.load(std::memory_order_acquire)) return true;
+  own_.head()->resting.store(0, std::memory_order_relaxed);
+  return false;
+}
+
+// The lowest version that any member offered for this step: all have it.
+Status RankExchange::SettleMap() {
+  const Status all = AwaitAll(Waiting::For::kBegin, step_, nullptr, &ExchangeCounters::begin_wait_ns);
+  if (!all.ok()) return all;
+  uint64_t version = own_.head()->map_version.load(std::memory_order_relaxed);
+  for (const Lane* lane : lanes_) {
+    if (lane != nullptr) version = std::min(version, lane->theirs().head()->map_version.load(std::memory_order_relaxed));
+  }
+  settled_ = true;
+  if (version == map_version()) return Status::Ok();
+  {
+    const std::lock_guard lock(mutex_);
+    const auto offer = offered_.find(version);
+    if (offer != offered_.end()) {
+      owners_ = std::move(offer->second);
+      offered_.erase(offered_.begin(), std::next(offer));
+      version_.store(version, std::memory_order_release);
+      SetHeld();
+      return Status::Ok();
+    }
+  }
+  return Lost({-1, LossCause::kOutOfStep});
+}
+
+Status RankExchange::DispatchSend(int layer, const DispatchRows& mine) {
+  if (Status ready = Expect(Stage::kLayer, "DispatchSend"); !ready.ok()) return ready;
+  if (mine.rows < 0 || mine.rows > spec_.max_rows) {
+    return {Code::kBadArgument, std::to_string(mine.rows) + " rows; the group was made for " + std::to_string(spec_.max_rows)};
+  }
+  if (!settled_) {
+    if (Status settled = SettleMap(); !settled.ok()) return settled;
+  }
+  ++number_;
+  layer_ = layer;
+  values_ = mine.values;
+  Assign(mine);
+  Encode(mine);
+  uint64_t rows = 0, entries = 0;
+  for (int member = 0; member < members(); ++member) {
+    const auto m = static_cast<size_t>(member);
+    *own_.list_head(number_, member) = {number_, static_cast<uint32_t>(layer), entries_[m], rows_[m]};
+    awaits_[m] = member != self() && rows_[m] > 0 ? 1 : 0;
+    if (member == self()) continue;
+    rows += rows_[m];
+    entries += entries_[m];
+  }
+  own_.head()->dispatched.store(number_, std::memory_order_release);
+  WakeAll(&own_.head()->dispatched);
+  for (Lane* lane : lanes_) {
+    if (lane != nullptr) lane->Dispatched(number_);
+  }
+  stage_ = Stage::kSent;
+  const std::lock_guard lock(mutex_);
+  counters_.rows_sent += rows;
+  counters_.choices_sent += entries;
+  counters_.dispatch_bytes += rows * PayloadBytes(spec_.payload, spec_.hidden) + entries * kChoiceBytes;
+  return Status::Ok();
+}
+
+// Spreads every row's real experts over the lists of their owners.
+void RankExchange::Assign(const DispatchRows& mine) {
+  std::fill(entries_.begin(), entries_.end(), 0);
+  std::fill(rows_.begin(), rows_.end(), 0);
+  std::fill(last_row_.begin(), last_row_.end(), -1);
+  own_list_.clear();
+  const auto experts = static_cast<int32_t>(owners_.size());
+  const bool summed = spec_.combine == CombineMode::kSummed;
+  for (int row = 0; row < mine.rows; ++row) {
+    Awaited* const first = &awaited_[At(row)];
+    Awaited* end = first;
+    for (int k = 0; k < spec_.topk; ++k) {
+      const int32_t expert = mine.chosen[At(row) + static_cast<size_t>(k)];
+      if (expert < 0 || expert >= experts) continue;
+      Awaited* at = end++;
+      for (; at > first && at[-1].expert > expert; --at) *at = at[-1];
+      *at = {expert, 0, mine.weights[At(row) + static_cast<size_t>(k)], 0};
+    }
+    travels_[static_cast<size_t>(row)] = 0;
+    awaited_count_[static_cast<size_t>(row)] = static_cast<int32_t>(end - first);
+    for (Awaited* one = first; one < end; ++one) {
+      one->owner = OwnerOf(owners_, one->expert, self(), row);
+      const auto owner = static_cast<size_t>(one->owner);
+      if (last_row_[owner] != row) ++rows_[owner];
+      last_row_[owner] = row;
+      one->result = summed ? rows_[owner] - 1 : entries_[owner];
+      const ListEntry entry{static_cast<uint16_t>(row), static_cast<uint16_t>(one->expert), one->weight};
+      if (one->owner == self()) {
+        own_list_.push_back(entry);
+      } else {
+        own_.list(number_, one->owner)[entries_[owner]] = entry;
+        travels_[static_cast<size_t>(row)] = 1;
+      }
+      ++entries_[owner];
+    }
+  }
+}
+
+void RankExchange::Encode(const DispatchRows& mine) {
+  const auto encode = [&](int row, int) {
+    if (travels_[static_cast<size_t>(row)] == 0) return;
+    const float* values = mine.values + static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden);
+    EncodePayload(spec_.payload, values, spec_.hidden, own_.row(number_, row));
+  };
+  if (mine.pool != nullptr) return mine.pool->Run(mine.rows, encode);
+  for (int row = 0; row < mine.rows; ++row) encode(row, 0);
+}
+
+Status RankExchange::DispatchReceive(int layer, std::span<const ReceivedRow>* rows) {
+  if (Status ready = Expect(Stage::kSent, "DispatchReceive"); !ready.ok()) return ready;
+  const Status all = AwaitAll(Waiting::For::kDispatch, number_, nullptr, &ExchangeCounters::dispatch_wait_ns);
+  if (!all.ok()) return all;
+  received_.clear();
+  choices_.clear();
+  first_choice_.clear();
+  first_result_.clear();
+  for (int member = 0; member < members(); ++member) {
+    if (member == self()) {
+      TakeList(member, own_list_);
+    } else if (Status taken = CheckList(member, layer); !taken.ok()) {
+      return taken;
+    }
+  }
+  for (size_t i = 0; i < received_.size(); ++i) {
+    const size_t end = i + 1 < received_.size() ? first_choice_[i + 1] : choices_.size();
+    received_[i].choices = {&choices_[first_choice_[i]], end - first_choice_[i]};
+  }
+  *rows = received_;
+  stage_ = Stage::kReceived;
+  return Status::Ok();
+}
+
+// Lists of others are copied before they are checked: their memory may change at any time.
+Status RankExchange::CheckList(int member, int layer) {
+  const Mailbox& theirs = lanes_[static_cast<size_t>(member)]->theirs();
+  const ListHead head = *theirs.list_head(number_, self());
+  if (head.number != number_ || head.layer != static_cast<uint32_t>(layer)) return Lost({member, LossCause::kOutOfStep});
+  if (head.entries > layout_.list_entries()) return Lost({member, LossCause::kMalformed});
+  std::memcpy(list_.data(), theirs.list(number_, self()), head.entries * sizeof(ListEntry));
+  const std::span<const ListEntry> list(list_.data(), head.entries);
+  int64_t before = -1;
+  for (const ListEntry& entry : list) {
+    const int64_t place = int64_t{entry.row} << 16 | entry.expert;
+    const bool good = place > before && entry.row < spec_.max_rows && entry.expert < held_.size() && held_[entry.expert] != 0;
+    if (!good) return Lost({member, LossCause::kMalformed});
+    before = place;
+  }
+  TakeList(member, list);
+  return Status::Ok();
+}
+
+void RankExchange::TakeList(int member, std::span<const ListEntry> list) {
+  int32_t row = -1;
+  uint32_t rows = 0;
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (list[i].row != row) {
+      row = list[i].row;
+      const std::byte* payload =
+          member == self() ? nullptr : lanes_[static_cast<size_t>(member)]->theirs().row(number_, row);
+      received_.push_back({member, row, {}, payload});
+      first_choice_.push_back(static_cast<uint32_t>(choices_.size()));
+      first_result_.push_back(spec_.combine == CombineMode::kSummed ? rows : static_cast<uint32_t>(i));
+      ++rows;
+    }
+    choices_.push_back({list[i].expert, list[i].weight});
+  }
+}
+
+void RankExchange::Decode(int i, float* out) const {
+  const ReceivedRow& row = received_[static_cast<size_t>(i)];
+  if (row.payload != nullptr) return DecodePayload(spec_.payload, row.payload, spec_.hidden, out);
+  const auto hidden = static_cast<size_t>(spec_.hidden);
+  const float* values = values_ + static_cast<size_t>(row.row) * hidden;
+  if (spec_.combine == CombineMode::kPerExpert) return RoundPayload(spec_.payload, values, spec_.hidden, out);
+  std::memcpy(out, values, hidden * sizeof(float));
+}
+
+void RankExchange::PutResult(int i, int choice, const float* values) {
+  const ReceivedRow& row = received_[static_cast<size_t>(i)];
+  const auto hidden = static_cast<size_t>(spec_.hidden);
+  if (row.source == self() && spec_.combine == CombineMode::kSummed) {
+    std::memcpy(&own_sums_[static_cast<size_t>(row.row) * hidden], values, hidden * sizeof(float));
+    return;
+  }
+  const size_t result = first_result_[static_cast<size_t>(i)] + static_cast<size_t>(choice);
+  EncodeResult(spec_.payload, values, spec_.hidden, own_.result(row.source, result));
+}
+
+Status RankExchange::CombineSend(int) {
+  if (Status ready = Expect(Stage::kReceived, "CombineSend"); !ready.ok()) return ready;
+  own_.head()->combined.store(number_, std::memory_order_release);
+  WakeAll(&own_.head()->combined);
+  std::fill(results_for_.begin(), results_for_.end(), 0);
+  for (size_t i = 0; i < received_.size(); ++i) {
+    const size_t rows = spec_.combine == CombineMode::kSummed ? 1 : received_[i].choices.size();
+    results_for_[static_cast<size_t>(received_[i].source)] += rows;
+  }
+  uint64_t sent = 0;
+  for (int member = 0; member < members(); ++member) {
+    Lane* lane = lanes_[static_cast<size_t>(member)];
+    const size_t rows = results_for_[static_cast<size_t>(member)];
+    if (lane == nullptr || rows == 0) continue;
+    lane->Combined(number_, rows);
+    sent += rows;
+  }
+  stage_ = Stage::kCombineSent;
+  const std::lock_guard lock(mutex_);
+  counters_.combine_bytes += sent * ResultBytes(spec_.payload, spec_.hidden);
+  return Status::Ok();
+}
+
+Status RankExchange::CombineReceive(int) {
+  if (Status ready = Expect(Stage::kCombineSent, "CombineReceive"); !ready.ok()) return ready;
+  const Status all = AwaitAll(Waiting::For::kCombine, number_, &awaits_, &ExchangeCounters::combine_wait_ns);
+  if (!all.ok()) return all;
+  stage_ = Stage::kLayer;
+  return Status::Ok();
+}
+
+void RankExchange::AddResults(int row, float* out) const {
+  const std::span<const Awaited> awaited(&awaited_[At(row)], static_cast<size_t>(awaited_count_[static_cast<size_t>(row)]));
+  const auto add = [&](const Awaited& one, float weight) {
+    const Mailbox& theirs = one.owner == self() ? own_ : lanes_[static_cast<size_t>(one.owner)]->theirs();
+    AddResult(spec_.payload, theirs.result(self(), one.result), weight, spec_.hidden, out);
+  };
+  if (spec_.combine == CombineMode::kPerExpert) {
+    for (const Awaited& one : awaited) add(one, one.weight);
+    return;
+  }
+  // By member, each once.
+  for (int member = 0; member < members(); ++member) {
+    const auto one = std::find_if(awaited.begin(), awaited.end(), [&](const Awaited& a) { return a.owner == member; });
+    if (one == awaited.end()) continue;
+    if (member == self()) {
+      AddRow(&own_sums_[static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden)], spec_.hidden, out);
+    } else {
+      add(*one, 1);
+    }
+  }
+}
+
+ExchangeCounters RankExchange::counters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+}  // namespace margay

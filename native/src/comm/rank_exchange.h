@@ -1,0 +1,124 @@
+// One rank's exchange over lanes to its peers. Owns the bookkeeping of the running layer and the waits; whoever makes it
+// owns the memory of outboxes and lanes and keeps both until it is gone.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "comm/exchange.h"
+#include "comm/lane.h"
+#include "comm/wait.h"
+
+namespace margay {
+
+class RankExchange : public ExpertExchange {
+ public:
+  // `own`: the outbox, zeroed. The spec has been checked.
+  RankExchange(const GroupSpec& spec, const MailboxLayout& layout, Mailbox own, GroupEvents events);
+
+  // One per peer, before the first call; null at the own place.
+  void SetLanes(std::vector<Lane*> lanes) { lanes_ = std::move(lanes); }
+  // The group is lost; the first word counts. Any thread.
+  void Lose(GroupLoss loss);
+  // A lane saw the peer begin a step or leave. Any thread.
+  void PeerMoved();
+  // No event is told any more once it returns, and the others know that this rank leaves.
+  void Leave();
+
+  int self() const override { return spec_.self; }
+  int members() const override { return static_cast<int>(spec_.members.size()); }
+  Status OfferMap(uint64_t version, ExpertOwners owners) override;
+  uint64_t map_version() const override { return version_.load(std::memory_order_acquire); }
+  Status BeginStep() override;
+  bool PeerBegan() const override;
+  bool Rest() override;
+  Status DispatchSend(int layer, const DispatchRows& mine) override;
+  Status DispatchReceive(int layer, std::span<const ReceivedRow>* rows) override;
+  void Decode(int i, float* out) const override;
+  void PutResult(int i, int choice, const float* values) override;
+  Status CombineSend(int layer) override;
+  Status CombineReceive(int layer) override;
+  void AddResults(int row, float* out) const override;
+  void Abort(int guilty) override { Lose({guilty, LossCause::kAborted}); }
+  GroupLoss loss() const override;
+  ExchangeCounters counters() const override;
+
+ private:
+  enum class Stage : uint8_t { kOutside, kLayer, kSent, kReceived, kCombineSent };
+  // Where the result of one choice of an own row comes from.
+  struct Awaited {
+    int32_t expert;
+    int32_t owner;
+    float weight;
+    uint32_t result;  // number among the owner's results for this rank
+  };
+
+  size_t At(int row) const { return static_cast<size_t>(row) * static_cast<size_t>(spec_.topk); }
+  Status Expect(Stage stage, const char* call) const;
+  Status LostStatus() const;
+  Status Lost(GroupLoss loss);
+
+  Status SettleMap();
+  void Assign(const DispatchRows& mine);
+  void Encode(const DispatchRows& mine);
+  Status CheckList(int member, int layer);
+  void TakeList(int member, std::span<const ListEntry> list);
+  void SetHeld();
+
+  // waits.cc
+  const std::atomic<uint32_t>* Word(int member, Waiting::For what) const;
+  bool Here(const Waiting& waiting) const;
+  Status Await(const Waiting& waiting, WaitClock::time_point deadline);
+  Status AwaitAll(Waiting::For what, uint32_t number, const std::vector<uint8_t>* needed, uint64_t ExchangeCounters::*waited);
+  std::optional<GroupLoss> ToldLoss() const;
+  void WakeWaiters() const;
+  int Guilty(Waiting waiting) const;
+  WaitClock::duration deadline() const { return std::chrono::milliseconds(spec_.deadline_ms); }
+
+  const GroupSpec spec_;
+  const MailboxLayout& layout_;
+  const Mailbox own_;
+  std::vector<Lane*> lanes_;
+
+  std::atomic<bool> lost_{false};
+  mutable std::mutex mutex_;  // of the next three
+  GroupLoss loss_;
+  std::map<uint64_t, ExpertOwners> offered_;  // versions beyond the running one
+  ExchangeCounters counters_;
+  std::mutex events_mutex_;  // held while one is told
+  GroupEvents events_;
+
+  std::atomic<uint64_t> version_;
+  ExpertOwners owners_;
+  std::vector<uint8_t> held_;  // [experts]: by this rank
+
+  Stage stage_ = Stage::kOutside;
+  bool settled_ = false;  // the map of this step
+  uint32_t step_ = 0;
+  uint32_t number_ = 0;   // of the layer, over all steps
+  int layer_ = 0;
+  const float* values_ = nullptr;
+
+  // Of the own rows.
+  std::vector<Awaited> awaited_;        // [max_rows, topk], the first awaited_count_[row] of each, by expert
+  std::vector<int32_t> awaited_count_;  // [max_rows]
+  std::vector<uint32_t> entries_, rows_;  // [members]: of the list for each
+  std::vector<int32_t> last_row_;         // [members]: of the list
+  std::vector<uint8_t> travels_;          // [max_rows]
+  std::vector<uint8_t> awaits_;           // [members]: results of this layer
+  std::vector<ListEntry> own_list_;
+  std::vector<float> own_sums_;  // kSummed: results of own rows by the own experts, [max_rows, hidden]
+
+  // Of the rows received.
+  std::vector<ReceivedRow> received_;
+  std::vector<ExpertChoice> choices_;
+  std::vector<uint32_t> first_choice_;  // of each received row
+  std::vector<uint32_t> first_result_;  // number of its first result row
+  std::vector<ListEntry> list_;         // a copy of one member's
+  std::vector<size_t> results_for_;     // [members]: result rows of this layer
+};
+
+}  // namespace margay
