@@ -14,7 +14,7 @@
 
 #include "../tests/kv_sides.h"
 #include "frame.h"
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay::bench {
 namespace {

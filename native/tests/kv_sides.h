@@ -15,7 +15,7 @@
 
 #include "kv/kv_pool.h"
 #include "transport/kv_transfer.h"
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay {
 

@@ -9,7 +9,7 @@
 #include "kv_sides.h"
 #include "core/checksum.h"
 #include "transport/frame.h"
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay {
 

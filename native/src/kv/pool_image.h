@@ -6,8 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "core/kv_memory.h"
+#include "core/sealed_memory.h"
 #include "core/status.h"
 
 namespace margay {
@@ -30,26 +32,20 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(std::atomic<u
 // A mapping of a pool's memory file, writable for its owner only.
 class PoolImage {
  public:
-  // A new file, sealed: it can never shrink under a reader, nor be mapped writable by anybody else (Linux >= 5.1).
+  // A new file, sealed (core/sealed_memory.h).
   static Result<std::unique_ptr<PoolImage>> Create(const KvLayout& layout, int blocks);
-  // Maps a peer's file read-only after checking that it is sealed and has the layout. Takes the descriptor.
+  // Maps a peer's file read-only after checking that it is sealed and has this layout. Takes the descriptor.
   static Result<std::unique_ptr<PoolImage>> Map(int fd, const KvLayout& layout);
-  ~PoolImage();
-  PoolImage(const PoolImage&) = delete;
-  PoolImage& operator=(const PoolImage&) = delete;
-
-  int fd() const { return fd_; }
+  int fd() const { return memory_.fd(); }
   int blocks() const { return blocks_; }
-  KvMemory memory() const { return {base_ + head_bytes_, layout_, blocks_}; }
-  PoolHead* head() { return reinterpret_cast<PoolHead*>(base_); }
-  const PoolHead* head() const { return reinterpret_cast<const PoolHead*>(base_); }
+  KvMemory memory() const { return {memory_.base() + head_bytes_, layout_, blocks_}; }
+  PoolHead* head() { return reinterpret_cast<PoolHead*>(memory_.base()); }
+  const PoolHead* head() const { return reinterpret_cast<const PoolHead*>(memory_.base()); }
 
  private:
-  PoolImage() = default;
+  PoolImage(SealedMemory memory, const KvLayout& layout) : memory_(std::move(memory)), layout_(layout) {}
 
-  int fd_ = -1;
-  std::byte* base_ = nullptr;
-  size_t bytes_ = 0;
+  SealedMemory memory_;
   size_t head_bytes_ = 0;
   KvLayout layout_;
   int blocks_ = 0;

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay {
 namespace {

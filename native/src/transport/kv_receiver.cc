@@ -13,7 +13,7 @@
 #include "transport/expectations.h"
 #include "transport/frame.h"
 #include "transport/kv_transfer.h"
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay {
 namespace {

@@ -11,7 +11,7 @@
 #include "transport/kv_transfer.h"
 #include "transport/link.h"
 #include "transport/outgoing.h"
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay {
 namespace {

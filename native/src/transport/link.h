@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "transport/outgoing.h"
-#include "transport/socket.h"
+#include "core/socket.h"
 
 namespace margay {
 

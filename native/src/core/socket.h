@@ -3,6 +3,7 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -58,6 +59,9 @@ bool SameUser(const Fd& fd);
 // Bytes moved; 0: not now; -1: the connection is over.
 ssize_t Send(const Fd& fd, std::span<const std::byte> first, std::span<const std::byte> second = {});
 ssize_t Receive(const Fd& fd, std::span<std::byte> first, std::span<std::byte> second = {});
+// As many of the pieces as may be given at once, in order; none of them empty.
+ssize_t SendPieces(const Fd& fd, std::span<const iovec> pieces);
+ssize_t ReceivePieces(const Fd& fd, std::span<const iovec> pieces);
 // The first byte carries a descriptor; receivers of anything else pass `received` and get what came, or leave it empty.
 ssize_t SendWithFd(const Fd& fd, std::span<const std::byte> bytes, int passed);
 ssize_t ReceiveWithFd(const Fd& fd, std::span<std::byte> into, Fd* received);

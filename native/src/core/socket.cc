@@ -1,4 +1,4 @@
-#include "transport/socket.h"
+#include "core/socket.h"
 
 #include <netdb.h>
 #include <netinet/in.h>
@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <chrono>
 #include <cstddef>
 #include <cstring>
@@ -48,14 +49,14 @@ void Fd::Reset(int fd) {
 }
 
 Result<Address> TcpAddress(const std::string& host, int port) {
-  if (port < 0 || port > 65535) return Status(Code::kBadArgument, "KV port out of range: " + std::to_string(port));
+  if (port < 0 || port > 65535) return Status(Code::kBadArgument, "port out of range: " + std::to_string(port));
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   addrinfo* found = nullptr;
   const std::string numeric = host == "localhost" ? "127.0.0.1" : host;
   if (getaddrinfo(numeric.c_str(), std::to_string(port).c_str(), &hints, &found) != 0 || found == nullptr) {
-    return Status(Code::kBadArgument, "KV host must be an IP address or localhost: " + host);
+    return Status(Code::kBadArgument, "host must be an IP address or localhost: " + host);
   }
   Address address;
   address.bytes = found->ai_addrlen;
@@ -68,7 +69,7 @@ Address UnixBeside(int tcp_port) {
   Address address;
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
-  const std::string text = "margay-kv-" + std::to_string(tcp_port);
+  const std::string text = "margay-" + std::to_string(tcp_port);
   std::copy(text.begin(), text.end(), name.sun_path + 1);  // a leading zero byte: abstract
   address.bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size());
   std::memcpy(&address.storage, &name, sizeof name);
@@ -77,11 +78,11 @@ Address UnixBeside(int tcp_port) {
 
 Result<Fd> Listen(const Address& address) {
   Fd fd(socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd) return IoError("opening a KV socket");
+  if (!fd) return IoError("opening a socket");
   if (address.family() != AF_UNIX) SetOption(fd, SOL_SOCKET, SO_REUSEADDR, 1);
   if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.bytes) != 0 ||
       listen(fd.get(), 64) != 0) {
-    return IoError("listening for KV pages");
+    return IoError("listening");
   }
   return fd;
 }
@@ -102,11 +103,11 @@ Fd Accept(const Fd& listener) {
 
 Result<Fd> StartConnect(const Address& address) {
   Fd fd(socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd) return IoError("opening a KV socket");
+  if (!fd) return IoError("opening a socket");
   if (address.family() != AF_UNIX) TuneTcp(fd);
   if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.bytes) != 0 &&
       errno != EINPROGRESS) {
-    return IoError("connecting for KV pages");
+    return IoError("connecting");
   }
   return fd;
 }
@@ -136,6 +137,21 @@ ssize_t Receive(const Fd& fd, std::span<std::byte> first, std::span<std::byte> s
   msghdr message{};
   message.msg_iov = pieces.data();
   message.msg_iovlen = second.empty() ? 1 : 2;
+  const ssize_t got = recvmsg(fd.get(), &message, 0);
+  return got == 0 ? -1 : Moved(got);
+}
+
+ssize_t SendPieces(const Fd& fd, std::span<const iovec> pieces) {
+  msghdr message{};
+  message.msg_iov = const_cast<iovec*>(pieces.data());
+  message.msg_iovlen = std::min<size_t>(pieces.size(), IOV_MAX);
+  return Moved(sendmsg(fd.get(), &message, MSG_NOSIGNAL));
+}
+
+ssize_t ReceivePieces(const Fd& fd, std::span<const iovec> pieces) {
+  msghdr message{};
+  message.msg_iov = const_cast<iovec*>(pieces.data());
+  message.msg_iovlen = std::min<size_t>(pieces.size(), IOV_MAX);
   const ssize_t got = recvmsg(fd.get(), &message, 0);
   return got == 0 ? -1 : Moved(got);
 }
