@@ -12,11 +12,20 @@ export interface ControlPlaneConfig extends ServiceConfig {
   readonly stateFolder: string;
   readonly nats: { readonly url: string; readonly user: string | null; readonly password: string | null };
   readonly scaling: ScalingRules;
+  /** null: workers are processes of this machine. */
+  readonly kube: KubeConfig | null;
   readonly localPrefillTokens: number;
   readonly mostWaiting: number;
   readonly waitMs: number;
   /** What worker processes inherit: where programs are, and every setting but the health port, of which each takes its own. */
   readonly workerEnvironment: Readonly<Record<string, string>>;
+}
+
+export interface KubeConfig {
+  /** null: that of the service account. */
+  readonly namespace: string | null;
+  readonly release: string;
+  readonly podName: string | null;
 }
 
 /** Variables that are not Margay's and that a program needs to run as its user does. */
@@ -33,6 +42,10 @@ export function readControlPlaneConfig(
     "MARGAY_STATE_DIR",
     "MARGAY_PREFILL",
     "MARGAY_DECODE",
+    "MARGAY_TARGET",
+    "MARGAY_KUBE_NAMESPACE",
+    "MARGAY_KUBE_RELEASE",
+    "MARGAY_POD_NAME",
     "MARGAY_IDLE_SECONDS",
     "MARGAY_LOCAL_PREFILL_TOKENS",
     "MARGAY_NATS_URL",
@@ -68,6 +81,10 @@ export function readControlPlaneConfig(
     stateFolder: resolve(s.MARGAY_STATE_DIR),
     nats: { url: s.MARGAY_NATS_URL, user: s.MARGAY_NATS_USER, password: s.MARGAY_NATS_PASSWORD },
     scaling: { prefill: s.MARGAY_PREFILL, decode: s.MARGAY_DECODE, idleMs: s.MARGAY_IDLE_SECONDS * 1000 },
+    kube:
+      s.MARGAY_TARGET === "process"
+        ? null
+        : { namespace: s.MARGAY_KUBE_NAMESPACE, release: s.MARGAY_KUBE_RELEASE, podName: s.MARGAY_POD_NAME },
     localPrefillTokens: s.MARGAY_LOCAL_PREFILL_TOKENS,
     mostWaiting: s.MARGAY_MAX_WAITING,
     waitMs: s.MARGAY_WAIT_SECONDS * 1000,

@@ -1,5 +1,5 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
-import type { GatewayId, ModelName } from "#protocol/ids.ts";
+import type { GatewayId, ModelName, WorkerId } from "#protocol/ids.ts";
 import { connectBus } from "#service/connect-bus.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { credentialsFile, natsCredentials } from "#service/nats-credentials.ts";
@@ -12,8 +12,10 @@ import { Flow } from "./flow/request-flow.ts";
 import { WaitingRoom } from "./flow/waiting-room.ts";
 import { Gateway } from "./gateway/gateway.ts";
 import { openOperatorDesk } from "./operator-desk.ts";
+import { DemandExchange } from "./scaling/demand-exchange.ts";
+import type { Demand } from "./scaling/planner.ts";
 import { Scaler } from "./scaling/scaler.ts";
-import { ProcessTarget, WORKER_PROGRAMS } from "./scaling/targets/process.ts";
+import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 
 /** After the last answer: time for cancellations and acknowledgements to leave. */
 const CLOSE_MS = 1_000;
@@ -31,7 +33,8 @@ export class ControlPlane implements Service {
   readonly #waitingRoom: WaitingRoom;
   readonly #board: RequestBoard;
   readonly #flow: Flow;
-  readonly #target: ProcessTarget;
+  readonly #home: WorkerHome;
+  readonly #demand: DemandExchange;
   readonly #scaler: Scaler;
   readonly #gateway: Gateway;
   readonly #gatewayId: GatewayId;
@@ -52,8 +55,13 @@ export class ControlPlane implements Service {
       logger,
       metrics,
     });
-    const roleEnvironment = await natsUsers(config, context);
-    return new ControlPlane(config, context, models, gatewayId, metrics, bus, roleEnvironment);
+    const fleet = new FleetWatch({ bus, clock, logger, gatewayId });
+    const onEnd = (workerId: WorkerId): void => fleet.workerEnded(workerId);
+    const home =
+      config.kube === null
+        ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
+        : await kubeHome(config.kube, context, metrics, gatewayId, onEnd);
+    return new ControlPlane(config, context, models, gatewayId, metrics, bus, fleet, home);
   }
 
   private constructor(
@@ -63,7 +71,8 @@ export class ControlPlane implements Service {
     gatewayId: GatewayId,
     metrics: Metrics,
     bus: Bus,
-    roleEnvironment: Awaited<ReturnType<typeof natsUsers>>,
+    fleet: FleetWatch,
+    home: WorkerHome,
   ) {
     const { clock, random, logger } = context;
     const { waitMs, mostWaiting, localPrefillTokens } = config;
@@ -71,20 +80,16 @@ export class ControlPlane implements Service {
     this.#models = models;
     this.#gatewayId = gatewayId;
     this.#bus = bus;
-    const fleet = new FleetWatch({ bus, clock, logger, gatewayId });
     this.#fleet = fleet;
-    this.#target = new ProcessTarget({
-      ...{ clock, random, logger, metrics, roleEnvironment },
-      folders: config.models,
-      environment: config.workerEnvironment,
-      drainMs: config.drainMs,
-      programs: WORKER_PROGRAMS,
-      onEnd: (workerId) => fleet.workerEnded(workerId),
-    });
+    this.#home = home;
     const waitingRoom = new WaitingRoom({
       ...{ fleet, clock, metrics, mostWaiting, waitMs },
-      whyNone: (model) => this.#target.lastFailure(model),
-      onArrival: () => this.#scaler.look(),
+      whyNone: (model) => home.target.lastFailure(model),
+      waitingElsewhere: (model) => this.#demand.waitingElsewhere(model),
+      onArrival: () => {
+        this.#scaler.look();
+        this.#demand.tellSoon();
+      },
     });
     this.#waitingRoom = waitingRoom;
     this.#board = new RequestBoard({ bus, clock, metrics, gatewayId });
@@ -93,21 +98,19 @@ export class ControlPlane implements Service {
       board: this.#board,
     });
     this.#flow = flow;
+    const names = [...models.keys()];
+    this.#demand = new DemandExchange({
+      ...{ bus, clock, gatewayId },
+      models: names,
+      own: (model) => this.#ownDemand(model),
+      onWaiting: () => this.#scaler.look(),
+    });
     this.#scaler = new Scaler({
       ...{ clock, logger, metrics },
-      target: this.#target,
-      models: [...models.keys()],
+      target: home.target,
+      models: names,
       rules: config.scaling,
-      demand: (model) => {
-        const lastMs = flow.lastActiveMs(model);
-        return {
-          waiting: waitingRoom.waiting(model),
-          oldestWaitMs: waitingRoom.oldestWaitMs(model),
-          missing: waitingRoom.missing(model),
-          running: flow.running(model),
-          idleMs: lastMs === null ? null : clock.monotonic() - lastMs,
-        };
-      },
+      demand: (model) => this.#demand.demand(model),
       snapshot: () => fleet.snapshot,
     });
     this.#gateway = new Gateway({
@@ -124,16 +127,17 @@ export class ControlPlane implements Service {
     this.#board.start();
     await this.#gateway.start();
     this.#desk = openOperatorDesk({
-      ...{ bus: this.#bus, clock, gatewayId: this.#gatewayId, fleet: this.#fleet, flow: this.#flow },
+      ...{ bus: this.#bus, clock, gatewayId: this.#gatewayId, fleet: this.#fleet },
       ...{
-        waitingRoom: this.#waitingRoom,
+        demand: this.#demand,
         scaler: this.#scaler,
-        target: this.#target,
+        target: this.#home.target,
         models: [...this.#models.keys()],
       },
     });
     await this.#bus.flush(CLOSE_MS);
-    this.#scaler.start();
+    this.#demand.start();
+    this.#home.start((leads) => (leads ? this.#scaler.start() : this.#scaler.stop()));
     logger.info({ url: this.#gateway.url, models: [...this.#models.keys()] }, "listening");
     tellParent({ kind: "ready", url: this.#gateway.url, models: [...this.#models.keys()] });
   }
@@ -141,20 +145,34 @@ export class ControlPlane implements Service {
   /** New requests are refused, running ones end, then the workers. */
   async drain(deadlineMs: number): Promise<void> {
     const { clock } = this.#context;
+    await this.#home.yield();
     await this.#gateway.drain(deadlineMs - clock.now());
     this.#scaler.stop();
     this.#waitingRoom.close();
-    await this.#target.close(Math.max(CLOSE_MS, deadlineMs - clock.now()));
+    await this.#home.target.close(Math.max(CLOSE_MS, deadlineMs - clock.now()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#scaler.stop();
     await this.#gateway[Symbol.asyncDispose]();
-    await this.#target.close(CLOSE_MS);
+    await this.#home.yield();
+    await this.#home.target.close(CLOSE_MS);
+    this.#demand.stop();
     for (const open of this.#desk) open.unsubscribe();
     this.#board.stop();
     this.#fleet.stop();
     await this.#bus.close(CLOSE_MS);
+  }
+
+  #ownDemand(model: ModelName): Demand {
+    const lastMs = this.#flow.lastActiveMs(model);
+    return {
+      waiting: this.#waitingRoom.waiting(model),
+      oldestWaitMs: this.#waitingRoom.oldestWaitMs(model),
+      missing: this.#waitingRoom.missing(model),
+      running: this.#flow.running(model),
+      idleMs: lastMs === null ? null : this.#context.clock.monotonic() - lastMs,
+    };
   }
 
   #collect(metrics: Metrics): void {

@@ -6,8 +6,7 @@ import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
 import { Drain } from "#protocol/worker.ts";
 import type { Clock } from "#service/clock.ts";
 import type { FleetWatch } from "./fleet/fleet-watch.ts";
-import type { Flow } from "./flow/request-flow.ts";
-import type { WaitingRoom } from "./flow/waiting-room.ts";
+import type { DemandExchange } from "./scaling/demand-exchange.ts";
 import type { ScaleTarget } from "./scaling/scale-target.ts";
 import type { Scaler } from "./scaling/scaler.ts";
 
@@ -19,8 +18,7 @@ export interface OperatorDeskParts {
   readonly gatewayId: GatewayId;
   readonly models: readonly ModelName[];
   readonly fleet: FleetWatch;
-  readonly flow: Flow;
-  readonly waitingRoom: WaitingRoom;
+  readonly demand: DemandExchange;
   readonly scaler: Scaler;
   readonly target: ScaleTarget;
 }
@@ -48,7 +46,7 @@ export function openOperatorDesk(parts: OperatorDeskParts): readonly Subscriptio
 }
 
 function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
-  const { clock, fleet, flow, gatewayId, models, scaler, waitingRoom } = parts;
+  const { clock, demand, fleet, gatewayId, models, scaler } = parts;
   const nowMs = clock.monotonic();
   return {
     kind: "status-report",
@@ -71,13 +69,13 @@ function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
     })),
     models: models.map((name) => {
       const wanted = scaler.wanted(name);
-      const waiting = waitingRoom.waiting(name);
+      const { waiting, running } = demand.demand(name);
       return {
         name,
         waiting,
-        running: flow.running(name) - waiting,
-        wantedPrefill: wanted.prefill,
-        wantedDecode: wanted.decode,
+        running: running - waiting,
+        wantedPrefill: wanted?.prefill ?? 0,
+        wantedDecode: wanted?.decode ?? 0,
       };
     }),
   };

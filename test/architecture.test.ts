@@ -81,10 +81,11 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
   fleet: [],
   placement: ["fleet"],
   flow: ["placement", "fleet"],
-  scaling: ["fleet"],
+  kube: [],
+  scaling: ["fleet", "kube"],
   gateway: ["flow", "chat", "tokenizer"],
   cli: ["control-plane"],
-  "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "scaling"],
+  "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "scaling", "kube"],
 };
 
 /** Third-party packages and the one place that may import each. */
@@ -93,6 +94,7 @@ const DOORS: Readonly<Record<string, RegExp>> = {
   "@msgpack/msgpack": /^control-plane\/protocol\/bus\/wire\.ts$/,
   "prom-client": /^control-plane\/service\/metrics\.ts$/,
   pino: /^control-plane\/service\/logger\.ts$/,
+  "@kubernetes/client-node": /^control-plane\/kube\/kube-client\.ts$/,
   fastify: /^control-plane\/gateway\//,
   "@huggingface/tokenizers": /^control-plane\/tokenizer\//,
   "@huggingface/jinja": /^control-plane\/chat\/templates\.ts$/,

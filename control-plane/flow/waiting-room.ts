@@ -32,8 +32,10 @@ export interface WaitingRoomParts {
   readonly metrics: Metrics;
   readonly mostWaiting: number;
   readonly waitMs: number;
-  /** Why a model has no workers, if somebody knows. */
-  readonly whyNone: (model: ModelName) => string | null;
+  /** Why a model's workers do not come, if somebody knows, and whether that may pass by itself. */
+  readonly whyNone: (model: ModelName) => { readonly sentence: string; readonly mayPass: boolean } | null;
+  /** Requests of the model that wait at other control planes: the limit holds for all together. */
+  readonly waitingElsewhere: (model: ModelName) => number;
   /** A request came that has to wait: whoever makes workers may look at once. */
   readonly onArrival: () => void;
 }
@@ -102,7 +104,7 @@ export class WaitingRoom {
     if (this.#closed) throw new MargayError("shutting_down");
     const queue = this.#queues.get(query.model) ?? [];
     this.#queues.set(query.model, queue);
-    if (queue.length >= mostWaiting && !again) {
+    if (queue.length + this.#parts.waitingElsewhere(query.model) >= mostWaiting && !again) {
       throw new MargayError("queue_full", undefined, { retryAfterMs: this.#parts.waitMs / 4 });
     }
     const seated = Promise.withResolvers<Seat>();
@@ -205,11 +207,11 @@ export class WaitingRoom {
   #dismiss(model: ModelName, queue: Guest[]): void {
     if (queue.length === 0) return;
     const why = this.#parts.whyNone(model);
-    const limitMs = why === null ? this.#parts.waitMs : Math.min(this.#parts.waitMs, HOPELESS_MS);
+    const limitMs = why === null || why.mayPass ? this.#parts.waitMs : Math.min(this.#parts.waitMs, HOPELESS_MS);
     const entered = this.#parts.clock.monotonic() - limitMs;
     const late = queue.filter((guest) => guest.enteredMs <= entered);
     if (late.length === 0) return;
-    const text = `No worker became available within ${limitMs / 1000} seconds.${why === null ? "" : ` ${why}`}`;
+    const text = `No worker became available within ${limitMs / 1000} seconds.${why === null ? "" : ` ${why.sentence}`}`;
     for (const guest of late) {
       queue.splice(queue.indexOf(guest), 1);
       guest.reject(new MargayError("no_worker", text, { retryAfterMs: RETRY_AFTER_MS }));

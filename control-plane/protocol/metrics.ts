@@ -111,6 +111,18 @@ export const METRICS = {
     unit: "events",
     labels: {},
   },
+  margay_leader: {
+    type: "gauge",
+    help: "1 while this control plane decides how many workers there are.",
+    unit: "boolean",
+    labels: {},
+  },
+  margay_api_server_away_seconds: {
+    type: "gauge",
+    help: "How long the Kubernetes API server has not answered this control plane; 0: it answers.",
+    unit: "seconds",
+    labels: {},
+  },
   margay_cold_starts_total: {
     type: "counter",
     help: "Workers started because a request waited while there was none.",

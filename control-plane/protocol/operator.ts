@@ -28,7 +28,7 @@ export const StatusReport = z.strictObject({
   gatewayId: GatewayId,
   upMs: z.number(),
   ranks: z.array(RankStatus),
-  /** Per model: requests waiting for a worker, and being served by this control plane. */
+  /** Per model: requests waiting for a worker, and being served, at all control planes together. */
   models: z.array(
     z.strictObject({
       name: ModelName,

@@ -37,6 +37,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.kvMissed(anyRank),
       subjects.drain(anyRank),
       subjects.gatewayBeat(anyGateway),
+      subjects.gatewayDemand(anyGateway),
       // The epoch bucket: look it up, make it, put keys.
       "$JS.API.INFO",
       `$JS.API.STREAM.INFO.KV_${EPOCH_BUCKET}`,
@@ -50,6 +51,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.tokens(anyGateway),
       subjects.prefillOutcome(anyGateway),
       subjects.gatewayBeats(),
+      subjects.gatewayDemands(),
       subjects.operatorStatus(),
       subjects.operatorDrain(),
     ],

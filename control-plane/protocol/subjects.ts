@@ -22,6 +22,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.gateway.GATEWAY.tokens     TokenBatch
  *   margay.gateway.GATEWAY.prefill    PrefillDone | PrefillFailed
  *   margay.gateway.GATEWAY.beat       GatewayBeat
+ *   margay.gateway.GATEWAY.demand     GatewayDemand
  */
 export const subjects = {
   hello: () => "margay.fleet.hello",
@@ -42,6 +43,8 @@ export const subjects = {
   prefillOutcome: (gateway: GatewayId) => `margay.gateway.${gateway}.prefill`,
   gatewayBeat: (gateway: GatewayId) => `margay.gateway.${gateway}.beat`,
   gatewayBeats: () => "margay.gateway.*.beat",
+  gatewayDemand: (gateway: GatewayId) => `margay.gateway.${gateway}.demand`,
+  gatewayDemands: () => "margay.gateway.*.demand",
   operatorStatus: () => "margay.operator.status",
   operatorDrain: () => "margay.operator.drain",
 } as const;

@@ -22,14 +22,13 @@ export interface ScalerParts {
 }
 
 /**
- * Owns how many workers are wanted: looks at the demand ten times a second and tells the target; has workers replaced
+ * Decides how many workers are wanted: looks at the demand ten times a second and tells the target; has workers replaced
  * that never began or fell silent for good.
  *
- *   created -> started -> stopped
+ *   created -> (started -> stopped)*
  */
 export class Scaler {
   readonly #parts: ScalerParts;
-  readonly #wanted = new Map<ModelName, Counts>();
   #histories: ReadonlyMap<WorkerId, WorkerHistory> = new Map();
   #timer: Timer | null = null;
 
@@ -38,7 +37,8 @@ export class Scaler {
   }
 
   start(): void {
-    this.#timer = this.#parts.clock.every(TICK_MS, () => this.look());
+    this.#histories = new Map();
+    this.#timer ??= this.#parts.clock.every(TICK_MS, () => this.look());
     this.look();
   }
 
@@ -47,12 +47,16 @@ export class Scaler {
     this.#timer = null;
   }
 
-  wanted(model: ModelName): Counts {
-    return this.#wanted.get(model) ?? { prefill: 0, decode: 0 };
+  /** What the target was asked for last; null while it does not know itself. */
+  wanted(model: ModelName): Counts | null {
+    const { target } = this.#parts;
+    const [prefill, decode] = [target.wanted(model, "prefill"), target.wanted(model, "decode")];
+    return prefill === null || decode === null ? null : { prefill, decode };
   }
 
   /** Looks at once: a request that just began waiting need not wait for the next tick. */
   look(): void {
+    if (this.#timer === null) return;
     this.#lookAtWorkers();
     for (const model of this.#parts.models) this.#lookAt(model);
   }
@@ -62,8 +66,9 @@ export class Scaler {
     const nowMs = clock.monotonic();
     const fleet = snapshot();
     const histories = new Map<WorkerId, WorkerHistory>();
-    for (const { workerId, role, stopping } of target.workers()) {
-      if (stopping) continue;
+    for (const { workerId, role, stopping, runs } of target.workers()) {
+      // One that waits for a place to run would wait again as another one.
+      if (stopping || !runs) continue;
       const history = withSighting(this.#histories.get(workerId), fleet, workerId, nowMs);
       histories.set(workerId, history);
       const health = healthOf(history, nowMs);
@@ -78,10 +83,11 @@ export class Scaler {
   #lookAt(model: ModelName): void {
     const { logger, metrics, target, rules, demand } = this.#parts;
     const before = this.wanted(model);
+    // Unknown is not zero: what there is stays until it is known what there is.
+    if (before === null) return;
     const state = (role: Role): RoleState => ({ wanted: before[role], starting: this.#starting(model, role) });
     const asked = demand(model);
     const after = planWorkers(rules, asked, { prefill: state("prefill"), decode: state("decode") });
-    this.#wanted.set(model, after);
     for (const role of ["prefill", "decode"] as const) {
       if (after[role] !== before[role]) {
         logger.info({ model, role, from: before[role], to: after[role], waiting: asked.waiting }, "scaling workers");

@@ -31,6 +31,11 @@ export interface Random {
   hex(bytes: number): string;
 }
 
+/** Epoch milliseconds in ISO 8601: `2026-11-24T02:00:00.000Z`. */
+export function isoTime(epochMs: number): string {
+  return new Date(epochMs).toISOString();
+}
+
 /** The longest wait a timer of Node can hold; a longer one would fire at once. */
 const LONGEST_MS = 2 ** 31 - 1;
 

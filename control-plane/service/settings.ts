@@ -18,6 +18,9 @@ function setting<S extends z.ZodType>(schema: S, fallback: string | null, about:
 
 const whole = (min: number, max: number) =>
   z.string().regex(/^\d+$/, "must be a whole number").transform(Number).pipe(z.int().min(min).max(max));
+const label = z
+  .string()
+  .regex(/^[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?$/, "must be a Kubernetes name of at most 63 characters");
 const text = z.string().min(1, "must not be empty");
 const range = z
   .string()
@@ -42,6 +45,18 @@ export const SETTINGS = {
   MARGAY_STATE_DIR: setting(text, ".margay", "Folder of NATS data, credentials and packed weights."),
   MARGAY_PREFILL: setting(range, "0..2", "Fewest and most prefill workers per model, MIN..MAX."),
   MARGAY_DECODE: setting(range, "0..2", "Fewest and most decode workers per model, MIN..MAX."),
+  MARGAY_TARGET: setting(
+    z.enum(["process", "kube"]),
+    "process",
+    "Where workers run: as processes of this machine, or as pods of the Kubernetes cluster this control plane runs in.",
+  ),
+  MARGAY_KUBE_NAMESPACE: setting(label, null, "Namespace of the worker pools; unset: the control plane's own."),
+  MARGAY_KUBE_RELEASE: setting(
+    label,
+    "margay",
+    "Value of the label `app.kubernetes.io/instance` of the worker pools, and name of the leader lease.",
+  ),
+  MARGAY_POD_NAME: setting(label, null, "Name of the control plane's pod, for the leader lease and events."),
   MARGAY_IDLE_SECONDS: setting(
     whole(1, 86_400),
     "300",

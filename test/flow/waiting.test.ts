@@ -39,7 +39,7 @@ describe("a fleet at zero", () => {
     const world = new FlowWorld({ waitMs: 120_000 });
     const ride = world.send();
     await world.clock.advance(9_000);
-    world.whyNone = "decode worker: tensor x is missing";
+    world.whyNone = { sentence: "decode worker: tensor x is missing", mayPass: false };
     await world.clock.advance(900);
     expect(ride.ends).toBe(0);
     await world.clock.advance(200);

@@ -137,7 +137,7 @@ describe("a crash", () => {
     expect(starts.length).toBeGreaterThan(4);
     expect(starts.length).toBeLessThan(15);
     expect(starts.at(-1)! - starts.at(-2)!).toBeGreaterThan(5_000);
-    expect(target.lastFailure(NANO)).toBe("decode worker: config.json is not there");
+    expect(target.lastFailure(NANO)).toEqual({ sentence: "decode worker: config.json is not there", mayPass: false });
     expect(said.some(({ reason }) => reason === "config.json is not there")).toBe(true);
     const count = pids().length;
     target.scale(NANO, "decode", 0);

@@ -14,15 +14,18 @@ const NANO = "nano" as ModelName;
 
 /** Workers that begin and end at once. */
 class FakeTarget implements ScaleTarget {
-  readonly list: { workerId: WorkerId; model: ModelName; role: Role; stopping: boolean }[] = [];
+  readonly list: { workerId: WorkerId; model: ModelName; role: Role; stopping: boolean; runs: boolean }[] = [];
   readonly stopped: WorkerId[] = [];
+  /** What was asked for last; null: the target does not know yet what there is. */
+  known: Partial<Record<Role, number>> | null = {};
   #started = 0;
 
   scale(model: ModelName, role: Role, count: number): void {
+    this.known = { ...this.known, [role]: count };
     const mine = this.list.filter((worker) => worker.role === role && worker.model === model);
     for (const surplus of mine.slice(count)) this.list.splice(this.list.indexOf(surplus), 1);
     for (let missing = count - mine.length; missing > 0; missing--) {
-      this.list.push({ workerId: `${role}-${++this.#started}` as WorkerId, model, role, stopping: false });
+      this.list.push({ workerId: `${role}-${++this.#started}` as WorkerId, model, role, stopping: false, runs: true });
     }
   }
 
@@ -36,9 +39,15 @@ class FakeTarget implements ScaleTarget {
     if (at !== -1) this.list.splice(at, 1);
   }
 
-  lastFailure(): string | null {
+  lastFailure(): null {
     return null;
   }
+
+  wanted(_model: ModelName, role: Role): number | null {
+    return this.known === null ? null : (this.known[role] ?? 0);
+  }
+
+  hold(): void {}
 
   async close(): Promise<void> {}
 }

@@ -28,7 +28,8 @@ export interface Ride {
 /** A flow over a memory bus and scripted ranks, under virtual time. */
 export class FlowWorld {
   /** Why the model has no workers, as the scale target would say. */
-  whyNone: string | null = null;
+  whyNone: { readonly sentence: string; readonly mayPass: boolean } | null = null;
+  waitingElsewhere = 0;
   readonly clock = new FakeClock();
   readonly network = new MemoryNetwork(this.clock, fakeRandom(7));
   readonly bus = this.network.connect("control-plane");
@@ -56,6 +57,7 @@ export class FlowWorld {
       ...{ fleet, clock, metrics, waitMs },
       mostWaiting: options.mostWaiting ?? 100,
       whyNone: () => this.whyNone,
+      waitingElsewhere: () => this.waitingElsewhere,
       onArrival: () => this.arrivals++,
     });
     this.board = new RequestBoard({ bus, clock, metrics, gatewayId });

@@ -73,6 +73,7 @@ export class SimSystem {
       ...{ fleet, clock, metrics, waitMs },
       mostWaiting: 1_000,
       whyNone: () => null,
+      waitingElsewhere: () => 0,
       onArrival: () => {},
     });
     this.waitingRoom = waitingRoom;

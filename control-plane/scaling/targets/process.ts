@@ -7,7 +7,7 @@ import { backoffMs } from "#service/backoff.ts";
 import type { Clock, Random } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
-import type { ScaleTarget, TargetWorker } from "../scale-target.ts";
+import type { ScaleTarget, StartFailure, TargetWorker } from "../scale-target.ts";
 
 export interface ProcessTargetParts {
   readonly clock: Clock;
@@ -65,6 +65,7 @@ export class ProcessTarget implements ScaleTarget {
   readonly #crashes = new Map<string, { count: number; notBeforeMs: number }>();
   /** Per model and role: why the last start failed, until a worker ran well. */
   readonly #failures = new Map<string, string>();
+  readonly #wanted = new Map<string, number>();
   #started = 0;
   #closed = false;
 
@@ -76,12 +77,20 @@ export class ProcessTarget implements ScaleTarget {
     return [...this.#workers.values()];
   }
 
-  lastFailure(model: ModelName): string | null {
-    return this.#failures.get(`${model}/prefill`) ?? this.#failures.get(`${model}/decode`) ?? null;
+  lastFailure(model: ModelName): StartFailure | null {
+    const sentence = this.#failures.get(`${model}/prefill`) ?? this.#failures.get(`${model}/decode`);
+    return sentence === undefined ? null : { sentence, mayPass: false };
   }
+
+  wanted(model: ModelName, role: Role): number {
+    return this.#wanted.get(`${model}/${role}`) ?? 0;
+  }
+
+  hold(): void {}
 
   scale(model: ModelName, role: Role, count: number): void {
     if (this.#closed) return;
+    this.#wanted.set(`${model}/${role}`, count);
     const live = [...this.#workers.values()].filter((w) => w.model === model && w.role === role && !w.stopping);
     for (const surplus of live.slice(count)) void this.stop(surplus.workerId, this.#parts.drainMs);
     const pauseUntilMs = this.#crashes.get(`${model}/${role}`)?.notBeforeMs ?? 0;
@@ -128,7 +137,16 @@ export class ProcessTarget implements ScaleTarget {
     const startedMs = clock.monotonic();
     const well = clock.after(WELL_MS, () => this.#failures.delete(`${model}/${role}`));
     const ended = Promise.withResolvers<void>();
-    const worker: Worker = { workerId, model, role, child, ended: ended.promise, stopping: false, sentence: null };
+    const worker: Worker = {
+      workerId,
+      model,
+      role,
+      child,
+      ended: ended.promise,
+      stopping: false,
+      runs: true,
+      sentence: null,
+    };
     this.#workers.set(workerId, worker);
     logger.info({ worker: workerId, model, pid: child.pid }, "starting a worker");
     child.on("message", (message) => {

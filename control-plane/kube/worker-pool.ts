@@ -1,0 +1,93 @@
+import { z } from "zod";
+import { ModelName } from "#protocol/ids.ts";
+import { Role } from "#protocol/worker.ts";
+
+/** Label on a pool and its pods: what they do. */
+export const ROLE_LABEL = "margay.dev/role";
+/** Annotation on a pool and its pods: the name of the one model they serve. A label could not hold every name. */
+export const MODEL_ANNOTATION = "margay.dev/model";
+/** Label on everything of one Helm release. */
+export const RELEASE_LABEL = "app.kubernetes.io/instance";
+
+/** Selects the pools and pods of one release, and nothing else of it. */
+export function workersOf(release: string): string {
+  return `${RELEASE_LABEL}=${release},${ROLE_LABEL}`;
+}
+
+export const Condition = z.looseObject({
+  type: z.string(),
+  status: z.string(),
+  reason: z.string().nullish(),
+  message: z.string().nullish(),
+});
+export type Condition = z.output<typeof Condition>;
+
+const Meta = z.object({
+  name: z.string(),
+  uid: z.string(),
+  resourceVersion: z.string(),
+  deletionTimestamp: z.string().nullish(),
+  labels: z.object({ [ROLE_LABEL]: Role }),
+  annotations: z.object({ [MODEL_ANNOTATION]: ModelName }),
+});
+
+/** The Deployment that makes the workers of one model and role. */
+export const WorkerPool = z
+  .object({
+    metadata: Meta,
+    spec: z.object({ replicas: z.int().min(0).nullish() }),
+    status: z.object({ conditions: z.array(Condition).nullish() }).nullish(),
+  })
+  .transform(({ metadata, spec, status }) => ({
+    name: metadata.name,
+    uid: metadata.uid,
+    resourceVersion: metadata.resourceVersion,
+    role: metadata.labels[ROLE_LABEL],
+    model: metadata.annotations[MODEL_ANNOTATION],
+    // What the API server takes where nothing is given.
+    replicas: spec.replicas ?? 1,
+    conditions: status?.conditions ?? [],
+  }));
+export type WorkerPool = z.output<typeof WorkerPool>;
+
+const Waiting = z.object({ reason: z.string().nullish(), message: z.string().nullish() });
+const ContainerState = z.object({
+  waiting: Waiting.nullish(),
+  running: z.looseObject({}).nullish(),
+  terminated: z.object({ exitCode: z.number(), reason: z.string().nullish(), message: z.string().nullish() }).nullish(),
+});
+const ContainerStatus = z.object({ state: ContainerState.nullish(), lastState: ContainerState.nullish() });
+export type ContainerStatus = z.output<typeof ContainerStatus>;
+
+/** A pod of a pool; its name is the id of the worker in it. */
+export const WorkerPod = z
+  .object({
+    metadata: Meta,
+    status: z
+      .object({
+        phase: z.string().nullish(),
+        reason: z.string().nullish(),
+        message: z.string().nullish(),
+        conditions: z.array(Condition).nullish(),
+        initContainerStatuses: z.array(ContainerStatus).nullish(),
+        containerStatuses: z.array(ContainerStatus).nullish(),
+      })
+      .nullish(),
+  })
+  .transform(({ metadata, status }) => ({
+    name: metadata.name,
+    role: metadata.labels[ROLE_LABEL],
+    model: metadata.annotations[MODEL_ANNOTATION],
+    stopping: metadata.deletionTimestamp != null,
+    phase: status?.phase ?? "Pending",
+    /** Why it failed as a whole: evicted, say. */
+    message: status?.message ?? status?.reason ?? null,
+    conditions: status?.conditions ?? [],
+    containers: [...(status?.initContainerStatuses ?? []), ...(status?.containerStatuses ?? [])],
+  }));
+export type WorkerPod = z.output<typeof WorkerPod>;
+
+/** True once the pod's processes have ended for good. */
+export function hasEnded(pod: WorkerPod): boolean {
+  return pod.phase === "Failed" || pod.phase === "Succeeded";
+}

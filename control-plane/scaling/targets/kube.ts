@@ -1,0 +1,124 @@
+import { type ModelName, WorkerId } from "#protocol/ids.ts";
+import type { Role } from "#protocol/worker.ts";
+import type { Clock, Random, Timer } from "#service/clock.ts";
+import type { Logger } from "#service/logger.ts";
+import type { Metrics } from "#service/metrics.ts";
+import { isKubeError, type KubeApi } from "../../kube/kube-api.ts";
+import type { WorkerPod } from "../../kube/worker-pool.ts";
+import { WorkerPools } from "../../kube/worker-pools.ts";
+import type { ScaleTarget, StartFailure, TargetWorker } from "../scale-target.ts";
+
+export interface KubeTargetParts {
+  readonly api: KubeApi;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly logger: Logger;
+  readonly metrics: Metrics;
+  readonly namespace: string;
+  readonly release: string;
+  /** Who reports, in events. */
+  readonly instance: string;
+  /** Whether this process writes conditions and events. */
+  readonly leads: () => boolean;
+  /** A worker's pod has ended, however. */
+  readonly onEnd: (workerId: WorkerId) => void;
+}
+
+const LOOK_MS = 1_000;
+
+/**
+ * Workers as pods: a pool (Deployment) per model and role, whose scale subresource is patched; a worker is called as its pod.
+ *
+ *   created -> started -> closed
+ *
+ * K1 the cluster makes, restarts and ends the pods; this asks for numbers, and reads why they are not to be had
+ * K2 closing ends no pod: the workers belong to the release, not to this process
+ */
+export class KubeTarget implements ScaleTarget {
+  readonly #parts: KubeTargetParts;
+  readonly #pools: WorkerPools;
+  #timer: Timer | null = null;
+  #noting = false;
+
+  constructor(parts: KubeTargetParts) {
+    this.#parts = parts;
+    const { onEnd } = parts;
+    this.#pools = new WorkerPools({ ...parts, onPodEnded: (name) => onEnd(name as WorkerId) });
+  }
+
+  start(): void {
+    this.#pools.start();
+    this.#timer = this.#parts.clock.every(LOOK_MS, () => void this.#look());
+  }
+
+  wanted(model: ModelName, role: Role): number | null {
+    return this.#pools.replicas(model, role);
+  }
+
+  scale(model: ModelName, role: Role, count: number): void {
+    this.#pools.ask(model, role, count);
+  }
+
+  hold(): void {
+    this.#pools.forgetAsks();
+  }
+
+  workers(): readonly TargetWorker[] {
+    return this.#pools
+      .pods()
+      .filter(isWorker)
+      .map((pod) => ({
+        workerId: pod.name as WorkerId,
+        model: pod.model,
+        role: pod.role,
+        stopping: pod.stopping,
+        runs: pod.phase === "Running",
+      }));
+  }
+
+  async stop(workerId: WorkerId, graceMs: number): Promise<void> {
+    try {
+      await this.#pools.remove(workerId, graceMs);
+      this.#parts.logger.info({ worker: workerId }, "stopping a worker");
+    } catch (error) {
+      // Gone already. Whatever else failed is tried again by whoever still wants it gone.
+      if (!isKubeError(error, 404)) this.#parts.logger.warn({ worker: workerId, error }, "a pod could not be deleted");
+    }
+  }
+
+  lastFailure(model: ModelName): StartFailure | null {
+    for (const role of ["prefill", "decode"] as const) {
+      const lack = this.#pools.shortage(model, role);
+      if (lack !== null)
+        return { sentence: `${role} workers: ${lack.reason}: ${lack.sentence}`, mayPass: lack.mayPass };
+    }
+    const { failure } = this.#pools;
+    return failure === null
+      ? null
+      : { sentence: `The cluster's API server does not answer: ${failure}`, mayPass: true };
+  }
+
+  async close(): Promise<void> {
+    this.#timer?.cancel();
+    this.#timer = null;
+    this.#pools.stop();
+  }
+
+  async #look(): Promise<void> {
+    const { leads, metrics } = this.#parts;
+    metrics.gauge("margay_api_server_away_seconds", {}, (this.#pools.awayMs ?? 0) / 1000);
+    metrics.gauge("margay_leader", {}, leads() ? 1 : 0);
+    if (!leads() || this.#noting || this.#pools.awayMs !== null) return;
+    this.#noting = true;
+    try {
+      await this.#pools.note();
+    } finally {
+      this.#noting = false;
+    }
+  }
+}
+
+/** A name that could not be a worker's is some other pod's. */
+function isWorker(pod: WorkerPod): boolean {
+  return WorkerId.safeParse(pod.name).success;
+}
