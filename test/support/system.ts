@@ -96,7 +96,8 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
       return waitFor(
         `${count} ready ${role} ranks`,
         async () => {
-          const found = (await status()).filter((rank) => rank.role === role && rank.state === "ready");
+          // A control plane that is late with its answer is asked again.
+          const found = (await status().catch(() => [])).filter((rank) => rank.role === role && rank.state === "ready");
           return found.length >= count ? found : null;
         },
         timeoutMs,
