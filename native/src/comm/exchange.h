@@ -59,7 +59,16 @@ struct GroupSpec {
   int max_rows = 0;  // of one rank in one step
   PayloadFormat payload = PayloadFormat::kBf16;
   CombineMode combine = CombineMode::kSummed;
-  int deadline_ms = 3'000;  // of every wait within a step
+  int deadline_ms = 3'000;         // of every wait within a step
+  // Tests and benchmarks: what peers send counts as arrived when a link of this kind, shared by all who send to this
+  // rank, would have brought it. 0 bytes/s: no such link.
+  double link_bytes_per_s = 0;
+  int64_t link_latency_ns = 0;
+  // Only for groups of processes (endpoint.h):
+  int join_deadline_ms = 10'000;
+  bool shared_memory = true;        // where host keys are equal
+  std::string model;                // has to be the same in all ranks: model hash, code path
+  std::string secret;               // of this group, known to its members alone; no limit to its length
 
   // The first thing that is wrong with it, as a sentence.
   Status Check() const;

@@ -1,8 +1,4 @@
 // A group whose members are threads of one process: each reads the others' outboxes where they lie.
-#include <sys/mman.h>
-
-#include <cstring>
-
 #include "comm/rank_exchange.h"
 
 namespace margay {
@@ -11,13 +7,10 @@ namespace {
 // What the members of one group have in common; lives as long as the last of them.
 struct Group {
   explicit Group(const GroupSpec& s) : spec(s), layout(s) {}
-  ~Group() {
-    for (std::byte* outbox : outboxes) munmap(outbox, layout.bytes());
-  }
 
   const GroupSpec spec;
   const MailboxLayout layout;
-  std::vector<std::byte*> outboxes;
+  std::vector<MailboxMemory> outboxes;
   std::recursive_mutex mutex;  // losing one member loses the next
   std::vector<RankExchange*> ranks;  // null: gone
 };
@@ -39,7 +32,7 @@ class ThreadLane : public Lane {
 class ThreadExchange : public RankExchange {
  public:
   ThreadExchange(const std::shared_ptr<Group>& group, const GroupSpec& spec, GroupEvents events)
-      : RankExchange(spec, group->layout, {group->outboxes[static_cast<size_t>(spec.self)], &group->layout}, std::move(events)),
+      : RankExchange(spec, group->outboxes[static_cast<size_t>(spec.self)].base(), std::move(events)),
         group_(group) {}
   ~ThreadExchange() override {
     {
@@ -51,7 +44,7 @@ class ThreadExchange : public RankExchange {
   void Connect() {
     std::vector<Lane*> lanes;
     for (int peer = 0; peer < members(); ++peer) {
-      const Mailbox theirs(group_->outboxes[static_cast<size_t>(peer)], &group_->layout);
+      const Mailbox theirs(group_->outboxes[static_cast<size_t>(peer)].base(), &group_->layout);
       owned_.push_back(peer == self() ? nullptr : std::make_unique<ThreadLane>(theirs, group_.get(), peer));
       lanes.push_back(owned_.back().get());
     }
@@ -74,9 +67,9 @@ Result<std::vector<std::unique_ptr<ExpertExchange>>> JoinInProcess(const GroupSp
   if (Status checked = spec.Check(); !checked.ok()) return checked;
   const auto group = std::make_shared<Group>(spec);
   for (int member = 0; member < members; ++member) {
-    void* memory = mmap(nullptr, group->layout.bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return Status(Code::kIo, "no memory for an outbox");
-    group->outboxes.push_back(static_cast<std::byte*>(memory));
+    Result<MailboxMemory> outbox = MailboxMemory::Create(group->layout);
+    if (!outbox.ok()) return outbox.status();
+    group->outboxes.push_back(std::move(*outbox));
   }
   group->ranks.resize(static_cast<size_t>(members));
   events.resize(static_cast<size_t>(members));

@@ -16,7 +16,7 @@ class Lane {
   // The own outbox has something new for the peer; from the engine thread.
   virtual void Began() {}
   virtual void Dispatched(uint32_t /*number*/) {}
-  virtual void Combined(uint32_t /*number*/, size_t /*results*/) {}
+  virtual void Combined(uint32_t /*number*/) {}
   // Some time into a long wait, so that the peer can tell who is late.
   virtual void WaitsLong() {}
   // Any thread.

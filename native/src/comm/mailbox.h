@@ -1,7 +1,7 @@
 // What one rank has for the others, as it lies in memory: an outbox, which its owner writes and peers read, or a copy of
 // one that arrives over a network. Every rank of a group computes the same layout.
 //
-//   head | heads of the lists [2][members] | lists [2][members] | rows [2] | results [members]
+//   head | heads of the lists [2][members] | heads of the results [members] | lists [2][members] | rows [2] | results [members]
 //
 // The words in the head are numbers that rise by one with every step (`begun`) or layer (`dispatched`, `combined`) and
 // are stored last: who has seen the number may read what belongs to it.
@@ -34,6 +34,11 @@ struct ListHead {
   uint32_t rows;     // different ones among the entries
 };
 
+struct ResultHead {
+  uint32_t number;  // of the layer
+  uint32_t rows;
+};
+
 // What a rank waits for, in one word.
 struct Waiting {
   enum class For : uint8_t { kNothing, kBegin, kDispatch, kCombine };
@@ -57,11 +62,16 @@ struct alignas(64) MailboxHead {
   alignas(64) std::atomic<uint32_t> begun;
   std::atomic<uint32_t> resting;     // sleeps between steps: call it
   alignas(64) std::atomic<uint32_t> dispatched;
+  std::atomic<int64_t> dispatched_ns;  // when, in MonotonicNs()
   alignas(64) std::atomic<uint32_t> combined;
+  std::atomic<int64_t> combined_ns;
   alignas(64) std::atomic<uint64_t> waiting;  // Waiting
   std::atomic<uint32_t> left;        // 0: it is there; else a GroupLoss
 };
 static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free);
+
+// CLOCK_MONOTONIC: the same for all processes of a host.
+int64_t MonotonicNs();
 
 // Where everything lies. Members of a group agree on it when they agree on these numbers.
 class MailboxLayout {
@@ -78,6 +88,7 @@ class MailboxLayout {
   size_t list_head(uint32_t number, int member) const {
     return list_heads_ + (Place(number) * members_ + static_cast<size_t>(member)) * sizeof(ListHead);
   }
+  size_t result_head(int member) const { return result_heads_ + static_cast<size_t>(member) * sizeof(ResultHead); }
   size_t list(uint32_t number, int member) const {
     return lists_ + (Place(number) * members_ + static_cast<size_t>(member)) * list_stride_;
   }
@@ -93,7 +104,7 @@ class MailboxLayout {
 
   size_t members_, max_rows_;
   size_t row_stride_, result_stride_, list_entries_, list_stride_, results_;
-  size_t list_heads_, lists_, rows_, results_at_, bytes_;
+  size_t list_heads_, result_heads_, lists_, rows_, results_at_, bytes_;
 };
 
 // Memory laid out so. Does not own it.
@@ -106,6 +117,7 @@ class Mailbox {
   ListHead* list_head(uint32_t number, int member) const {
     return reinterpret_cast<ListHead*>(base_ + layout_->list_head(number, member));
   }
+  ResultHead* result_head(int member) const { return reinterpret_cast<ResultHead*>(base_ + layout_->result_head(member)); }
   ListEntry* list(uint32_t number, int member) const {
     return reinterpret_cast<ListEntry*>(base_ + layout_->list(number, member));
   }
@@ -115,6 +127,22 @@ class Mailbox {
  private:
   std::byte* base_ = nullptr;
   const MailboxLayout* layout_ = nullptr;
+};
+
+// Memory for one mailbox that nobody else maps: zeroed, and taken from the system as it is touched.
+class MailboxMemory {
+ public:
+  static Result<MailboxMemory> Create(const MailboxLayout& layout);
+  MailboxMemory(MailboxMemory&& other) noexcept;
+  MailboxMemory& operator=(MailboxMemory&& other) = delete;
+  ~MailboxMemory();
+  std::byte* base() const { return base_; }
+
+ private:
+  MailboxMemory(std::byte* base, size_t bytes) : base_(base), bytes_(bytes) {}
+
+  std::byte* base_;
+  size_t bytes_;
 };
 
 }  // namespace margay

@@ -7,10 +7,10 @@
 
 namespace margay {
 
-RankExchange::RankExchange(const GroupSpec& spec, const MailboxLayout& layout, Mailbox own, GroupEvents events)
+RankExchange::RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents events)
     : spec_(spec),
-      layout_(layout),
-      own_(own),
+      layout_(spec_),
+      own_(own, &layout_),
       events_(std::move(events)),
       version_(spec.map_version),
       owners_(spec.owners) {
@@ -19,7 +19,7 @@ RankExchange::RankExchange(const GroupSpec& spec, const MailboxLayout& layout, M
   MailboxHead* head = own_.head();
   head->magic = MailboxHead::kMagic;
   head->epoch = spec.epoch;
-  head->bytes = layout.bytes();
+  head->bytes = layout_.bytes();
   head->map_version.store(spec.map_version, std::memory_order_relaxed);
   awaited_.resize(rows * static_cast<size_t>(spec.topk));
   awaited_count_.resize(rows);
@@ -28,14 +28,16 @@ RankExchange::RankExchange(const GroupSpec& spec, const MailboxLayout& layout, M
   last_row_.resize(members);
   awaits_.resize(members);
   travels_.resize(rows);
-  own_list_.reserve(layout.list_entries());
+  own_list_.reserve(layout_.list_entries());
   if (spec.combine == CombineMode::kSummed) own_sums_.resize(rows * static_cast<size_t>(spec.hidden));
   received_.reserve(members * rows);
-  choices_.reserve(members * layout.list_entries());
+  choices_.reserve(members * layout_.list_entries());
   first_choice_.reserve(members * rows);
   first_result_.reserve(members * rows);
-  list_.resize(layout.list_entries());
+  list_.resize(layout_.list_entries());
   results_for_.resize(members);
+  arrivals_.reserve(members);
+  if (spec.link_bytes_per_s > 0) link_.emplace(spec.link_bytes_per_s, spec.link_latency_ns);
   SetHeld();
 }
 
@@ -149,6 +151,7 @@ Status RankExchange::DispatchSend(int layer, const DispatchRows& mine) {
     rows += rows_[m];
     entries += entries_[m];
   }
+  own_.head()->dispatched_ns.store(MonotonicNs(), std::memory_order_relaxed);
   own_.head()->dispatched.store(number_, std::memory_order_release);
   WakeAll(&own_.head()->dispatched);
   for (Lane* lane : lanes_) {
@@ -292,19 +295,23 @@ void RankExchange::PutResult(int i, int choice, const float* values) {
 
 Status RankExchange::CombineSend(int) {
   if (Status ready = Expect(Stage::kReceived, "CombineSend"); !ready.ok()) return ready;
-  own_.head()->combined.store(number_, std::memory_order_release);
-  WakeAll(&own_.head()->combined);
   std::fill(results_for_.begin(), results_for_.end(), 0);
   for (size_t i = 0; i < received_.size(); ++i) {
     const size_t rows = spec_.combine == CombineMode::kSummed ? 1 : received_[i].choices.size();
     results_for_[static_cast<size_t>(received_[i].source)] += rows;
   }
+  for (int member = 0; member < members(); ++member) {
+    *own_.result_head(member) = {number_, static_cast<uint32_t>(results_for_[static_cast<size_t>(member)])};
+  }
+  own_.head()->combined_ns.store(MonotonicNs(), std::memory_order_relaxed);
+  own_.head()->combined.store(number_, std::memory_order_release);
+  WakeAll(&own_.head()->combined);
   uint64_t sent = 0;
   for (int member = 0; member < members(); ++member) {
     Lane* lane = lanes_[static_cast<size_t>(member)];
     const size_t rows = results_for_[static_cast<size_t>(member)];
     if (lane == nullptr || rows == 0) continue;
-    lane->Combined(number_, rows);
+    lane->Combined(number_);
     sent += rows;
   }
   stage_ = Stage::kCombineSent;
@@ -317,6 +324,13 @@ Status RankExchange::CombineReceive(int) {
   if (Status ready = Expect(Stage::kCombineSent, "CombineReceive"); !ready.ok()) return ready;
   const Status all = AwaitAll(Waiting::For::kCombine, number_, &awaits_, &ExchangeCounters::combine_wait_ns);
   if (!all.ok()) return all;
+  for (int member = 0; member < members(); ++member) {
+    const auto m = static_cast<size_t>(member);
+    if (awaits_[m] == 0) continue;
+    const ResultHead head = *lanes_[m]->theirs().result_head(self());
+    const uint32_t rows = spec_.combine == CombineMode::kSummed ? rows_[m] : entries_[m];
+    if (head.number != number_ || head.rows != rows) return Lost({member, LossCause::kMalformed});
+  }
   stage_ = Stage::kLayer;
   return Status::Ok();
 }

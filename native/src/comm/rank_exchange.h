@@ -6,18 +6,20 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "comm/exchange.h"
 #include "comm/lane.h"
 #include "comm/wait.h"
+#include "core/link_model.h"
 
 namespace margay {
 
 class RankExchange : public ExpertExchange {
  public:
-  // `own`: the outbox, zeroed. The spec has been checked.
-  RankExchange(const GroupSpec& spec, const MailboxLayout& layout, Mailbox own, GroupEvents events);
+  // `own`: memory of the outbox, zeroed. The spec has been checked.
+  RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents events);
 
   // One per peer, before the first call; null at the own place.
   void SetLanes(std::vector<Lane*> lanes) { lanes_ = std::move(lanes); }
@@ -46,6 +48,11 @@ class RankExchange : public ExpertExchange {
   GroupLoss loss() const override;
   ExchangeCounters counters() const override;
 
+ protected:
+  const GroupSpec& spec() const { return spec_; }
+  const MailboxLayout& layout() const { return layout_; }
+  const Mailbox& own() const { return own_; }
+
  private:
   enum class Stage : uint8_t { kOutside, kLayer, kSent, kReceived, kCombineSent };
   // Where the result of one choice of an own row comes from.
@@ -73,15 +80,18 @@ class RankExchange : public ExpertExchange {
   bool Here(const Waiting& waiting) const;
   Status Await(const Waiting& waiting, WaitClock::time_point deadline);
   Status AwaitAll(Waiting::For what, uint32_t number, const std::vector<uint8_t>* needed, uint64_t ExchangeCounters::*waited);
+  void HoldForLink(Waiting::For what, const std::vector<uint8_t>* needed, WaitClock::time_point deadline);
   std::optional<GroupLoss> ToldLoss() const;
   void WakeWaiters() const;
   int Guilty(Waiting waiting) const;
   WaitClock::duration deadline() const { return std::chrono::milliseconds(spec_.deadline_ms); }
 
   const GroupSpec spec_;
-  const MailboxLayout& layout_;
+  const MailboxLayout layout_;
   const Mailbox own_;
   std::vector<Lane*> lanes_;
+  std::optional<LinkModel> link_;
+  std::vector<std::pair<int64_t, size_t>> arrivals_;  // of one wait: when sent, bytes
 
   std::atomic<bool> lost_{false};
   mutable std::mutex mutex_;  // of the next three

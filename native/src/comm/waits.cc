@@ -1,4 +1,7 @@
 // How a rank waits for its peers, and how it finds out who is to blame when they do not come.
+#include <algorithm>
+#include <ctime>
+
 #include "comm/rank_exchange.h"
 
 namespace margay {
@@ -145,6 +148,30 @@ Status RankExchange::Await(const Waiting& waiting, WaitClock::time_point deadlin
   return outcome;
 }
 
+void RankExchange::HoldForLink(Waiting::For what, const std::vector<uint8_t>* needed, WaitClock::time_point deadline) {
+  arrivals_.clear();
+  for (int member = 0; member < members(); ++member) {
+    if (member == self() || (needed != nullptr && (*needed)[static_cast<size_t>(member)] == 0)) continue;
+    const Mailbox& theirs = lanes_[static_cast<size_t>(member)]->theirs();
+    if (what == Waiting::For::kDispatch) {
+      const ListHead head = *theirs.list_head(number_, self());
+      arrivals_.emplace_back(theirs.head()->dispatched_ns.load(std::memory_order_relaxed),
+                             head.entries * kChoiceBytes + head.rows * PayloadBytes(spec_.payload, spec_.hidden));
+    } else {
+      arrivals_.emplace_back(theirs.head()->combined_ns.load(std::memory_order_relaxed),
+                             theirs.result_head(self())->rows * ResultBytes(spec_.payload, spec_.hidden));
+    }
+  }
+  std::sort(arrivals_.begin(), arrivals_.end());
+  int64_t last_ns = 0;
+  for (const auto& [sent_ns, bytes] : arrivals_) last_ns = link_->Carry(sent_ns, bytes);
+  const auto over = [&] { return MonotonicNs() >= last_ns || lost_.load(std::memory_order_acquire); };
+  constexpr int64_t kSpinNs = 100'000;
+  const timespec until{static_cast<time_t>((last_ns - kSpinNs) / 1'000'000'000), static_cast<long>((last_ns - kSpinNs) % 1'000'000'000)};
+  if (!over() && last_ns > kSpinNs) clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr);
+  while (!over() && WaitClock::now() < deadline) PauseCore();
+}
+
 Status RankExchange::AwaitAll(Waiting::For what, uint32_t number, const std::vector<uint8_t>* needed,
                               uint64_t ExchangeCounters::*waited) {
   const auto start = WaitClock::now();
@@ -153,6 +180,7 @@ Status RankExchange::AwaitAll(Waiting::For what, uint32_t number, const std::vec
     if (member == self() || (needed != nullptr && (*needed)[static_cast<size_t>(member)] == 0)) continue;
     outcome = Await({what, member, number}, start + deadline());
   }
+  if (outcome.ok() && link_ && what != Waiting::For::kBegin) HoldForLink(what, needed, start + deadline());
   const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(WaitClock::now() - start).count();
   const std::lock_guard lock(mutex_);
   counters_.*waited += static_cast<uint64_t>(ns);
