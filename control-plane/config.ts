@@ -1,8 +1,11 @@
 import { basename, resolve } from "node:path";
 import { ModelName } from "#protocol/ids.ts";
+import type { Role } from "#protocol/worker.ts";
 import type { ServiceConfig } from "#service/run-service.ts";
 import { readSettings, SettingsError } from "#service/settings.ts";
 import type { GatewayConfig } from "./gateway/gateway.ts";
+import type { BalanceRules } from "./groups/group-balancer.ts";
+import type { GroupRules } from "./groups/group-plan.ts";
 import type { ScalingRules } from "./scaling/planner.ts";
 
 export interface ControlPlaneConfig extends ServiceConfig {
@@ -14,6 +17,9 @@ export interface ControlPlaneConfig extends ServiceConfig {
   readonly scaling: ScalingRules;
   /** null: workers are processes of this machine. */
   readonly kube: KubeConfig | null;
+  /** Ranks of one worker of each role. */
+  readonly ranks: Readonly<Record<Role, number>>;
+  readonly groups: GroupRules & BalanceRules;
   readonly localPrefillTokens: number;
   readonly mostWaiting: number;
   readonly waitMs: number;
@@ -46,6 +52,11 @@ export function readControlPlaneConfig(
     "MARGAY_KUBE_NAMESPACE",
     "MARGAY_KUBE_RELEASE",
     "MARGAY_POD_NAME",
+    "MARGAY_PREFILL_EP",
+    "MARGAY_DECODE_EP",
+    "MARGAY_EP_LEAST",
+    "MARGAY_EP_SPARE",
+    "MARGAY_EP_BALANCE_SECONDS",
     "MARGAY_IDLE_SECONDS",
     "MARGAY_LOCAL_PREFILL_TOKENS",
     "MARGAY_NATS_URL",
@@ -85,6 +96,12 @@ export function readControlPlaneConfig(
       s.MARGAY_TARGET === "process"
         ? null
         : { namespace: s.MARGAY_KUBE_NAMESPACE, release: s.MARGAY_KUBE_RELEASE, podName: s.MARGAY_POD_NAME },
+    ranks: { prefill: s.MARGAY_PREFILL_EP, decode: s.MARGAY_DECODE_EP },
+    groups: {
+      leastRanks: s.MARGAY_EP_LEAST,
+      sparePerRank: s.MARGAY_EP_SPARE,
+      balanceMs: s.MARGAY_EP_BALANCE_SECONDS * 1000,
+    },
     localPrefillTokens: s.MARGAY_LOCAL_PREFILL_TOKENS,
     mostWaiting: s.MARGAY_MAX_WAITING,
     waitMs: s.MARGAY_WAIT_SECONDS * 1000,

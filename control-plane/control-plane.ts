@@ -1,5 +1,5 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
-import type { GatewayId, ModelName, WorkerId } from "#protocol/ids.ts";
+import type { GatewayId, ModelName, RankId } from "#protocol/ids.ts";
 import { connectBus } from "#service/connect-bus.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { credentialsFile, natsCredentials } from "#service/nats-credentials.ts";
@@ -11,6 +11,8 @@ import { RequestBoard } from "./flow/request-board.ts";
 import { Flow } from "./flow/request-flow.ts";
 import { WaitingRoom } from "./flow/waiting-room.ts";
 import { Gateway } from "./gateway/gateway.ts";
+import { GroupBalancer } from "./groups/group-balancer.ts";
+import { GroupFormer } from "./groups/group-former.ts";
 import { openOperatorDesk } from "./operator-desk.ts";
 import { DemandExchange } from "./scaling/demand-exchange.ts";
 import type { Demand } from "./scaling/planner.ts";
@@ -30,6 +32,8 @@ export class ControlPlane implements Service {
   readonly #models: ReadonlyMap<ModelName, ServedModel>;
   readonly #bus: Bus;
   readonly #fleet: FleetWatch;
+  readonly #former: GroupFormer;
+  readonly #balancer: GroupBalancer;
   readonly #waitingRoom: WaitingRoom;
   readonly #board: RequestBoard;
   readonly #flow: Flow;
@@ -56,7 +60,7 @@ export class ControlPlane implements Service {
       metrics,
     });
     const fleet = new FleetWatch({ bus, clock, logger, gatewayId });
-    const onEnd = (workerId: WorkerId): void => fleet.workerEnded(workerId);
+    const onEnd = (rankId: RankId): void => fleet.rankEnded(rankId);
     const home =
       config.kube === null
         ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
@@ -82,6 +86,8 @@ export class ControlPlane implements Service {
     this.#bus = bus;
     this.#fleet = fleet;
     this.#home = home;
+    this.#former = new GroupFormer({ bus, clock, random, logger, metrics, fleet, rules: config.groups });
+    this.#balancer = new GroupBalancer({ bus, clock, logger, metrics, fleet, rules: config.groups });
     const waitingRoom = new WaitingRoom({
       ...{ fleet, clock, metrics, mostWaiting, waitMs },
       whyNone: (model) => home.target.lastFailure(model),
@@ -124,6 +130,8 @@ export class ControlPlane implements Service {
   async start(): Promise<void> {
     const { clock, logger, tellParent } = this.#context;
     this.#fleet.start();
+    this.#former.start();
+    this.#balancer.start();
     this.#board.start();
     await this.#gateway.start();
     this.#desk = openOperatorDesk({
@@ -160,6 +168,8 @@ export class ControlPlane implements Service {
     this.#demand.stop();
     for (const open of this.#desk) open.unsubscribe();
     this.#board.stop();
+    this.#balancer.stop();
+    this.#former.stop();
     this.#fleet.stop();
     await this.#bus.close(CLOSE_MS);
   }
@@ -176,7 +186,7 @@ export class ControlPlane implements Service {
   }
 
   #collect(metrics: Metrics): void {
-    const states = ["loading", "ready", "draining", "lost"] as const;
+    const states = ["loading", "forming", "ready", "draining", "lost"] as const;
     for (const role of ["prefill", "decode"] as const) {
       for (const state of states) {
         const ranks = [...this.#fleet.snapshot.ranks.values()].filter((r) => r.role === role && r.state === state);

@@ -55,6 +55,16 @@ function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
     ranks: [...fleet.snapshot.ranks.values()].map((rank) => ({
       workerId: rank.workerId,
       rankId: rank.rankId,
+      rank: rank.rank,
+      ranks: rank.ranks,
+      group:
+        rank.membership === null
+          ? null
+          : {
+              epoch: rank.membership.epoch,
+              size: rank.membership.members.length,
+              mapVersion: rank.membership.mapVersion,
+            },
       role: rank.role,
       state: rank.state,
       model: rank.model.name,

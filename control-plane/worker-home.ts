@@ -1,4 +1,4 @@
-import type { GatewayId, WorkerId } from "#protocol/ids.ts";
+import type { GatewayId, RankId } from "#protocol/ids.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServiceContext } from "#service/run-service.ts";
 import type { ControlPlaneConfig, KubeConfig } from "./config.ts";
@@ -22,7 +22,7 @@ export function processHome(
   context: ServiceContext,
   metrics: Metrics,
   roleEnvironment: ProcessTargetParts["roleEnvironment"],
-  onEnd: (workerId: WorkerId) => void,
+  onEnd: (rankId: RankId) => void,
 ): WorkerHome {
   const target = new ProcessTarget({
     ...context,
@@ -31,6 +31,7 @@ export function processHome(
     environment: config.workerEnvironment,
     drainMs: config.drainMs,
     programs: WORKER_PROGRAMS,
+    ranks: config.ranks,
   });
   return {
     target,
@@ -48,7 +49,7 @@ export async function kubeHome(
   context: ServiceContext,
   metrics: Metrics,
   gatewayId: GatewayId,
-  onEnd: (workerId: WorkerId) => void,
+  onEnd: (rankId: RankId) => void,
 ): Promise<WorkerHome> {
   // The library takes most of a second and 90 MB: nobody pays for it who has no cluster.
   const { connectKube } = await import("./kube/kube-client.ts");

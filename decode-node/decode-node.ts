@@ -1,4 +1,12 @@
-import type { Engine, EngineEvent, EngineInfo, EngineListener, EngineOptions, StepResult } from "#native";
+import {
+  asGroupEngine,
+  type Engine,
+  type EngineEvent,
+  type EngineInfo,
+  type EngineListener,
+  type EngineOptions,
+  type StepResult,
+} from "#native";
 import {
   ReserveKv,
   ReserveReply,
@@ -36,8 +44,9 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
       const slots = Math.min(config.engine.slots, config.engine.maxStepTokens);
       return openEngine({ ...config.engine, slots, role: "decode", rankId }, listener);
     },
+    group: (engine) => (config.ranks === 1 ? null : asGroupEngine(engine)),
     endpoint: (engine) => endpointOf(engine.info),
-    serve(engine, { rankId, epoch, watch, tracer }) {
+    serve(engine, { rankId, epoch, watch, isJoined, tracer }) {
       const stream = new TokenStream(rankId, epoch, clock, (owner, batch) =>
         tracer.time("send tokens", () => bus.publish(subjects.tokens(owner), TokenBatch, batch)),
       );
@@ -46,6 +55,7 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
         engine,
         rankId,
         epoch,
+        isJoined,
         endpoint: endpointOf(engine.info),
         stream,
       });

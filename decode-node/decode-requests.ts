@@ -23,6 +23,7 @@ export interface DecodeRequestsParts {
   readonly metrics: Metrics;
   readonly rankId: RankId;
   readonly epoch: number;
+  readonly isJoined: () => boolean;
   readonly endpoint: KvEndpoint;
   readonly config: { readonly tpotGoalMs: number };
   readonly stream: TokenStream;
@@ -121,6 +122,7 @@ export class DecodeRequests {
       nowMs: this.#parts.clock.now(),
       epoch: this.#parts.epoch,
       draining: this.#draining,
+      alone: !this.#parts.isJoined(),
       vocabSize: this.#parts.engine.info.vocabSize,
       contextLength: this.#parts.engine.info.contextLength,
       poolTokens: this.#parts.engine.info.kvBlocks * BLOCK_TOKENS,
@@ -174,6 +176,14 @@ export class DecodeRequests {
       this.#parts.metrics.count("margay_orphans_total", { role: "decode" });
       this.#abandon(request, "cancelled");
     }
+  }
+
+  /** What waits for its pages needs no step yet, and goes on in the next group. */
+  endAll(detail: string): void {
+    const decoding = [...this.#active.values()].filter(({ phase }) => phase === "decoding");
+    if (decoding.length > 0) this.#parts.logger.warn({ requests: decoding.length }, detail);
+    for (const request of decoding) this.#finish(request, null, "worker_lost");
+    this.#parts.stream.flush();
   }
 
   /** Takes no more reservations; what is not done at `deadlineMs` (epoch milliseconds) ends as `draining`. */

@@ -1,11 +1,16 @@
 import type { ReserveKv } from "#protocol/decode.ts";
 import type { Refused } from "#protocol/worker.ts";
 
+/** Within about this time a group of ranks has formed anew. */
+const FORMING_MS = 500;
+
 /** What the decision depends on besides the message itself. */
 export interface DeskState {
   readonly nowMs: number;
   readonly epoch: number;
   readonly draining: boolean;
+  /** One of several ranks, and in no group. */
+  readonly alone: boolean;
   readonly vocabSize: number;
   /** Longest prompt plus output of the model, and how many tokens the whole pool holds. */
   readonly contextLength: number;
@@ -26,6 +31,7 @@ export function judgeReservation(message: ReserveKv, state: DeskState): Refused 
   const { tokens, promptLength, maxNewTokens } = message.generation;
   if (message.epoch !== state.epoch) return refusal("stale_epoch", `this rank is in epoch ${state.epoch}`);
   if (state.draining) return refusal("draining", "this rank takes no new work");
+  if (state.alone) return refusal("busy", "this rank waits for the others of its worker", FORMING_MS);
   if (tokens.length < promptLength) return refusal("invalid_request", "tokens are fewer than promptLength");
   const longest = Math.min(state.contextLength - 1, state.poolTokens);
   const needed = Math.min(promptLength + maxNewTokens, state.contextLength);

@@ -5,11 +5,16 @@ import type { Refused } from "#protocol/worker.ts";
 /** The rank admits what it can start within this time; what must wait longer waits in the control plane. */
 export const START_WITHIN_MS = 1_000;
 
+/** Within about this time a group of ranks has formed anew. */
+const FORMING_MS = 500;
+
 /** What the decision depends on besides the work itself. */
 export interface IntakeState {
   readonly nowMs: number;
   readonly epoch: number;
   readonly draining: boolean;
+  /** One of several ranks, and in no group. */
+  readonly alone: boolean;
   readonly vocabSize: number;
   /** Longest prompt plus output of the model, and how many tokens the whole pool holds. */
   readonly contextLength: number;
@@ -29,6 +34,7 @@ export function judgeWork(work: PrefillWork, state: IntakeState): Refused | null
   const { tokens, promptLength } = generation;
   if (work.epoch !== state.epoch) return refusal("stale_epoch", `this rank is in epoch ${state.epoch}`);
   if (state.draining) return refusal("draining", "this rank takes no new work");
+  if (state.alone) return refusal("busy", "this rank waits for the others of its worker", FORMING_MS);
   // One more token must fit behind the prompt.
   const longest = Math.min(state.contextLength - 1, state.poolTokens);
   if (tokens.length > longest) {

@@ -1,4 +1,11 @@
-import type { Engine, EngineEvent, EngineListener, EngineOptions, StepResult } from "#native";
+import {
+  asGroupEngine,
+  type Engine,
+  type EngineEvent,
+  type EngineListener,
+  type EngineOptions,
+  type StepResult,
+} from "#native";
 import {
   Cancel,
   CancelReply,
@@ -25,13 +32,15 @@ export function createPrefillNode(parts: PrefillNodeParts): PrefillNode {
   return new WorkerNode(parts, {
     role: "prefill",
     open: (rankId, listener) => openEngine({ ...config.engine, role: "prefill", rankId }, listener),
+    group: (engine) => (config.ranks === 1 ? null : asGroupEngine(engine)),
     endpoint: () => null,
-    serve(engine, { rankId, epoch, watch, tracer }) {
+    serve(engine, { rankId, epoch, watch, isJoined, tracer }) {
       const requests = new PrefillRequests({
         ...parts,
         engine,
         rankId,
         epoch,
+        isJoined,
         tell(owner, outcome) {
           const schema = outcome.kind === "prefill-done" ? PrefillDone : PrefillFailed;
           tracer.time("send first token", () => bus.publish(subjects.prefillOutcome(owner), schema, outcome));

@@ -44,6 +44,7 @@ export interface PrefillRequestsParts {
   readonly metrics: Metrics;
   readonly rankId: RankId;
   readonly epoch: number;
+  readonly isJoined: () => boolean;
   /** Tells the owner how an attempt ended; may be lost. */
   readonly tell: (owner: GatewayId, outcome: PrefillOutcome) => void;
   /** The step loop cannot go on. */
@@ -130,6 +131,7 @@ export class PrefillRequests {
       nowMs: this.#parts.clock.now(),
       epoch: this.#parts.epoch,
       draining: this.#draining,
+      alone: !this.#parts.isJoined(),
       vocabSize: this.#parts.engine.info.vocabSize,
       contextLength: this.#parts.engine.info.contextLength,
       poolTokens: this.#parts.engine.info.kvBlocks * BLOCK_TOKENS,
@@ -183,6 +185,10 @@ export class PrefillRequests {
       this.#memory.note(request.head, "cancelled");
       this.#leave(request, true);
     }
+  }
+
+  endAll(detail: string): void {
+    for (const request of this.#of("waiting", "computing")) this.#fail(request, "worker_lost", detail);
   }
 
   /** Takes no more work; what is not computed at `deadlineMs` (epoch milliseconds) fails as `draining`. */

@@ -82,10 +82,11 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
   placement: ["fleet"],
   flow: ["placement", "fleet"],
   kube: [],
+  groups: ["fleet"],
   scaling: ["fleet", "kube"],
   gateway: ["flow", "chat", "tokenizer"],
   cli: ["control-plane"],
-  "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "scaling", "kube"],
+  "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "groups", "scaling", "kube"],
 };
 
 /** Third-party packages and the one place that may import each. */

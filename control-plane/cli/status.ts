@@ -33,8 +33,11 @@ export async function status(options: StatusOptions): Promise<number> {
 
 /** The report as a table. */
 export function render(report: StatusReport): string {
-  const workers = report.ranks.map((rank) => [
+  const ranks = [...report.ranks].sort((a, b) => (a.rankId < b.rankId ? -1 : 1));
+  const workers = ranks.map((rank) => [
     rank.workerId,
+    `${rank.rank}/${rank.ranks}`,
+    rank.ranks === 1 ? "-" : rank.group === null ? "none" : `${rank.group.epoch} (${rank.group.size} ranks)`,
     rank.role,
     rank.state,
     rank.model,
@@ -58,7 +61,22 @@ export function render(report: StatusReport): string {
     "",
     workers.length === 0
       ? "no workers: they start with the next request"
-      : table(["WORKER", "ROLE", "STATE", "MODEL", "EPOCH", "REQUESTS", "BLOCKS HELD", "LAST BEAT", "HEALTH"], workers),
+      : table(
+          [
+            "WORKER",
+            "RANK",
+            "GROUP",
+            "ROLE",
+            "STATE",
+            "MODEL",
+            "EPOCH",
+            "REQUESTS",
+            "BLOCKS HELD",
+            "LAST BEAT",
+            "HEALTH",
+          ],
+          workers,
+        ),
     "",
   ].join("\n");
 }

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import { asMargayError } from "#protocol/errors.ts";
-import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
+import type { GatewayId, RankId } from "#protocol/ids.ts";
 import { KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
 import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
 import {
@@ -27,12 +27,13 @@ import {
   withGoodbye,
   withHeartbeat,
   withOwn,
-  withoutWorker,
+  withoutRank,
   withPair,
   withSilenceExcused,
   withTime,
 } from "./fleet.ts";
 import { PrefixIndex } from "./prefix-index.ts";
+import { judgeHello } from "./registration.ts";
 
 const TICK_MS = 250;
 /** A tick this late means that this process stood still, and heard nobody. */
@@ -120,9 +121,9 @@ export class FleetWatch {
     return () => this.#lost.delete(listener);
   }
 
-  /** The process of a worker has ended, as whoever started it knows: nobody needs to wait for its silence. */
-  workerEnded(workerId: WorkerId): void {
-    this.#move(withoutWorker(this.#snapshot, workerId));
+  /** The process of a rank has ended, as whoever started it knows: nobody needs to wait for its silence. */
+  rankEnded(rankId: RankId): void {
+    this.#move(withoutRank(this.#snapshot, rankId));
   }
 
   /** True while `rankId` may come back under `epoch`, even if it is lost now. */
@@ -170,7 +171,9 @@ export class FleetWatch {
       return;
     }
     const { clock, logger } = this.#parts;
-    this.#move(withHeartbeat(this.#snapshot, message, clock.monotonic(), clock.now()), message.rankId);
+    // Of one of several ranks a heartbeat may say what has become of another.
+    const only = message.ranks === 1 ? message.rankId : null;
+    this.#move(withHeartbeat(this.#snapshot, message, clock.monotonic(), clock.now()), only);
     const rank = this.#snapshot.ranks.get(message.rankId);
     if (rank?.epoch !== message.epoch) return;
     if (rank.skewedBeats === SKEWED_BEATS) {
@@ -187,6 +190,11 @@ export class FleetWatch {
       const detail = `the clock of ${hello.rankId} is ${Math.round(skewMs)} ms off; at most ${MAX_CLOCK_SKEW_MS} ms is allowed`;
       logger.warn({ rank: hello.rankId }, detail);
       return { kind: "refused", code: "incompatible", detail, retryAfterMs: null };
+    }
+    const mismatch = judgeHello(this.#snapshot, hello);
+    if (mismatch !== null) {
+      logger.warn({ rank: hello.rankId }, mismatch);
+      return { kind: "refused", code: "incompatible", detail: mismatch, retryAfterMs: null };
     }
     const epoch = await bus.nextEpoch(hello.rankId);
     logger.info({ rank: hello.rankId, role: hello.role, epoch }, "a rank joined");

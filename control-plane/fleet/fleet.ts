@@ -1,5 +1,6 @@
 import type { ModelName, RankId, WorkerId } from "#protocol/ids.ts";
 import type { KvEndpoint } from "#protocol/kv.ts";
+import type { ExchangeEndpoint, LostGroup, Membership } from "#protocol/membership.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import {
   type Goodbye,
@@ -14,21 +15,29 @@ import {
 /**
  * What is known of the ranks, as immutable snapshots, and the pure functions that make the next one.
  *
- *   (unknown) -> loading -> ready -> draining -> (gone)        any of them -> lost -> back by a heartbeat, or (gone)
+ *   (unknown) -> loading -> (forming <->) ready -> draining -> (gone)      any of them -> lost -> back by a heartbeat, or (gone)
  *
  * F1 a message of an earlier epoch than the known one changes nothing
  * F2 a rank silent for HEARTBEAT_TIMEOUT_MS is lost; one silent for FORGET_MS is forgotten
  * F3 time is an argument, on the receiver's clock
  * F4 silence counts only while this process could hear: see `withSilenceExcused`
+ * F5 a group has ended once one of its members is lost, gone, or says so: its other members are `forming`, whatever they
+ *    still say, and the one they name as the cause is lost until it is heard again
  */
 export interface Rank {
   readonly rankId: RankId;
   readonly workerId: WorkerId;
+  readonly rank: number;
+  readonly ranks: number;
   readonly role: Role;
   readonly state: WorkerState | "lost";
   readonly epoch: number;
   readonly model: ModelCard;
   readonly kvEndpoint: KvEndpoint | null;
+  readonly exchange: ExchangeEndpoint | null;
+  readonly experts: number;
+  readonly membership: Membership | null;
+  readonly lostGroup: LostGroup | null;
   readonly load: Load;
   readonly kvSeq: number;
   readonly healthUrl: string;
@@ -47,9 +56,11 @@ export interface FleetSnapshot {
   readonly ranks: ReadonlyMap<RankId, Rank>;
   /** P to D paths that failed lately, by `pairKey`: not used before the time, then tried again by one request. */
   readonly pairs: ReadonlyMap<string, number>;
+  /** Per worker the latest group epoch that is known to have ended. */
+  readonly endedGroups: ReadonlyMap<WorkerId, number>;
 }
 
-export const EMPTY_FLEET: FleetSnapshot = { ranks: new Map(), pairs: new Map() };
+export const EMPTY_FLEET: FleetSnapshot = { ranks: new Map(), pairs: new Map(), endedGroups: new Map() };
 
 /** After so many skewed heartbeats in a row a rank gets no work: its deadlines would mean something else. */
 export const SKEWED_BEATS = 3;
@@ -68,14 +79,20 @@ export function withHeartbeat(fleet: FleetSnapshot, beat: Heartbeat, nowMs: numb
   if (known !== undefined && known.epoch > beat.epoch) return fleet;
   const same = known !== undefined && known.epoch === beat.epoch;
   const skewed = Math.abs(beat.clockMs - wallMs) > MAX_CLOCK_SKEW_MS;
-  return withRank(fleet, {
+  const heard = withRank(fleet, {
     rankId: beat.rankId,
     workerId: beat.workerId,
+    rank: beat.rank,
+    ranks: beat.ranks,
     role: beat.role,
     state: beat.state,
     epoch: beat.epoch,
     model: beat.model,
     kvEndpoint: beat.kvEndpoint,
+    exchange: beat.exchange,
+    experts: beat.experts,
+    membership: beat.membership,
+    lostGroup: beat.lostGroup,
     load: beat.load,
     kvSeq: beat.kvSeq,
     healthUrl: beat.healthUrl,
@@ -86,6 +103,38 @@ export function withHeartbeat(fleet: FleetSnapshot, beat: Heartbeat, nowMs: numb
     ownPrefillTokens: same ? known.ownPrefillTokens : 0,
     skewedBeats: skewed ? (known?.skewedBeats ?? 0) + 1 : 0,
   });
+  if (beat.ranks === 1) return heard;
+  // A rank that began anew is in no group, whatever its predecessor was in.
+  const left = same ? null : (known?.membership?.epoch ?? null);
+  const ended = Math.max(left ?? 0, beat.lostGroup?.epoch ?? 0, fleet.endedGroups.get(beat.workerId) ?? 0);
+  return withGroupEnded(heard, beat.workerId, ended, beat.lostGroup);
+}
+
+/** No group of this worker up to `epoch` lives any more. `lost`: how the last of them ended, where a member told. */
+function withGroupEnded(
+  fleet: FleetSnapshot,
+  workerId: WorkerId,
+  epoch: number,
+  lost: LostGroup | null = null,
+): FleetSnapshot {
+  if (epoch === 0) return fleet;
+  const news = epoch > (fleet.endedGroups.get(workerId) ?? 0);
+  let next = news ? { ...fleet, endedGroups: new Map(fleet.endedGroups).set(workerId, epoch) } : fleet;
+  for (const rank of fleet.ranks.values()) {
+    if (rank.workerId !== workerId || rank.membership === null || rank.membership.epoch > epoch) continue;
+    if (news && rank.rank === lost?.guilty) next = withRank(next, { ...rank, state: "lost" });
+    else if (rank.state === "ready") next = withRank(next, { ...rank, state: "forming" });
+  }
+  return next;
+}
+
+/** The group these were in, if they were in one, has ended with them. */
+function withoutGroupsOf(fleet: FleetSnapshot, gone: readonly Rank[]): FleetSnapshot {
+  let next = fleet;
+  for (const { workerId, membership } of gone) {
+    if (membership !== null) next = withGroupEnded(next, workerId, membership.epoch);
+  }
+  return next;
 }
 
 /** A rank left by its own will. */
@@ -95,10 +144,9 @@ export function withGoodbye(fleet: FleetSnapshot, goodbye: Goodbye): FleetSnapsh
   return without(fleet, [goodbye.rankId]);
 }
 
-/** The process of a worker has ended: none of its ranks is left. */
-export function withoutWorker(fleet: FleetSnapshot, workerId: WorkerId): FleetSnapshot {
-  const gone = [...fleet.ranks.values()].filter((rank) => rank.workerId === workerId).map((rank) => rank.rankId);
-  return gone.length === 0 ? fleet : without(fleet, gone);
+/** The process of a rank has ended. */
+export function withoutRank(fleet: FleetSnapshot, rankId: RankId): FleetSnapshot {
+  return fleet.ranks.has(rankId) ? without(fleet, [rankId]) : fleet;
 }
 
 /** Nobody could be heard until `nowMs`: the bus was away, or this process stood still. */
@@ -114,12 +162,14 @@ export function withSilenceExcused(fleet: FleetSnapshot, nowMs: number): FleetSn
 export function withTime(fleet: FleetSnapshot, nowMs: number): FleetSnapshot {
   let next = fleet;
   const gone: RankId[] = [];
+  const silent: Rank[] = [];
   for (const rank of fleet.ranks.values()) {
     const silentMs = nowMs - rank.lastBeatMs;
     if (silentMs > FORGET_MS) gone.push(rank.rankId);
-    else if (silentMs > HEARTBEAT_TIMEOUT_MS && rank.state !== "lost")
-      next = withRank(next, { ...rank, state: "lost" });
+    else if (silentMs > HEARTBEAT_TIMEOUT_MS && rank.state !== "lost") silent.push(rank);
   }
+  for (const rank of silent) next = withRank(next, { ...rank, state: "lost" });
+  next = withoutGroupsOf(next, silent);
   if (gone.length > 0) next = without(next, gone);
   const expired = [...next.pairs].filter(([, untilMs]) => untilMs + PAIR_COOL_MS < nowMs);
   if (expired.length === 0) return next;
@@ -175,5 +225,11 @@ function withRank(fleet: FleetSnapshot, rank: Rank): FleetSnapshot {
 function without(fleet: FleetSnapshot, gone: readonly RankId[]): FleetSnapshot {
   const ranks = new Map(fleet.ranks);
   for (const rankId of gone) ranks.delete(rankId);
-  return { ...fleet, ranks };
+  const left = new Set([...ranks.values()].map((rank) => rank.workerId));
+  const endedGroups = new Map([...fleet.endedGroups].filter(([workerId]) => left.has(workerId)));
+  const went = gone.flatMap((rankId) => fleet.ranks.get(rankId) ?? []);
+  return withoutGroupsOf(
+    { ...fleet, ranks, endedGroups },
+    went.filter(({ workerId }) => left.has(workerId)),
+  );
 }

@@ -10,7 +10,17 @@ import { Role, WorkerState } from "./worker.ts";
 interface MetricSpec {
   readonly type: "counter" | "gauge" | "histogram";
   readonly help: string;
-  readonly unit: "seconds" | "bytes" | "tokens" | "blocks" | "requests" | "workers" | "events" | "boolean";
+  readonly unit:
+    | "seconds"
+    | "bytes"
+    | "tokens"
+    | "blocks"
+    | "requests"
+    | "workers"
+    | "events"
+    | "boolean"
+    | "ratio"
+    | "experts";
   /** Label names with their closed set of values, or TEXT where the set is bounded but known only at run time. */
   readonly labels: Readonly<Record<string, readonly string[] | typeof TEXT>>;
   /** Upper bounds of a histogram, rising, in its unit. */
@@ -251,6 +261,60 @@ export const METRICS = {
     unit: "seconds",
     labels: { role: roles },
     buckets: STEP_SECONDS,
+  },
+  margay_exchange_bytes_total: {
+    type: "counter",
+    help: "Bytes that a rank sent to others of its worker: rows for their experts, and what its experts made of theirs.",
+    unit: "bytes",
+    labels: { role: roles, direction: ["dispatched", "combined"] },
+  },
+  margay_exchange_exposed_seconds_total: {
+    type: "counter",
+    help: "Time that steps of a rank stood still for others of its worker: what no compute hid.",
+    unit: "seconds",
+    labels: { role: roles },
+  },
+  margay_exchange_stale_messages_total: {
+    type: "counter",
+    help: "Messages of a group that had ended, refused by a rank.",
+    unit: "events",
+    labels: { role: roles },
+  },
+  margay_rank_skew_seconds_total: {
+    type: "counter",
+    help: "Time that a rank was ready for its steps before the last one of its worker.",
+    unit: "seconds",
+    labels: { role: roles },
+  },
+  margay_zero_expert_share: {
+    type: "gauge",
+    help: "Share of zero-computation experts among what the router chose.",
+    unit: "ratio",
+    labels: { role: roles },
+  },
+  margay_real_experts_per_token: {
+    type: "gauge",
+    help: "Real experts that a row of a mixture layer chose, on average.",
+    unit: "experts",
+    labels: { role: roles },
+  },
+  margay_expert_imbalance: {
+    type: "gauge",
+    help: "Load of a worker's busiest rank over the mean of its ranks, by the latest loads: under the map that was in use, and under the one that is.",
+    unit: "ratio",
+    labels: { worker: TEXT, map: ["before", "after"] },
+  },
+  margay_expert_moves_total: {
+    type: "counter",
+    help: "Experts that a rank took over to even out the load.",
+    unit: "experts",
+    labels: { role: roles },
+  },
+  margay_groups_formed_total: {
+    type: "counter",
+    help: "Groups of ranks that were formed, by whether all members joined.",
+    unit: "events",
+    labels: { role: roles, outcome: ["whole", "failed"] },
   },
   margay_duplicate_messages_total: {
     type: "counter",

@@ -9,6 +9,10 @@ export type StatusQuery = z.infer<typeof StatusQuery>;
 export const RankStatus = z.strictObject({
   workerId: WorkerId,
   rankId: RankId,
+  rank: z.int(),
+  ranks: z.int(),
+  /** Epoch of its group and ranks in it; null: in none, or the only rank of its worker. */
+  group: z.strictObject({ epoch: z.int(), size: z.int(), mapVersion: z.int() }).nullable(),
   role: Role,
   state: z.enum([...WorkerState.options, "lost"]),
   model: ModelName,

@@ -21,6 +21,7 @@ const rankSubscribes = [
   subjects.cancel(anyRank),
   subjects.kvMissed(anyRank),
   subjects.drain(anyRank),
+  subjects.group(anyRank),
   subjects.gatewayBeats(),
 ];
 
@@ -36,6 +37,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.acks(anyRank),
       subjects.kvMissed(anyRank),
       subjects.drain(anyRank),
+      subjects.group(anyRank),
       subjects.gatewayBeat(anyGateway),
       subjects.gatewayDemand(anyGateway),
       // The epoch bucket: look it up, make it, put keys.

@@ -13,6 +13,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.rank.RANK.resume           ResumeStream -> ResumeReply
  *   margay.rank.RANK.kv-missed        KvMissed -> KvMissedReply
  *   margay.rank.RANK.drain            Drain -> DrainReply
+ *   margay.rank.RANK.group            GroupOrder -> GroupReply
  *   margay.operator.status            StatusQuery -> StatusReport
  *   margay.operator.drain             DrainWorker -> Done | Refused
  * Published:
@@ -39,6 +40,7 @@ export const subjects = {
   acks: (rank: RankId) => `margay.rank.${rank}.acks`,
   kvMissed: (rank: RankId) => `margay.rank.${rank}.kv-missed`,
   drain: (rank: RankId) => `margay.rank.${rank}.drain`,
+  group: (rank: RankId) => `margay.rank.${rank}.group`,
   tokens: (gateway: GatewayId) => `margay.gateway.${gateway}.tokens`,
   prefillOutcome: (gateway: GatewayId) => `margay.gateway.${gateway}.prefill`,
   gatewayBeat: (gateway: GatewayId) => `margay.gateway.${gateway}.beat`,

@@ -2,13 +2,17 @@ import { z } from "zod";
 import { ErrorCode } from "./errors.ts";
 import { GatewayId, RankId, WorkerId } from "./ids.ts";
 import { KvEndpoint } from "./kv.ts";
+import { ExchangeEndpoint, LostGroup, Membership } from "./membership.ts";
 import { ModelCard } from "./model-card.ts";
 
 export const Role = z.enum(["prefill", "decode"]);
 export type Role = z.infer<typeof Role>;
 
-/** loading -> ready -> draining -> (gone). Only a ready rank is given work. */
-export const WorkerState = z.enum(["loading", "ready", "draining"]);
+/**
+ * loading -> (forming <->) ready -> draining -> (gone). Only a ready rank is given work. One of several ranks is `forming`
+ * while it is in no group; a worker of one rank never is.
+ */
+export const WorkerState = z.enum(["loading", "forming", "ready", "draining"]);
 export type WorkerState = z.infer<typeof WorkerState>;
 
 /** First message of a rank; answered by a `Welcome` with its epoch, or a `Refused`. */
@@ -16,7 +20,13 @@ export const Hello = z.strictObject({
   kind: z.literal("hello"),
   workerId: WorkerId,
   rankId: RankId,
+  /** Number of this rank among those of its worker, and how many those are. */
+  rank: z.int().min(0),
+  ranks: z.int().min(1),
   role: Role,
+  model: ModelCard,
+  /** Real experts of the model; 0: none. */
+  experts: z.int().min(0),
   /** Sender's clock, epoch milliseconds: a rank more than MAX_CLOCK_SKEW_MS off is refused. */
   clockMs: z.number(),
 });
@@ -61,6 +71,12 @@ export const Heartbeat = z.strictObject({
   model: ModelCard,
   /** Only decode ranks receive KV. */
   kvEndpoint: KvEndpoint.nullable(),
+  /** Where it takes rows for its experts; null: it is its worker's only rank. */
+  exchange: ExchangeEndpoint.nullable(),
+  experts: z.int().min(0),
+  /** The group it is in, or how the last one ended. */
+  membership: Membership.nullable(),
+  lostGroup: LostGroup.nullable(),
   /** Last KV event sent, -1 for none. */
   kvSeq: z.int().min(-1),
   /** Address of the health server, for people and scrapers. */

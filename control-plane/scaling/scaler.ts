@@ -1,12 +1,12 @@
-import type { ModelName, WorkerId } from "#protocol/ids.ts";
+import type { ModelName } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { Clock, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { FleetSnapshot } from "../fleet/fleet.ts";
 import { type Counts, type Demand, planWorkers, type RoleState, type ScalingRules } from "./planner.ts";
-import type { ScaleTarget } from "./scale-target.ts";
-import { healthOf, type WorkerHistory, withSighting } from "./worker-health.ts";
+import type { ScaleTarget, TargetRank } from "./scale-target.ts";
+import { healthOf, type RankHistory, withSighting } from "./worker-health.ts";
 
 const TICK_MS = 100;
 
@@ -29,7 +29,8 @@ export interface ScalerParts {
  */
 export class Scaler {
   readonly #parts: ScalerParts;
-  #histories: ReadonlyMap<WorkerId, WorkerHistory> = new Map();
+  /** By rank and instance. */
+  #histories: ReadonlyMap<string, RankHistory> = new Map();
   #timer: Timer | null = null;
 
   constructor(parts: ScalerParts) {
@@ -65,17 +66,19 @@ export class Scaler {
     const { clock, logger, metrics, target, snapshot } = this.#parts;
     const nowMs = clock.monotonic();
     const fleet = snapshot();
-    const histories = new Map<WorkerId, WorkerHistory>();
-    for (const { workerId, role, stopping, runs } of target.workers()) {
+    const histories = new Map<string, RankHistory>();
+    for (const { workerId, role, ranks, stopping, runs } of target.workers()) {
       // One that waits for a place to run would wait again as another one.
-      if (stopping || !runs) continue;
-      const history = withSighting(this.#histories.get(workerId), fleet, workerId, nowMs);
-      histories.set(workerId, history);
-      const health = healthOf(history, nowMs);
-      if (health !== "never-ready" && health !== "hung") continue;
-      logger.error({ worker: workerId, health }, "a worker is of no use; it is replaced");
-      metrics.count("margay_worker_restarts_total", { role });
-      void target.stop(workerId, 0);
+      for (const rank of stopping || !runs ? [] : ranks) {
+        const { rankId } = rank;
+        const history = withSighting(this.#histories.get(keyOf(rank)), fleet, rankId, nowMs);
+        histories.set(keyOf(rank), history);
+        const health = healthOf(history, nowMs);
+        if (health !== "never-ready" && health !== "hung") continue;
+        logger.error({ rank: rankId, health }, "a rank is of no use; it is replaced");
+        metrics.count("margay_worker_restarts_total", { role });
+        target.replace(workerId, rankId);
+      }
     }
     this.#histories = histories;
   }
@@ -101,9 +104,17 @@ export class Scaler {
   #starting(model: ModelName, role: Role): number {
     const nowMs = this.#parts.clock.monotonic();
     return this.#parts.target.workers().filter((worker) => {
-      const history = this.#histories.get(worker.workerId);
       const mine = worker.model === model && worker.role === role && !worker.stopping;
-      return mine && (history === undefined || healthOf(history, nowMs) === "starting");
+      return mine && worker.ranks.every((rank) => this.#isStarting(rank, nowMs));
     }).length;
   }
+
+  #isStarting(rank: TargetRank, nowMs: number): boolean {
+    const history = this.#histories.get(keyOf(rank));
+    return history === undefined || healthOf(history, nowMs) === "starting";
+  }
+}
+
+function keyOf({ rankId, instance }: TargetRank): string {
+  return `${rankId} ${instance}`;
 }

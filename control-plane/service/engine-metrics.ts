@@ -45,3 +45,29 @@ export function reportEngine(metrics: Metrics, role: Role, counters: EngineCount
     metrics.countTotal("margay_kv_frames_refused_total", { cause }, count);
   }
 }
+
+/** What ranks of one worker exchanged, as the engine counts it. */
+export interface ExchangeCounters {
+  readonly expertLoads: Float64Array;
+  readonly routedRows: number;
+  readonly realChoices: number;
+  readonly zeroChoices: number;
+  readonly bytesDispatched: number;
+  readonly bytesCombined: number;
+  readonly exposedMs: number;
+  readonly skewMs: number;
+  readonly staleMessages: number;
+}
+
+/** Sets the metrics of a rank's part in its group: to be called before a scrape. */
+export function reportExchange(metrics: Metrics, role: Role, counters: ExchangeCounters): void {
+  const { realChoices, zeroChoices, routedRows } = counters;
+  metrics.countTotal("margay_exchange_bytes_total", { role, direction: "dispatched" }, counters.bytesDispatched);
+  metrics.countTotal("margay_exchange_bytes_total", { role, direction: "combined" }, counters.bytesCombined);
+  metrics.countTotal("margay_exchange_exposed_seconds_total", { role }, counters.exposedMs / 1000);
+  metrics.countTotal("margay_rank_skew_seconds_total", { role }, counters.skewMs / 1000);
+  metrics.countTotal("margay_exchange_stale_messages_total", { role }, counters.staleMessages);
+  if (routedRows === 0) return;
+  metrics.gauge("margay_zero_expert_share", { role }, zeroChoices / (realChoices + zeroChoices));
+  metrics.gauge("margay_real_experts_per_token", { role }, realChoices / routedRows);
+}

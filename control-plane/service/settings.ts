@@ -57,6 +57,27 @@ export const SETTINGS = {
     "Value of the label `app.kubernetes.io/instance` of the worker pools, and name of the leader lease.",
   ),
   MARGAY_POD_NAME: setting(label, null, "Name of the control plane's pod, for the leader lease and events."),
+  MARGAY_PREFILL_EP: setting(
+    whole(1, 1024),
+    "1",
+    "Ranks (processes) of one prefill worker: they step together and share out the experts.",
+  ),
+  MARGAY_DECODE_EP: setting(whole(1, 1024), "1", "Ranks of one decode worker, likewise."),
+  MARGAY_EP_LEAST: setting(
+    whole(1, 1024),
+    "1",
+    "Fewest ranks a worker goes on with when others are lost, until they are replaced.",
+  ),
+  MARGAY_EP_SPARE: setting(
+    whole(0, 1024),
+    "2",
+    "Experts a rank may hold beyond its even share: room for replicas of hot ones.",
+  ),
+  MARGAY_EP_BALANCE_SECONDS: setting(
+    whole(0, 86_400),
+    "60",
+    "How often the experts' load is looked at and evened out between the ranks of a worker; 0: never.",
+  ),
   MARGAY_IDLE_SECONDS: setting(
     whole(1, 86_400),
     "300",
@@ -122,11 +143,36 @@ export const SETTINGS = {
     "How KV moves: shared memory on one host and TCP between hosts, or TCP always.",
   ),
   MARGAY_KV_HOST: setting(text, "127.0.0.1", "Address a decode worker listens on for KV."),
-  MARGAY_KV_PORT: setting(whole(0, 65535), "0", "Port a decode worker listens on for KV; 0 takes any free one."),
+  MARGAY_KV_PORT: setting(
+    whole(0, 65535),
+    "0",
+    "Port the first rank of a decode worker listens on for KV, the next rank has the next one; 0 takes any free ones.",
+  ),
   MARGAY_KV_ADVERTISE: setting(
     z.string().regex(/^(localhost|\d{1,3}(\.\d{1,3}){3}):\d{1,5}$/, "must be an IPv4 address and a port, ADDRESS:PORT"),
     null,
-    "ADDRESS:PORT told to prefill workers where it differs from the address listened on.",
+    "ADDRESS:PORT of a worker's first rank, told to prefill workers where it differs from the one listened on; the next rank has the next port.",
+  ),
+  MARGAY_EXCHANGE_TRANSPORT: setting(
+    z.enum(["auto", "tcp"]),
+    "auto",
+    "How ranks of one worker exchange rows: shared memory on one host and TCP between hosts, or TCP always.",
+  ),
+  MARGAY_EXCHANGE_HOST: setting(text, "127.0.0.1", "Address a rank listens on for the others of its worker."),
+  MARGAY_EXCHANGE_PORT: setting(
+    whole(0, 65535),
+    "0",
+    "Port of a worker's first rank for the others, the next rank has the next one; 0 takes any free ones.",
+  ),
+  MARGAY_EXCHANGE_ADVERTISE: setting(
+    z.string().regex(/^(localhost|\d{1,3}(\.\d{1,3}){3}):\d{1,5}$/, "must be an IPv4 address and a port, ADDRESS:PORT"),
+    null,
+    "ADDRESS:PORT of a worker's first rank, told to the others where it differs from the one listened on; the next rank has the next port.",
+  ),
+  MARGAY_EXCHANGE_DEADLINE_MS: setting(
+    whole(50, 600_000),
+    "1500",
+    "Longest wait of a rank for another one within a step, in milliseconds; then the group is formed anew.",
   ),
   MARGAY_HEALTH_HOST: setting(text, "127.0.0.1", "Address of a worker's health and metrics server."),
   MARGAY_HEALTH_PORT: setting(
@@ -139,6 +185,8 @@ export const SETTINGS = {
     null,
     "Name of a worker; set by whoever starts it.",
   ),
+  MARGAY_RANK: setting(whole(0, 1023), "0", "Number of a process among its worker's ranks; set by whoever starts it."),
+  MARGAY_RANKS: setting(whole(1, 1024), "1", "Ranks of the worker; set by whoever starts it."),
   MARGAY_MODEL_NAME: setting(text, null, "Name of the one model a worker serves; set by whoever starts it."),
   MARGAY_NATS_URL: setting(text, null, "An existing NATS server; unset: `npm start` runs one."),
   MARGAY_NATS_USER: setting(text, null, "NATS user of this process."),

@@ -3,6 +3,7 @@ import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, RankId, WorkerId } from "#protocol/ids.ts";
 import { type KvChange, type KvEndpoint, KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
+import type { ExchangeEndpoint, LostGroup, Membership } from "#protocol/membership.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import { DrainReply } from "#protocol/prefill.ts";
 import { subjects } from "#protocol/subjects.ts";
@@ -37,6 +38,10 @@ export interface RankIdentity {
   readonly model: ModelCard;
   /** null for prefill ranks. */
   readonly kvEndpoint: KvEndpoint | null;
+  /** null: the only rank of its worker. */
+  readonly exchange: ExchangeEndpoint | null;
+  /** Real experts of the model. */
+  readonly experts: number;
   readonly healthUrl: string;
   readonly pid: number;
 }
@@ -72,7 +77,7 @@ const WelcomeReply = z.discriminatedUnion("kind", [Welcome, Refused]);
 /**
  * Speaks for one rank on the bus. Owns its epoch, heartbeats, KV event numbers and the watch over owners.
  *
- *   silent -> introduced (has an epoch) -> beating (loading | ready | draining) -> left
+ *   silent -> introduced (has an epoch) -> beating (loading | forming | ready | draining) -> left
  *
  * 1 nothing is published before the epoch is known
  * 2 a heartbeat goes out every HEARTBEAT_MS, at once on a change of state and when the bus comes back
@@ -86,6 +91,8 @@ export class WorkerAgent {
   readonly #timers: Timer[] = [];
   #epoch = 0;
   #state: WorkerState = "loading";
+  #membership: Membership | null = null;
+  #lostGroup: LostGroup | null = null;
   #beats = 0;
   readonly #journal = new KvJournal();
   #left = false;
@@ -155,6 +162,14 @@ export class WorkerAgent {
     this.#beat();
   }
 
+  /** One of several ranks is in another group, or in none: only in one it is ready. */
+  setMembership(membership: Membership | null, lostGroup: LostGroup | null): void {
+    this.#membership = membership;
+    this.#lostGroup = lostGroup;
+    if (this.#state !== "draining") this.#state = membership === null ? "forming" : "ready";
+    this.#beat();
+  }
+
   /** Announces changes of the prefix cache: concatenated hashes, after the change is visible (B6). */
   publishKv({ stored, removed }: KvChange): void {
     if (this.#epoch === 0 || this.#left || stored.length + removed.length === 0) return;
@@ -191,8 +206,9 @@ export class WorkerAgent {
   /** null: welcomed. */
   async #hello(): Promise<MargayError | null> {
     const { bus, clock, identity } = this.#options;
-    const { workerId, rankId, role } = identity;
-    const hello = { kind: "hello", workerId, rankId, role, clockMs: clock.now() } as const;
+    const { workerId, rankId, rank, ranks, role, model, experts } = identity;
+    const clockMs = clock.now();
+    const hello = { kind: "hello", workerId, rankId, rank, ranks, role, model, experts, clockMs } as const;
     try {
       const answer = await bus.request(subjects.hello(), Hello, hello, WelcomeReply, HELLO_TIMEOUT_MS);
       if (answer.kind === "refused") return new MargayError(answer.code, answer.detail);
@@ -219,6 +235,8 @@ export class WorkerAgent {
       kind: "heartbeat",
       ...identity,
       state: this.#state,
+      membership: this.#membership,
+      lostGroup: this.#lostGroup,
       epoch: this.#epoch,
       clockMs: clock.now(),
       seq: this.#beats++,

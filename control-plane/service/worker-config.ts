@@ -9,11 +9,16 @@ import { readSettings, SettingsError } from "./settings.ts";
 export interface WorkerConfig extends ServiceConfig {
   /** null: nobody chose a name. */
   readonly workerId: WorkerId | null;
+  /** Number of this process among its worker's ranks, and how many those are. */
+  readonly rank: number;
+  readonly ranks: number;
   readonly modelName: ModelName;
   readonly nats: { readonly url: string; readonly user: string | null; readonly password: string | null };
   readonly health: { readonly host: string; readonly port: number };
   /** HOST:PORT told to prefill ranks where it differs from the address listened on. */
-  readonly kvAdvertise: { readonly host: string; readonly port: number } | null;
+  readonly kvAdvertise: HostPort | null;
+  /** HOST:PORT told to the other ranks of the worker, likewise. */
+  readonly exchangeAdvertise: HostPort | null;
   /** Longest step a decode rank admits requests for, in milliseconds; 0: any. */
   readonly tpotGoalMs: number;
   readonly engine: {
@@ -34,7 +39,20 @@ export interface WorkerConfig extends ServiceConfig {
     readonly kvHost: string;
     readonly kvPort: number;
     readonly kvTransport: "auto" | "tcp";
+    /** Of one of several ranks. */
+    readonly group?: {
+      readonly ranks: number;
+      readonly exchangeHost: string;
+      readonly exchangePort: number;
+      readonly exchangeTransport: "auto" | "tcp";
+      readonly exchangeDeadlineMs: number;
+    };
   };
+}
+
+interface HostPort {
+  readonly host: string;
+  readonly port: number;
 }
 
 /** Parses the environment of a worker. Throws `SettingsError`. */
@@ -44,6 +62,8 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_MODEL_NAME",
     "MARGAY_STATE_DIR",
     "MARGAY_WORKER_ID",
+    "MARGAY_RANK",
+    "MARGAY_RANKS",
     "MARGAY_BACKEND",
     "MARGAY_THREADS",
     "MARGAY_KV_MIB",
@@ -61,6 +81,11 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_KV_HOST",
     "MARGAY_KV_PORT",
     "MARGAY_KV_ADVERTISE",
+    "MARGAY_EXCHANGE_TRANSPORT",
+    "MARGAY_EXCHANGE_HOST",
+    "MARGAY_EXCHANGE_PORT",
+    "MARGAY_EXCHANGE_ADVERTISE",
+    "MARGAY_EXCHANGE_DEADLINE_MS",
     "MARGAY_HEALTH_HOST",
     "MARGAY_HEALTH_PORT",
     "MARGAY_NATS_URL",
@@ -74,11 +99,21 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
   }
   const modelFolder = resolve(settings.MARGAY_MODEL);
   const packed = settings.MARGAY_PACKED_WEIGHTS === "on";
-  const [advertisedHost, advertisedPort] = settings.MARGAY_KV_ADVERTISE?.split(":") ?? [];
+  const { MARGAY_RANK: rank, MARGAY_RANKS: ranks } = settings;
+  if (rank >= ranks) throw new SettingsError(`MARGAY_RANK=${rank}: must be less than MARGAY_RANKS=${ranks}`);
+  const group = {
+    ranks,
+    exchangeHost: settings.MARGAY_EXCHANGE_HOST,
+    exchangePort: portOf(settings.MARGAY_EXCHANGE_PORT, rank),
+    exchangeTransport: settings.MARGAY_EXCHANGE_TRANSPORT,
+    exchangeDeadlineMs: settings.MARGAY_EXCHANGE_DEADLINE_MS,
+  };
   return {
     logLevel: settings.MARGAY_LOG_LEVEL,
     drainMs: settings.MARGAY_DRAIN_SECONDS * 1000,
     workerId: settings.MARGAY_WORKER_ID === null ? null : WorkerId.parse(settings.MARGAY_WORKER_ID),
+    rank,
+    ranks,
     modelName: ModelName.parse(settings.MARGAY_MODEL_NAME ?? basename(modelFolder)),
     nats: {
       url: settings.MARGAY_NATS_URL,
@@ -86,7 +121,8 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       password: settings.MARGAY_NATS_PASSWORD,
     },
     health: { host: settings.MARGAY_HEALTH_HOST, port: settings.MARGAY_HEALTH_PORT },
-    kvAdvertise: advertisedHost === undefined ? null : { host: advertisedHost, port: Number(advertisedPort) },
+    kvAdvertise: advertised(settings.MARGAY_KV_ADVERTISE, rank),
+    exchangeAdvertise: advertised(settings.MARGAY_EXCHANGE_ADVERTISE, rank),
     tpotGoalMs: settings.MARGAY_TPOT_GOAL_MS,
     engine: {
       modelFolder,
@@ -104,10 +140,21 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       kvTierFolder: settings.MARGAY_KV_TIER_FOLDER === null ? null : resolve(settings.MARGAY_KV_TIER_FOLDER),
       maxStepTokens: settings.MARGAY_STEP_TOKENS,
       kvHost: settings.MARGAY_KV_HOST,
-      kvPort: settings.MARGAY_KV_PORT,
+      kvPort: portOf(settings.MARGAY_KV_PORT, rank),
       kvTransport: settings.MARGAY_KV_TRANSPORT,
+      ...(ranks === 1 ? {} : { group }),
     },
   };
+}
+
+/** Ranks of one worker share their settings: each has a port of its own from the first rank's on. */
+function portOf(first: number, rank: number): number {
+  return first === 0 ? 0 : first + rank;
+}
+
+function advertised(text: string | null, rank: number): HostPort | null {
+  const [host, port] = text?.split(":") ?? [];
+  return host === undefined ? null : { host, port: Number(port) + rank };
 }
 
 /** The names of this process: those given, or made up. */
@@ -117,5 +164,5 @@ export function workerNames(
   random: Random,
 ): { readonly workerId: WorkerId; readonly rankId: RankId } {
   const workerId = config.workerId ?? WorkerId.parse(`${role}-${random.hex(4)}`);
-  return { workerId, rankId: RankId.parse(rankIdOf(workerId, 0)) };
+  return { workerId, rankId: RankId.parse(rankIdOf(workerId, config.rank)) };
 }

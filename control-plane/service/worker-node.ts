@@ -1,10 +1,14 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import { GroupOrder, GroupReply } from "#protocol/group-orders.ts";
 import type { GatewayId, RankId } from "#protocol/ids.ts";
 import type { KvEndpoint } from "#protocol/kv.ts";
+import type { ExchangeEndpoint } from "#protocol/membership.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
+import { subjects } from "#protocol/subjects.ts";
 import type { Load, Role } from "#protocol/worker.ts";
 import type { Clock, Random } from "./clock.ts";
-import { type EngineCounters, reportEngine } from "./engine-metrics.ts";
+import { type EngineCounters, type ExchangeCounters, reportEngine, reportExchange } from "./engine-metrics.ts";
+import { type GroupLostEvent, GroupSeat, type SeatEngine } from "./group-seat.ts";
 import type { Readiness } from "./health-server.ts";
 import type { Logger } from "./logger.ts";
 import type { Metrics } from "./metrics.ts";
@@ -38,12 +42,20 @@ export interface NodeEngine extends NativeTracer {
     readonly isa: string;
     readonly kvBlocks: number;
     readonly slots: number;
+    readonly hostKey: string;
     readonly warnings: readonly string[];
   };
   setEpoch(epoch: number): void;
   stats(): EngineCounters;
   prefixHashes(): Uint8Array;
   close(): Promise<void>;
+}
+
+/** The part of an engine that makes it one of several ranks. */
+export interface NodeGroup extends SeatEngine {
+  readonly experts: number;
+  readonly exchangePort: number;
+  exchangeStats(): ExchangeCounters;
 }
 
 /** What an engine tells: results of steps, events, and its own end. */
@@ -59,6 +71,8 @@ export interface NodeRequests<Result, Event> {
   onStep(result: Result): void;
   onEvent(event: Event): void;
   endOwner(owner: GatewayId): void;
+  /** The group of ranks is lost, and a step with it: what was being computed ends, to be placed again. */
+  endAll(detail: string): void;
   drain(deadlineMs: number): Promise<void>;
   /** Plans nothing more, ends all timers. */
   stop(): void;
@@ -70,6 +84,8 @@ export interface Rank {
   readonly epoch: number;
   /** Begins to watch whether this owner of requests is alive. */
   readonly watch: (owner: GatewayId) => void;
+  /** False while this one of several ranks is in no group: it takes no requests. */
+  readonly isJoined: () => boolean;
   readonly tracer: Tracer;
 }
 
@@ -77,6 +93,8 @@ export interface Rank {
 export interface NodeRole<Engine extends NodeEngine, Result, Event> {
   readonly role: Role;
   open(rankId: RankId, listener: NodeListener<Result, Event>): Promise<Engine>;
+  /** null: the rank is its worker's only one. */
+  group(engine: Engine): NodeGroup | null;
   /** Where the rank takes KV; null: it takes none. */
   endpoint(engine: Engine): KvEndpoint | null;
   /** Begins to answer the messages of the role. */
@@ -87,9 +105,9 @@ export interface NodeRole<Engine extends NodeEngine, Result, Event> {
 }
 
 /**
- * One rank: wires engine, bus, agent and requests together.
+ * One rank: wires engine, bus, agent, its seat in a group and requests together.
  *
- *   created -> loading the model -> introduced -> ready -> draining -> disposed
+ *   created -> loading the model -> introduced -> (forming <->) ready -> draining -> disposed
  */
 export class WorkerNode<Engine extends NodeEngine, Result, Event extends { readonly kind: string }> implements Service {
   readonly #parts: WorkerNodeParts;
@@ -97,6 +115,8 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
   #engine: Engine | null = null;
   #tracer: Tracer | null = null;
   #agent: WorkerAgent | null = null;
+  #seat: GroupSeat | null = null;
+  #orders: Subscription | null = null;
   #serving: ReturnType<NodeRole<Engine, Result, Event>["serve"]> | null = null;
 
   constructor(parts: WorkerNodeParts, role: NodeRole<Engine, Result, Event>) {
@@ -112,6 +132,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     this.#engine = engine;
     const tracer = new Tracer(engine, this.#parts.clock);
     this.#tracer = tracer;
+    const group = this.#role.group(engine);
     const { warnings, backend, isa, kvBlocks, ...info } = engine.info;
     for (const warning of warnings) logger.warn({}, warning);
     const { modelHash, layout, vocabSize, contextLength, attentions, pageBytes } = info;
@@ -119,7 +140,11 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const kvEndpoint = this.#role.endpoint(engine);
     const agent = new WorkerAgent({
       ...this.#parts,
-      identity: { workerId, rankId, rank: 0, ranks: 1, role, model, kvEndpoint, healthUrl, pid },
+      identity: {
+        ...{ workerId, rankId, rank: config.rank, ranks: config.ranks, role, model, kvEndpoint, healthUrl, pid },
+        exchange: group === null ? null : exchangeEndpoint(config, group.exchangePort, engine.info.hostKey),
+        experts: group?.experts ?? 0,
+      },
       host: {
         load: () => this.#load(engine),
         prefixHashes: () => engine.prefixHashes(),
@@ -134,21 +159,39 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
       rankId,
       epoch,
       watch: (owner) => void agent.isOwnerAlive(owner),
+      isJoined: () => this.#seat?.isJoined ?? true,
       tracer,
     });
     metrics.onCollect(() => this.#report());
     agent.begin();
-    agent.setState("ready");
-    logger.info({ rankId, epoch, backend, isa, blocks: kvBlocks, kvEndpoint }, "ready");
+    if (group === null) agent.setState("ready");
+    else this.#takeSeat(group, agent, rankId, epoch);
+    logger.info({ rankId, epoch, backend, isa, blocks: kvBlocks, kvEndpoint }, agent.state);
+  }
+
+  /** From here on the control plane may order this rank into a group. */
+  #takeSeat(group: NodeGroup, agent: WorkerAgent, rankId: RankId, rankEpoch: number): void {
+    const { bus, clock, logger } = this.#parts;
+    const seat = new GroupSeat({
+      ...{ engine: group, clock, logger, rankId, rankEpoch, experts: group.experts },
+      onChange: (membership, lost) => agent.setMembership(membership, lost),
+      onLost: (detail) => this.#serving?.requests.endAll(detail),
+    });
+    this.#seat = seat;
+    this.#orders = bus.respond(subjects.group(rankId), GroupOrder, GroupReply, (order) => seat.obey(order));
+    agent.setMembership(null, null);
   }
 
   async drain(deadlineMs: number): Promise<void> {
     this.#agent?.setState("draining");
     await this.#serving?.requests.drain(deadlineMs);
+    // The other ranks may still need this one's experts.
+    await this.#seat?.leave(Math.max(0, deadlineMs - this.#parts.clock.now()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const subscription of this.#serving?.subscriptions ?? []) subscription.unsubscribe();
+    this.#orders?.unsubscribe();
     this.#serving?.requests.stop();
     this.#serving = null;
     await this.#agent?.leave();
@@ -175,6 +218,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
       onEvents: (events) => {
         for (const event of events) {
           if (isCacheChange(event)) this.#agent?.publishKv(event);
+          else if (isGroupLost(event)) this.#seat?.onGroupLost(event);
           else this.#serving?.requests.onEvent(event);
         }
       },
@@ -203,7 +247,17 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const { role } = this.#role;
     reportEngine(this.#parts.metrics, role, this.#engine.stats());
     this.#parts.metrics.gauge("margay_worker_requests", { role }, this.#serving.requests.load.requests);
+    const group = this.#role.group(this.#engine);
+    if (group !== null) reportExchange(this.#parts.metrics, role, group.exchangeStats());
   }
+}
+
+function exchangeEndpoint(
+  { engine, exchangeAdvertise }: WorkerConfig,
+  port: number,
+  hostKey: string,
+): ExchangeEndpoint {
+  return { ...(exchangeAdvertise ?? { host: engine.group?.exchangeHost ?? engine.kvHost, port }), hostKey };
 }
 
 interface CacheChange {
@@ -214,4 +268,10 @@ interface CacheChange {
 
 function isCacheChange<E extends { readonly kind: string }>(event: E | CacheChange): event is CacheChange {
   return event.kind === "kv";
+}
+
+function isGroupLost<E extends { readonly kind: string }>(
+  event: E | (GroupLostEvent & { kind: "group-lost" }),
+): event is GroupLostEvent & { kind: "group-lost" } & E {
+  return event.kind === "group-lost";
 }

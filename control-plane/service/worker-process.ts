@@ -1,3 +1,4 @@
+import { rankIdOf } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import { connectBus } from "./connect-bus.ts";
 import { type Readiness, startHealthServer } from "./health-server.ts";
@@ -18,7 +19,7 @@ export async function createWorkerProcess(
 ): Promise<Service> {
   const { clock, random, logger } = context;
   const metrics = createMetrics({ processMetrics: true });
-  const name = config.workerId ?? role;
+  const name = config.workerId === null ? role : rankIdOf(config.workerId, config.rank);
   const bus = await connectBus({ ...config.nats, role, name, clock, random, logger, metrics });
   let traced: TracedService | null = null;
   const health = await startHealthServer({

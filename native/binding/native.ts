@@ -1,6 +1,7 @@
 import type { CacheCounters, CacheTier, SequenceHandle } from "#protocol/kv.ts";
 import type { BlockState } from "#protocol/lifecycle.ts";
 import type { Generation } from "#protocol/request.ts";
+import type { GroupEngine, GroupOptions } from "./group-engine.ts";
 import { loadAddon } from "./load-addon.ts";
 
 /**
@@ -61,6 +62,8 @@ export interface EngineOptions {
   readonly kvPort: number;
   /** `auto` maps the peer's pool when both share a host, else TCP. */
   readonly kvTransport: "auto" | "tcp";
+  /** Absent: the worker's only rank, which exchanges nothing with nobody. */
+  readonly group?: GroupOptions;
 }
 
 /** What was opened. */
@@ -170,6 +173,8 @@ export type EngineEvent =
   | { readonly kind: "send-failed"; readonly handle: SequenceHandle; readonly cause: string }
   /** A reservation passed its deadline; its sequence is closed. */
   | { readonly kind: "lapsed"; readonly handle: SequenceHandle }
+  /** The group ended: a member did not do its part in time, or a connection broke. `guilty`: its place; null: nobody's. */
+  | { readonly kind: "group-lost"; readonly epoch: number; readonly guilty: number | null; readonly cause: string }
   /** Changes of the prefix cache: concatenated 16-byte hashes. */
   | { readonly kind: "kv"; readonly stored: Uint8Array; readonly removed: Uint8Array };
 
@@ -235,6 +240,8 @@ export interface EngineListener {
 /** One engine: one model, one KV pool, one thread that steps. */
 export interface Engine {
   readonly info: EngineInfo;
+  /** Of one of several ranks. */
+  readonly group?: GroupEngine | null;
   /** Announced epoch of this rank: incoming KV must name it. Set once, before any sequence is opened. */
   setEpoch(epoch: number): void;
   /**
@@ -309,6 +316,7 @@ export function openEngine(options: EngineOptions, listener: EngineListener): Pr
   return loadAddon().openEngine(options, listener);
 }
 
+export { asGroupEngine, type GroupEngine, type GroupOptions, type GroupSpec } from "./group-engine.ts";
 export { refusalCode } from "./refusal-code.ts";
 export { FINISH, finishReason, STEP_ENTRY_WIDTH, type StepEntry, stepEntries } from "./step-entries.ts";
 export { createStepLoop, type StepLoop } from "./step-loop.ts";

@@ -12,8 +12,9 @@ import type {
   SequenceSpec,
   StepLogprobs,
 } from "./native.ts";
+import { SimGroupRank } from "./sim-group.ts";
 import { setSimMask } from "./sim-mask.ts";
-import { type SimModel, type SimTimer, simCounters } from "./sim-model.ts";
+import { type SimModel, type SimTimer, simCounters, simInfo } from "./sim-model.ts";
 import { beginStep, type SimJob, takePlan } from "./sim-plan.ts";
 import { SimPool } from "./sim-pool.ts";
 import { SimReceiver } from "./sim-receiver.ts";
@@ -35,6 +36,9 @@ import { type StepPlan, unpackPlan } from "./step-plan.ts";
  */
 export class SimEngine implements Engine {
   readonly info: EngineInfo;
+  /** Of one of several ranks. */
+  readonly group: SimGroupRank | null = null;
+  #held = false;
   readonly #options: EngineOptions;
   readonly #model: SimModel;
   readonly #listener: EngineListener;
@@ -72,26 +76,19 @@ export class SimEngine implements Engine {
     );
     this.#slots = Array.from({ length: options.slots }, () => null);
     this.#generations = Array.from({ length: options.slots }, () => 1);
-    this.info = {
-      modelHash: model.modelHash,
-      layout: `sim-a${model.attentions}`,
-      vocabSize: model.vocabSize,
-      contextLength: model.contextLength,
-      attentions: model.attentions,
-      pageBytes: model.pageBytes,
-      kvBlocks: this.#pool.size,
-      slots: options.slots,
-      maxStepTokens: options.maxStepTokens,
-      speculation: 0,
-      backend: "ref",
-      isa: "sim",
-      threads: 1,
-      kvPort: options.role === "decode" ? model.fabric.listen(options.kvHost, options.kvPort, this.#receiver) : 0,
-      hostKey: "sim",
-      weightBytes: 0,
-      packedHit: false,
-      warnings: [],
-    };
+    const kvPort = options.role === "decode" ? model.fabric.listen(options.kvHost, options.kvPort, this.#receiver) : 0;
+    this.info = simInfo(options, model, this.#pool.size, kvPort);
+    if (options.group === undefined) return;
+    this.group = new SimGroupRank(model, options.group.exchangeDeadlineMs, {
+      hold: (held) => {
+        this.#held = held;
+        if (!held && this.#stepTimer === null) this.#start();
+      },
+      failStep: () => {
+        this.#jobs = this.#jobs.map((job) => ({ ...job, sequence: null }));
+      },
+      emit: (event) => this.#emit(event),
+    });
   }
 
   setEpoch(epoch: number): void {
@@ -232,6 +229,7 @@ export class SimEngine implements Engine {
 
   async close(): Promise<void> {
     this.#closed = true;
+    this.group?.stop();
     this.#stepTimer?.cancel();
     this.#eventTimer?.cancel();
     for (const sequence of this.#slots) {
@@ -265,6 +263,7 @@ export class SimEngine implements Engine {
 
   /** Begins a step: the oldest plan's, or the batch's as it is. */
   #start(): void {
+    if (this.#held) return;
     const jobs = beginStep(this.#queue[0] ?? [], this.#slots, (handle) => this.#find(handle));
     if (this.#queue.length === 0 && jobs.length === 0) return;
     this.#jobs = jobs;

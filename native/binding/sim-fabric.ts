@@ -1,5 +1,6 @@
 import type { SequenceHandle } from "#protocol/kv.ts";
 import type { FrameRefusal } from "./native.ts";
+import { SimGroups } from "./sim-group.ts";
 
 /** One block of one sequence on its way from a simulated prefill rank to a simulated decode rank. */
 export interface SimPage {
@@ -27,13 +28,19 @@ export interface SimPort {
  */
 export class SimFabric {
   pages = 0;
+  readonly groups = new SimGroups();
   fault: (page: SimPage) => "deliver" | "lose" | FrameRefusal = () => "deliver";
   readonly #receivers = new Map<string, SimPort>();
   #nextPort = 40_000;
 
+  /** A port that nobody has. */
+  anyPort(): number {
+    return this.#nextPort++;
+  }
+
   /** Returns the port taken. */
   listen(host: string, port: number, receiver: SimPort): number {
-    const taken = port === 0 ? this.#nextPort++ : port;
+    const taken = port === 0 ? this.anyPort() : port;
     this.#receivers.set(`${host}:${taken}`, receiver);
     return taken;
   }

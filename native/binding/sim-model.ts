@@ -1,3 +1,4 @@
+import type { EngineInfo, EngineOptions } from "./native.ts";
 import type { SimFabric } from "./sim-fabric.ts";
 
 /** Ends a timer. */
@@ -21,6 +22,8 @@ export interface SimModel {
   readonly contextLength: number;
   readonly attentions: number;
   readonly pageBytes: number;
+  /** Real experts. */
+  readonly experts: number;
   /** One step costs `stepMs + rows * rowMs`; a block needs `transferMs` to reach the peer. */
   readonly stepMs: number;
   readonly rowMs: number;
@@ -40,6 +43,7 @@ export function simModel(clock: SimClock, fabric: SimFabric, changes: Partial<Si
     contextLength: 4096,
     attentions: 6,
     pageBytes: 32_768,
+    experts: 12,
     stepMs: 1,
     rowMs: 0.01,
     transferMs: 1,
@@ -60,3 +64,28 @@ export const simCounters = () => ({
   draftsVerified: 0,
   draftsAccepted: 0,
 });
+
+/** What was opened. */
+export function simInfo(options: EngineOptions, model: SimModel, kvBlocks: number, kvPort: number): EngineInfo {
+  const { modelHash, attentions, vocabSize, contextLength, pageBytes } = model;
+  return {
+    modelHash,
+    layout: `sim-a${attentions}`,
+    vocabSize,
+    contextLength,
+    attentions,
+    pageBytes,
+    kvBlocks,
+    slots: options.slots,
+    maxStepTokens: options.maxStepTokens,
+    speculation: 0,
+    backend: "ref",
+    isa: "sim",
+    threads: 1,
+    kvPort,
+    hostKey: "sim",
+    weightBytes: 0,
+    packedHit: false,
+    warnings: [],
+  };
+}

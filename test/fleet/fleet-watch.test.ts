@@ -17,6 +17,7 @@ import { silentLogger } from "#service/logger.ts";
 import { FORGET_MS, SKEWED_BEATS } from "../../control-plane/fleet/fleet.ts";
 import { FleetWatch } from "../../control-plane/fleet/fleet-watch.ts";
 import { FakeClock, fakeRandom } from "../support/fake-clock.ts";
+import { cardOf } from "../support/fleet-of.ts";
 import { ScriptedRank } from "../support/scripted-rank.ts";
 
 const HelloReply = z.discriminatedUnion("kind", [Welcome, Refused]);
@@ -137,7 +138,10 @@ describe("clocks", () => {
     bus().request(
       subjects.hello(),
       Hello,
-      { kind: "hello", workerId: "w" as WorkerId, rankId: "w-r0" as RankId, role: "decode", clockMs },
+      {
+        ...{ kind: "hello", workerId: "w" as WorkerId, rankId: "w-r0" as RankId, rank: 0, ranks: 1, role: "decode" },
+        ...{ model: cardOf(), experts: 0, clockMs },
+      },
       HelloReply,
       1_000,
     );

@@ -2,7 +2,7 @@ import { mkdtemp, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { z } from "zod";
-import type { ModelName, WorkerId } from "#protocol/ids.ts";
+import type { ModelName } from "#protocol/ids.ts";
 import { systemClock, systemRandom } from "#service/clock.ts";
 import { type Logger, silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
@@ -174,7 +174,7 @@ describeOnCluster("on a cluster", (world) => {
       new KubeTarget({
         ...{ api, ...time, metrics: createMetrics({ processMetrics: false }) },
         ...{ namespace: NAMESPACE, release: "r", instance: "test", leads: () => true },
-        onEnd: (workerId: WorkerId) => void ended.push(workerId),
+        onEnd: (rankId) => void ended.push(rankId),
       });
 
     test("a pool is scaled; a pod that is deleted by force ends at once; one without a node is a condition, an event and a reason", async () => {
@@ -196,7 +196,7 @@ describeOnCluster("on a cluster", (world) => {
       const first = await waitFor("a worker", () => runs(), WAIT_MS);
       const body = { gracePeriodSeconds: 0 };
       await api.call({ method: "DELETE", path: `${PODS}/${first.workerId}`, body });
-      await waitFor("its end", () => (ended.includes(first.workerId) ? true : null), WAIT_MS);
+      await waitFor("its end", () => (ended.includes(first.ranks[0]!.rankId) ? true : null), WAIT_MS);
       await waitFor("its successor", () => runs(first.workerId), WAIT_MS);
 
       expect(kube.workers().find((one) => one.role === "prefill")).toMatchObject({ runs: false, stopping: false });

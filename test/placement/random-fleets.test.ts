@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { RankId, WorkerId } from "#protocol/ids.ts";
 import { compatible } from "#protocol/model-card.ts";
 import type { Load, Role } from "#protocol/worker.ts";
-import { type FleetSnapshot, pairKey, type Rank, SKEWED_BEATS } from "../../control-plane/fleet/fleet.ts";
+import { EMPTY_FLEET, type FleetSnapshot, pairKey, type Rank, SKEWED_BEATS } from "../../control-plane/fleet/fleet.ts";
 import { type PlacementQuery, place } from "../../control-plane/placement/place.ts";
 import { fakeRandom } from "../support/fake-clock.ts";
 import { cardOf, loadOf, NANO } from "../support/fleet-of.ts";
@@ -11,11 +11,17 @@ function rank(role: Role, name: string, changes: Partial<Omit<Rank, "load">> & {
   return {
     rankId: `${name}-r0` as RankId,
     workerId: name as WorkerId,
+    rank: 0,
+    ranks: 1,
     role,
     state: "ready",
     epoch: 1,
     model: cardOf(),
     kvEndpoint: role === "decode" ? { host: "127.0.0.1", port: 7000, hostKey: "host" } : null,
+    exchange: null,
+    experts: 0,
+    membership: null,
+    lostGroup: null,
     kvSeq: -1,
     healthUrl: "http://127.0.0.1:1",
     pid: 1,
@@ -30,7 +36,7 @@ function rank(role: Role, name: string, changes: Partial<Omit<Rank, "load">> & {
 }
 
 function fleet(ranks: readonly Rank[], pairs: ReadonlyMap<string, number> = new Map()): FleetSnapshot {
-  return { ranks: new Map(ranks.map((one) => [one.rankId, one])), pairs };
+  return { ...EMPTY_FLEET, ranks: new Map(ranks.map((one) => [one.rankId, one])), pairs };
 }
 
 function query(changes: Partial<PlacementQuery> = {}): PlacementQuery {
@@ -57,7 +63,7 @@ describe("over random fleets", () => {
       const pick = <T>(...options: readonly T[]) => options[below(options.length)]!;
       const ranks = Array.from({ length: below(9) }, (_, i) =>
         rank(i % 2 === 0 ? "decode" : "prefill", `r${i}`, {
-          state: pick("ready", "ready", "ready", "loading", "draining", "lost"),
+          state: pick("ready", "ready", "ready", "loading", "forming", "draining", "lost"),
           coolUntilMs: pick(0, 0, 999, 1_000, 1_001),
           skewedBeats: pick(0, 0, 1, SKEWED_BEATS),
           ownRequests: below(5),

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { ModelName, WorkerId } from "#protocol/ids.ts";
+import { type ModelName, type RankId, rankIdOf } from "#protocol/ids.ts";
 import { type Logger, silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
 import { ProcessTarget } from "../../control-plane/scaling/targets/process.ts";
@@ -18,11 +18,11 @@ const program = fileURLToPath(new URL("../fixtures/fake-worker.mjs", import.meta
 let folder: string;
 let clock: FakeClock;
 let target: ProcessTarget;
-let ended: WorkerId[];
+let ended: RankId[];
 let said: { readonly pid: number; readonly message: string; readonly reason: unknown }[];
 let metrics: ReturnType<typeof createMetrics>;
 
-function open(mode: "well" | "broken" | "stubborn"): void {
+function open(mode: "well" | "broken" | "stubborn", ranks = 1): void {
   clock = new FakeClock();
   ended = [];
   said = [];
@@ -38,7 +38,8 @@ function open(mode: "well" | "broken" | "stubborn"): void {
     roleEnvironment: { prefill: { MARGAY_NATS_USER: "prefill" }, decode: { MARGAY_NATS_USER: "decode" } },
     drainMs: 5_000,
     programs: { prefill: program, decode: program },
-    onEnd: (workerId) => void ended.push(workerId),
+    ranks: { prefill: 1, decode: ranks },
+    onEnd: (rankId) => void ended.push(rankId),
   });
 }
 
@@ -68,7 +69,10 @@ describe("a worker's process", () => {
     delete process.env.SECRET_OF_THE_PARENT;
     const [worker] = target.workers();
     expect(worker!.workerId).toMatch(/^prefill-1-[0-9a-f]{6}$/);
-    const given = JSON.parse(readFileSync(join(folder, `${worker!.workerId}.began`), "utf8")) as Record<string, string>;
+    const given = JSON.parse(readFileSync(join(folder, `${worker!.workerId}-r0.began`), "utf8")) as Record<
+      string,
+      string
+    >;
     expect(given).toMatchObject({
       MARGAY_MODEL: "/models/nano",
       MARGAY_MODEL_NAME: "nano",
@@ -86,9 +90,9 @@ describe("a worker's process", () => {
     const [first, second] = target.workers().map((worker) => worker.workerId);
     target.scale(NANO, "decode", 1);
     await eventually(() => ended.length === 1);
-    expect(ended).toEqual([second]);
+    expect(ended).toEqual([rankIdOf(second!, 0)]);
     expect(target.workers().map((worker) => worker.workerId)).toEqual([first]);
-    expect(notes("asked")).toEqual([`${second}.asked`]);
+    expect(notes("asked")).toEqual([`${second}-r0.asked`]);
     expect(await metrics.text()).not.toContain("margay_worker_restarts_total{");
   });
 
@@ -105,6 +109,62 @@ describe("a worker's process", () => {
   });
 });
 
+describe("a worker of several ranks", () => {
+  test("has a process for each, that knows its number", async () => {
+    open("well", 3);
+    target.scale(NANO, "decode", 1);
+    await began(3);
+    const [worker] = target.workers();
+    expect(worker!.ranks.map(({ rankId }) => rankId)).toEqual(
+      [0, 1, 2].map((rank) => rankIdOf(worker!.workerId, rank)),
+    );
+    const numbers = worker!.ranks.map(({ rankId }) => {
+      const given = JSON.parse(readFileSync(join(folder, `${rankId}.began`), "utf8")) as Record<string, string>;
+      return [given.MARGAY_WORKER_ID, given.MARGAY_RANK, given.MARGAY_RANKS];
+    });
+    expect(numbers).toEqual([0, 1, 2].map((rank) => [worker!.workerId, String(rank), "3"]));
+    target.scale(NANO, "decode", 0);
+    await eventually(() => ended.length === 3);
+    expect(notes("asked")).toHaveLength(3);
+    expect(target.workers()).toEqual([]);
+  });
+
+  test("gets a rank that crashed back in its place while the others live (L4)", async () => {
+    open("well", 2);
+    target.scale(NANO, "decode", 1);
+    await began(2);
+    const before = target.workers()[0]!;
+    const [first, second] = before.ranks.map(({ instance }) => instance);
+    process.kill(Number(second), "SIGKILL");
+    await eventually(() => ended.length === 1);
+    expect(ended).toEqual([before.ranks[1]!.rankId]);
+    await clock.advance(100);
+    await eventually(() => pids().length === 3);
+    target.scale(NANO, "decode", 1);
+    expect(target.workers()).toHaveLength(1);
+    const after = target.workers()[0]!;
+    expect(after.ranks.map(({ rankId }) => rankId)).toEqual(before.ranks.map(({ rankId }) => rankId));
+    expect(after.ranks[0]!.instance).toBe(first);
+    expect(after.ranks[1]!.instance).not.toBe(second);
+    target.replace(after.workerId, after.ranks[0]!.rankId);
+    await eventually(() => ended.length === 2);
+    expect(ended[1]).toBe(after.ranks[0]!.rankId);
+  });
+
+  test("is gone with its last rank, and another takes its place", async () => {
+    open("well", 2);
+    target.scale(NANO, "decode", 1);
+    await began(2);
+    const [worker] = target.workers();
+    for (const { instance } of worker!.ranks) process.kill(Number(instance), "SIGKILL");
+    await eventually(() => target.workers().length === 0);
+    await clock.advance(60_000);
+    expect(pids()).toHaveLength(2);
+    target.scale(NANO, "decode", 1);
+    expect(target.workers()[0]!.workerId).not.toBe(worker!.workerId);
+  });
+});
+
 describe("a crash", () => {
   test("is said, counted, and answered by another worker at once the first time", async () => {
     open("well");
@@ -117,7 +177,7 @@ describe("a crash", () => {
     target.scale(NANO, "decode", 1);
     await began(2);
     expect(target.workers()).toHaveLength(1);
-    expect(target.workers()[0]!.workerId).not.toBe(ended[0]);
+    expect(target.workers()[0]!.ranks[0]!.rankId).not.toBe(ended[0]);
   });
 
   test("at every start is answered ever more slowly, with the cause at hand; not at all when nobody is wanted", async () => {

@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import type { ModelName, RankId, WorkerId } from "#protocol/ids.ts";
+import { type ModelName, type RankId, rankIdOf, type WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
@@ -14,7 +14,7 @@ const NANO = "nano" as ModelName;
 
 /** Workers that begin and end at once. */
 class FakeTarget implements ScaleTarget {
-  readonly list: { workerId: WorkerId; model: ModelName; role: Role; stopping: boolean; runs: boolean }[] = [];
+  readonly list: TargetWorker[] = [];
   readonly stopped: WorkerId[] = [];
   /** What was asked for last; null: the target does not know yet what there is. */
   known: Partial<Record<Role, number>> | null = {};
@@ -25,7 +25,9 @@ class FakeTarget implements ScaleTarget {
     const mine = this.list.filter((worker) => worker.role === role && worker.model === model);
     for (const surplus of mine.slice(count)) this.list.splice(this.list.indexOf(surplus), 1);
     for (let missing = count - mine.length; missing > 0; missing--) {
-      this.list.push({ workerId: `${role}-${++this.#started}` as WorkerId, model, role, stopping: false, runs: true });
+      const workerId = `${role}-${++this.#started}` as WorkerId;
+      const ranks = [{ rankId: rankIdOf(workerId, 0), instance: "1" }];
+      this.list.push({ workerId, model, role, ranks, stopping: false, runs: true });
     }
   }
 
@@ -37,6 +39,10 @@ class FakeTarget implements ScaleTarget {
     this.stopped.push(workerId);
     const at = this.list.findIndex((worker) => worker.workerId === workerId);
     if (at !== -1) this.list.splice(at, 1);
+  }
+
+  replace(workerId: WorkerId): void {
+    void this.stop(workerId);
   }
 
   lastFailure(): null {

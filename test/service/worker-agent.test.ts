@@ -33,6 +33,8 @@ const identity = {
     pageBytes: 4096,
   },
   kvEndpoint: { host: "127.0.0.1", port: 7000, hostKey: "here" },
+  exchange: null,
+  experts: 0,
   healthUrl: "http://127.0.0.1:1",
   pid: 42,
 };
@@ -102,7 +104,9 @@ async function introduced() {
 test("hello gives the epoch, and names rank, role and clock", async () => {
   const hellos = welcome(7);
   expect(await agent.introduce(abort.signal)).toBe(7);
-  expect(hellos).toEqual([{ kind: "hello", workerId: "w1", rankId, role: "decode", clockMs: clock.now() }]);
+  const { workerId, rank, ranks, role, model, experts } = identity;
+  const clockMs = clock.now();
+  expect(hellos).toEqual([{ kind: "hello", workerId, rankId, rank, ranks, role, model, experts, clockMs }]);
   expect(agent.epoch).toBe(7);
 });
 

@@ -213,10 +213,13 @@ function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
     logLevel: "silent",
     drainMs: 1_000,
     workerId,
+    rank: 0,
+    ranks: 1,
     modelName: ModelName.parse("sim"),
     nats: { url: "nats://127.0.0.1:1", user: null, password: null },
     health: { host: "127.0.0.1", port: 0 },
     kvAdvertise: null,
+    exchangeAdvertise: null,
     tpotGoalMs: 0,
     engine: {
       modelFolder: "sim",

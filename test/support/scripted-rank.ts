@@ -171,6 +171,7 @@ export class ScriptedRank {
       seq: this.#beats++,
       model: this.model,
       kvEndpoint: this.role === "decode" ? { host: "127.0.0.1", port: 7000, hostKey: "host" } : null,
+      ...{ exchange: null, experts: 0, membership: null, lostGroup: null },
       kvSeq: this.kvSeq,
       healthUrl: "http://127.0.0.1:1",
       pid: 1,

@@ -11,6 +11,8 @@ import { FleetWatch } from "../../control-plane/fleet/fleet-watch.ts";
 import { RequestBoard } from "../../control-plane/flow/request-board.ts";
 import { Flow, type Settled } from "../../control-plane/flow/request-flow.ts";
 import { WaitingRoom } from "../../control-plane/flow/waiting-room.ts";
+import { GroupBalancer } from "../../control-plane/groups/group-balancer.ts";
+import { GroupFormer } from "../../control-plane/groups/group-former.ts";
 import { createDecodeNode, type DecodeNode } from "../../decode-node/decode-node.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
@@ -54,6 +56,8 @@ export class SimSystem {
   readonly waitingRoom: WaitingRoom;
   readonly board: RequestBoard;
   readonly flow: Flow;
+  readonly former: GroupFormer;
+  readonly balancer: GroupBalancer;
   readonly #model: SimModel;
   #calls = 0;
 
@@ -69,6 +73,10 @@ export class SimSystem {
     const waitMs = 120_000;
     const fleet = new FleetWatch({ bus, clock, logger, gatewayId });
     this.fleet = fleet;
+    const random = fakeRandom(5);
+    this.former = new GroupFormer({ bus, clock, random, logger, metrics, fleet, rules: { leastRanks: 1 } });
+    const rules = { sparePerRank: 2, balanceMs: 0 };
+    this.balancer = new GroupBalancer({ bus, clock, logger, metrics, fleet, rules });
     const waitingRoom = new WaitingRoom({
       ...{ fleet, clock, metrics, waitMs },
       mostWaiting: 1_000,
@@ -84,6 +92,7 @@ export class SimSystem {
       localPrefillTokens: options.localPrefillTokens ?? 0,
     });
     fleet.start();
+    this.former.start();
     board.start();
   }
 
@@ -93,6 +102,19 @@ export class SimSystem {
 
   async decode(name: string): Promise<SimRank> {
     return this.#join("decode", name, createDecodeNode);
+  }
+
+  /** One of several ranks of a worker. */
+  async rank(role: Role, name: string, rank: number, ranks: number): Promise<SimRank> {
+    if (role === "prefill") return this.#join(role, name, createPrefillNode, rank, ranks);
+    return this.#join(role, name, createDecodeNode, rank, ranks);
+  }
+
+  /** A worker of several ranks. */
+  async worker(role: Role, name: string, ranks: number): Promise<readonly SimRank[]> {
+    const all: SimRank[] = [];
+    for (let rank = 0; rank < ranks; rank++) all.push(await this.rank(role, name, rank, ranks));
+    return all;
   }
 
   call(generation: Generation, deadlineMs = 600_000): SimCall {
@@ -129,6 +151,23 @@ export class SimSystem {
     void rank.engine.close();
   }
 
+  /** As SIGSTOP: the rank neither steps nor speaks nor hears, until it is woken. */
+  stop(rank: SimRank): void {
+    this.network.disconnect(rank.bus);
+    rank.engine.group?.stop();
+  }
+
+  wake(rank: SimRank): void {
+    rank.engine.group?.resume();
+    this.network.reconnect(rank.bus);
+  }
+
+  /** Ranks of a role that are ready, by the fleet's knowledge. */
+  ready(role: Role): number {
+    return [...this.fleet.snapshot.ranks.values()].filter((rank) => rank.role === role && rank.state === "ready")
+      .length;
+  }
+
   /** Moves time until `holds`. */
   async until(holds: () => boolean, limitMs = 120_000): Promise<void> {
     for (let ms = 0; !holds(); ms += 5) {
@@ -139,6 +178,16 @@ export class SimSystem {
 
   async ended(calls: readonly SimCall[]): Promise<void> {
     await this.until(() => calls.every((call) => call.settled !== null || call.error !== null));
+  }
+
+  /** The result of something that needs time to pass. */
+  async settled<T>(work: Promise<T>): Promise<T> {
+    let over = false;
+    const done = work.finally(() => {
+      over = true;
+    });
+    await this.until(() => over);
+    return done;
   }
 
   /** What is held five seconds later, in words. */
@@ -162,14 +211,16 @@ export class SimSystem {
     role: Role,
     name: string,
     create: (parts: PrefillNodeParts) => PrefillNode | DecodeNode,
+    number = 0,
+    ranks = 1,
   ): Promise<SimRank> {
     const workerId = WorkerId.parse(name);
-    const rankId = rankIdOf(workerId, 0);
+    const rankId = rankIdOf(workerId, number);
     const bus = this.network.connect(role);
     const open = simEngineOpener(this.#model);
     let opened: SimEngine | null = null;
     const node = create({
-      config: configOf(workerId),
+      config: configOf(workerId, number, ranks),
       bus,
       clock: this.clock,
       random: fakeRandom(this.ranks.length + 11),
@@ -202,15 +253,23 @@ export class SimSystem {
   }
 }
 
-function configOf(workerId: WorkerId): WorkerConfig {
+function configOf(workerId: WorkerId, rank: number, ranks: number): WorkerConfig {
+  const group = {
+    ...{ ranks, exchangeHost: "127.0.0.1", exchangePort: 0 },
+    exchangeTransport: "auto" as const,
+    exchangeDeadlineMs: 1_000,
+  };
   return {
     logLevel: "silent",
     drainMs: 1_000,
     workerId,
+    rank,
+    ranks,
     modelName: MODEL,
     nats: { url: "nats://127.0.0.1:1", user: null, password: null },
     health: { host: "127.0.0.1", port: 0 },
     kvAdvertise: null,
+    exchangeAdvertise: null,
     tpotGoalMs: 0,
     engine: {
       modelFolder: "sim",
@@ -230,6 +289,7 @@ function configOf(workerId: WorkerId): WorkerConfig {
       kvHost: "127.0.0.1",
       kvPort: 0,
       kvTransport: "auto",
+      ...(ranks === 1 ? {} : { group }),
     },
   };
 }

@@ -1,4 +1,4 @@
-import { type ModelName, WorkerId } from "#protocol/ids.ts";
+import { type ModelName, type RankId, rankIdOf, WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
@@ -20,8 +20,8 @@ export interface KubeTargetParts {
   readonly instance: string;
   /** Whether this process writes conditions and events. */
   readonly leads: () => boolean;
-  /** A worker's pod has ended, however. */
-  readonly onEnd: (workerId: WorkerId) => void;
+  /** A rank's pod has ended, however. */
+  readonly onEnd: (rankId: RankId) => void;
 }
 
 const LOOK_MS = 1_000;
@@ -43,7 +43,7 @@ export class KubeTarget implements ScaleTarget {
   constructor(parts: KubeTargetParts) {
     this.#parts = parts;
     const { onEnd } = parts;
-    this.#pools = new WorkerPools({ ...parts, onPodEnded: (name) => onEnd(name as WorkerId) });
+    this.#pools = new WorkerPools({ ...parts, onPodEnded: (name) => onEnd(rankIdOf(name as WorkerId, 0)) });
   }
 
   start(): void {
@@ -71,6 +71,7 @@ export class KubeTarget implements ScaleTarget {
         workerId: pod.name as WorkerId,
         model: pod.model,
         role: pod.role,
+        ranks: [{ rankId: rankIdOf(pod.name as WorkerId, 0), instance: "" }],
         stopping: pod.stopping,
         runs: pod.phase === "Running",
       }));
@@ -84,6 +85,10 @@ export class KubeTarget implements ScaleTarget {
       // Gone already. Whatever else failed is tried again by whoever still wants it gone.
       if (!isKubeError(error, 404)) this.#parts.logger.warn({ worker: workerId, error }, "a pod could not be deleted");
     }
+  }
+
+  replace(workerId: WorkerId): void {
+    void this.stop(workerId, 0);
   }
 
   lastFailure(model: ModelName): StartFailure | null {

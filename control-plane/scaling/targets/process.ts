@@ -1,13 +1,13 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { z } from "zod";
-import type { ModelName, WorkerId } from "#protocol/ids.ts";
+import { type ModelName, type RankId, rankIdOf, type WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import { backoffMs } from "#service/backoff.ts";
-import type { Clock, Random } from "#service/clock.ts";
+import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
-import type { ScaleTarget, StartFailure, TargetWorker } from "../scale-target.ts";
+import type { ScaleTarget, StartFailure, TargetRank, TargetWorker } from "../scale-target.ts";
 
 export interface ProcessTargetParts {
   readonly clock: Clock;
@@ -24,13 +24,24 @@ export interface ProcessTargetParts {
   readonly drainMs: number;
   /** The program of each role; see WORKER_PROGRAMS. */
   readonly programs: Readonly<Record<Role, string>>;
-  /** A worker's process has ended, however. */
-  readonly onEnd: (workerId: WorkerId) => void;
+  /** Ranks of one worker of each role. */
+  readonly ranks: Readonly<Record<Role, number>>;
+  /** A rank's process has ended, however. */
+  readonly onEnd: (rankId: RankId) => void;
+}
+
+interface RankProcess extends TargetRank {
+  readonly rank: number;
+  instance: string;
+  /** null: it ended, and is started anew when `restart` fires. */
+  child: ChildProcess | null;
+  restart: Timer | null;
 }
 
 interface Worker extends TargetWorker {
-  readonly child: ChildProcess;
-  readonly ended: Promise<void>;
+  readonly ranks: readonly RankProcess[];
+  /** All of its processes have ended. */
+  readonly ended: PromiseWithResolvers<void>;
   stopping: boolean;
   sentence: string | null;
 }
@@ -50,13 +61,14 @@ export const WORKER_PROGRAMS: Readonly<Record<Role, string>> = {
 };
 
 /**
- * Owns the local worker processes.
+ * Owns the local worker processes: one per rank.
  *
  *   wanted -> spawned -> (crashed -> pause -> spawned)* -> asked to stop -> ended
  *
- * L1 a worker has an IPC channel: when this process dies, however, it drains and ends
+ * L1 a process has an IPC channel: when this process dies, however, it drains and ends
  * L2 only processes started here are ever signalled, by pid
  * L3 a crash is said, counted and answered by a new worker after a growing pause, while one is wanted
+ * L4 a rank that ends while others of its worker live is started again in its place; with the last one the worker is gone
  */
 export class ProcessTarget implements ScaleTarget {
   readonly #parts: ProcessTargetParts;
@@ -104,14 +116,23 @@ export class ProcessTarget implements ScaleTarget {
     if (!worker.stopping) {
       worker.stopping = true;
       this.#parts.logger.info({ worker: workerId }, "stopping a worker");
-      worker.child.kill("SIGTERM");
+      for (const { child, restart } of worker.ranks) {
+        restart?.cancel();
+        child?.kill("SIGTERM");
+      }
     }
     const timer = this.#parts.clock.after(graceMs + KILL_SLACK_MS, () => {
       this.#parts.logger.warn({ worker: workerId }, "a worker did not end in time; killing it");
-      worker.child.kill("SIGKILL");
+      for (const { child } of worker.ranks) child?.kill("SIGKILL");
     });
-    await worker.ended;
+    await worker.ended.promise;
     timer.cancel();
+  }
+
+  replace(workerId: WorkerId, rankId: RankId): void {
+    const worker = this.#workers.get(workerId);
+    if (worker?.ranks.length === 1) void this.stop(workerId, 0);
+    else worker?.ranks.find((rank) => rank.rankId === rankId)?.child?.kill("SIGKILL");
   }
 
   async close(graceMs: number): Promise<void> {
@@ -120,13 +141,27 @@ export class ProcessTarget implements ScaleTarget {
   }
 
   #start(model: ModelName, role: Role): void {
-    const { clock, random, logger, folders, environment, roleEnvironment, programs } = this.#parts;
-    const workerId = `${role}-${++this.#started}-${random.hex(3)}` as WorkerId;
+    const workerId = `${role}-${++this.#started}-${this.#parts.random.hex(3)}` as WorkerId;
+    const ranks = Array.from({ length: this.#parts.ranks[role] }, (_, rank) => ({
+      ...{ rank, rankId: rankIdOf(workerId, rank), instance: "" },
+      ...{ child: null, restart: null },
+    }));
+    const ended = Promise.withResolvers<void>();
+    const worker: Worker = { workerId, model, role, ranks, ended, stopping: false, runs: true, sentence: null };
+    this.#workers.set(workerId, worker);
+    for (const rank of ranks) this.#spawn(worker, rank);
+  }
+
+  #spawn(worker: Worker, rank: RankProcess): void {
+    const { clock, logger, folders, environment, roleEnvironment, programs } = this.#parts;
+    const { workerId, model, role } = worker;
     const child = spawn(process.execPath, [programs[role]], {
       env: {
         ...environment,
         ...roleEnvironment[role],
         MARGAY_WORKER_ID: workerId,
+        MARGAY_RANK: String(rank.rank),
+        MARGAY_RANKS: String(worker.ranks.length),
         MARGAY_MODEL: folders.get(model),
         MARGAY_MODEL_NAME: model,
       },
@@ -136,36 +171,43 @@ export class ProcessTarget implements ScaleTarget {
     });
     const startedMs = clock.monotonic();
     const well = clock.after(WELL_MS, () => this.#failures.delete(`${model}/${role}`));
-    const ended = Promise.withResolvers<void>();
-    const worker: Worker = {
-      workerId,
-      model,
-      role,
-      child,
-      ended: ended.promise,
-      stopping: false,
-      runs: true,
-      sentence: null,
-    };
-    this.#workers.set(workerId, worker);
-    logger.info({ worker: workerId, model, pid: child.pid }, "starting a worker");
+    rank.child = child;
+    rank.restart = null;
+    rank.instance = `${child.pid ?? 0}`;
+    logger.info({ worker: workerId, rank: rank.rank, model, pid: child.pid }, "starting a worker");
     child.on("message", (message) => {
       const failed = FailedToStart.safeParse(message);
       if (failed.success) worker.sentence = failed.data.sentence;
     });
     const onEnd = (how: string): void => {
-      if (!this.#workers.delete(workerId)) return;
-      ended.resolve();
+      if (rank.child !== child) return;
+      rank.child = null;
       well.cancel();
-      this.#parts.onEnd(workerId);
-      if (worker.stopping) logger.info({ worker: workerId }, `a stopped worker ${how}`);
-      else this.#onCrash(worker, how, clock.monotonic() - startedMs);
+      this.#parts.onEnd(rank.rankId);
+      this.#onEnd(worker, rank, how, clock.monotonic() - startedMs);
     };
     child.once("error", (error) => onEnd(`could not be started: ${error.message}`));
     child.once("exit", (code, signal) => onEnd(signal === null ? `ended with code ${code}` : `was ended by ${signal}`));
   }
 
-  #onCrash(worker: Worker, how: string, ranMs: number): void {
+  #onEnd(worker: Worker, rank: RankProcess, how: string, ranMs: number): void {
+    const { clock, logger } = this.#parts;
+    const last = worker.ranks.every(({ child }) => child === null);
+    if (last) {
+      this.#workers.delete(worker.workerId);
+      for (const { restart } of worker.ranks) restart?.cancel();
+      worker.ended.resolve();
+    }
+    if (worker.stopping) {
+      logger.info({ worker: worker.workerId, rank: rank.rank }, `a stopped worker ${how}`);
+      return;
+    }
+    const pauseMs = this.#onCrash(worker, rank, how, ranMs);
+    if (!last) rank.restart = clock.after(pauseMs, () => this.#spawn(worker, rank));
+  }
+
+  /** Returns how long to wait with the next start. */
+  #onCrash(worker: Worker, rank: RankProcess, how: string, ranMs: number): number {
     const { clock, random, logger, metrics } = this.#parts;
     const key = `${worker.model}/${worker.role}`;
     const count = ranMs > WELL_MS ? 1 : (this.#crashes.get(key)?.count ?? 0) + 1;
@@ -175,8 +217,9 @@ export class ProcessTarget implements ScaleTarget {
     if (worker.sentence !== null) this.#failures.set(key, `${worker.role} worker: ${worker.sentence}`);
     metrics.count("margay_worker_restarts_total", { role: worker.role });
     logger.error(
-      { worker: worker.workerId, reason: worker.sentence, pauseMs: Math.round(pauseMs) },
+      { worker: worker.workerId, rank: rank.rank, reason: worker.sentence, pauseMs: Math.round(pauseMs) },
       `a worker ${how}; starting another`,
     );
+    return pauseMs;
   }
 }
