@@ -34,7 +34,7 @@ describe("status", () => {
     expect(stdout).toMatch(/^gw-\w+, up \d+ s\n\nMODEL +WAITING +RUNNING +WANTED P +WANTED D\nnano +0 +0 +1 +1\n/);
     for (const { workerId, role, healthUrl } of await system.ranks())
       expect(stdout).toMatch(
-        new RegExp(`\\n${workerId} +${role} +ready +nano +\\d+ +0/64 +0/\\d+ +\\d+\\.\\d s +${healthUrl}\n`),
+        new RegExp(`\\n${workerId} +0/1 +- +${role} +ready +nano +\\d+ +0/64 +0/\\d+ +\\d+\\.\\d s +${healthUrl}\n`),
       );
   });
 
@@ -122,7 +122,7 @@ describe("drain", () => {
       await waitFor(
         "the worker to end",
         () =>
-          new RegExp(`"worker":"${old.workerId}","message":"a stopped worker ended with code 0"`).test(system.log())
+          new RegExp(`"worker":"${old.workerId}","rank":0,"message":"a stopped worker ended with code 0"`).test(system.log())
             ? true
             : null,
         30_000,
