@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention/attention_page.h"
+#include "kernels/vec/vec_transpose.h"
 
 namespace margay {
 namespace {
@@ -10,21 +11,8 @@ constexpr int Filled(int n) { return (n + kW - 1) / kW * kW; }
 
 // [width][lanes] of the rows queries[0], ... of q, or of the first ones; lanes beyond the queries are zero.
 void PackQueries(const float* q, int64_t q_stride, const int32_t* queries, int count, int lanes, int width, float* packed) {
-  for (int lane = 0; lane < lanes; lane += kW) {
-    for (int d = 0; d < width; d += kW) {
-      Vec::Reg square[kW];
-#pragma GCC unroll 16
-      for (int i = 0; i < kW; ++i) {
-        const int row = queries == nullptr || lane + i >= count ? lane + i : queries[lane + i];
-        square[i] = lane + i < count ? LoadUpTo(q + row * q_stride + d, width - d) : Vec::Zero();
-      }
-      Vec::Transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < kW; ++i) {
-        if (d + i < width) Vec::Store(packed + (d + i) * lanes + lane, square[i]);
-      }
-    }
-  }
+  const auto row = [&](int i) { return q + (queries == nullptr ? i : queries[i]) * q_stride; };
+  Transpose(row, count, lanes, width, lanes, packed);
 }
 
 void UnpackPage(const uint16_t* page, int tokens, int width, float* keys, int64_t stride) {

@@ -5,6 +5,7 @@
 
 #include "kernels/linear/linear.h"
 #include "kernels/linear/stream.h"
+#include "kernels/vec/vec_transpose.h"
 
 namespace margay {
 namespace {
@@ -210,16 +211,10 @@ int64_t PackedBytes(int rows, int in) { return int64_t{4} * PackedInputs(in) * r
 
 // [inputs, filled up to a multiple of four with zeros][rows]
 void PackRows(const LinearRows* rows) {
-  constexpr int kPiece = 16;  // inputs of all rows at a time, so that both sides stay in the cache
   auto* packed = static_cast<float*>(rows->packed);
   const int count = rows->rows;
-  for (int first = 0; first < rows->in; first += kPiece) {
-    const int end = first + kPiece < rows->in ? first + kPiece : rows->in;
-    for (int r = 0; r < count; ++r) {
-      const float* x = rows->x + (rows->x_rows == nullptr ? r : rows->x_rows[r]) * rows->x_stride;
-      for (int k = first; k < end; ++k) packed[int64_t{k} * count + r] = x[k];
-    }
-  }
+  const auto row = [&](int r) { return rows->x + (rows->x_rows == nullptr ? r : rows->x_rows[r]) * rows->x_stride; };
+  Transpose(row, count, count, rows->in, count, packed);
   for (int64_t i = int64_t{rows->in} * count; i < int64_t{PackedInputs(rows->in)} * count; ++i) packed[i] = 0;
 }
 
