@@ -122,7 +122,9 @@ describe("drain", () => {
       await waitFor(
         "the worker to end",
         () =>
-          new RegExp(`"worker":"${old.workerId}","rank":0,"message":"a stopped worker ended with code 0"`).test(system.log())
+          new RegExp(`"worker":"${old.workerId}","rank":0,"message":"a stopped worker ended with code 0"`).test(
+            system.log(),
+          )
             ? true
             : null,
         30_000,
