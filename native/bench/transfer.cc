@@ -1,25 +1,36 @@
 // transfer: KV pages of full size (72 KiB, 56 attentions) from one pool to another of the same process, by shared memory
 // and by TCP on this host, in the same rounds as their limits: memcpy of the same pages by one thread, and a blocking
-// socket between two threads that sends and receives the same pages in place. Both sides of a transfer are one thread
-// each. Not measured: other hosts, and a model that computes meanwhile.
+// socket between two threads that sends and receives the same pages in place, sixteen at a time. Both sides of a transfer are one thread
+// each, each on a core of its own. Then how much of a transfer a prefill hides: an engine computes a prompt on the layer
+// slice and exports it over a modelled link on which its pages take half as long. Not measured: other hosts.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "../tests/kv_sides.h"
-#include "frame.h"
 #include "core/socket.h"
+#include "engine/engine.h"
+#include "frame.h"
+#include "frame/link_relay.h"
+#include "frame/synthetic.h"
 
 namespace margay::bench {
 namespace {
 
 constexpr KvLayout kFull{56, 576, KvType::kBf16};
+constexpr int kPrefillCore = 0, kDecodeCore = 1;
 
 double Seconds(const std::function<void()>& run) {
   const auto start = std::chrono::steady_clock::now();
@@ -38,28 +49,64 @@ struct RawSockets {
   Fd from, to;
 };
 
+// Threads that begin within it run on one core: which of the others a scheduler would give them decides more about the
+// rate of a socket than anything that is measured.
+class OnCore {
+ public:
+  explicit OnCore(int nth) {
+    sched_getaffinity(0, sizeof before_, &before_);
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    for (int cpu = 0, left = nth % CPU_COUNT(&before_); cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &before_) && left-- == 0) CPU_SET(cpu, &one);
+    }
+    sched_setaffinity(0, sizeof one, &one);
+  }
+  ~OnCore() { sched_setaffinity(0, sizeof before_, &before_); }
+  OnCore(const OnCore&) = delete;
+  OnCore& operator=(const OnCore&) = delete;
+
+ private:
+  cpu_set_t before_;
+};
+
+template <typename T, typename... Arguments>
+std::unique_ptr<T> MadeOn(int core, Arguments... arguments) {
+  const OnCore here(core);
+  return std::make_unique<T>(arguments...);
+}
+
 class Sides {
  public:
-  explicit Sides(int tokens) : tokens_(tokens), decoder_(true, Blocks(), kFull), prefiller_(Blocks(), kFull) {
-    const KvMemory from = prefiller_.pool->memory(), to = decoder_.pool->memory();
+  // P's thread runs on one core, D's on another; what they are measured against likewise.
+  explicit Sides(int tokens)
+      : tokens_(tokens),
+        decoder_(MadeOn<Decoder>(kDecodeCore, true, Blocks(), kFull)),
+        prefiller_(MadeOn<Prefiller>(kPrefillCore, Blocks(), kFull)) {
+    const KvMemory from = prefiller_->pool->memory(), to = decoder_->pool->memory();
     FillNormal({reinterpret_cast<float*>(from.base), bytes() / sizeof(float)}, 1, 1);
     std::memset(to.base, 1, bytes());
   }
   size_t bytes() const { return kFull.block_bytes() * static_cast<size_t>(Blocks()); }
 
   void Copy() {
+    const OnCore here(kDecodeCore);
     for (size_t at = 0; at < bytes(); at += kFull.page_bytes()) std::memcpy(To(at), From(at), kFull.page_bytes());
   }
 
   void Raw() {
     const auto each = [&](const std::function<ssize_t(size_t, size_t)>& move) {
       for (size_t at = 0; at < bytes();) {
-        const ssize_t moved = move(at, kFull.page_bytes() - at % kFull.page_bytes());
+        const ssize_t moved = move(at, 16 * kFull.page_bytes() - at % (16 * kFull.page_bytes()));
         if (moved <= 0) std::abort();
         at += static_cast<size_t>(moved);
       }
     };
-    std::thread sender([&] { each([&](size_t at, size_t some) { return send(raw_.from.get(), From(at), some, 0); }); });
+    const OnCore here(kDecodeCore);
+    std::thread sender([&] {
+      const OnCore there(kPrefillCore);
+      each([&](size_t at, size_t some) { return send(raw_.from.get(), From(at), some, 0); });
+    });
     each([&](size_t at, size_t some) { return recv(raw_.to.get(), To(at), some, MSG_WAITALL); });
     sender.join();
   }
@@ -67,26 +114,26 @@ class Sides {
   void Transfer(bool shared_memory) {
     const SequenceRef sequence{0, turn_};
     const auto tokens = TokensFrom(turn_++ * tokens_, tokens_);
-    const SequenceKvId received = decoder_.Expect(sequence, tokens), sent = prefiller_.Open(tokens);
-    Must(prefiller_.sender->Begin(sequence, sent, tokens_, decoder_.Target(sequence, shared_memory)));
+    const SequenceKvId received = decoder_->Expect(sequence, tokens), sent = prefiller_->Open(tokens);
+    Must(prefiller_->sender->Begin(sequence, sent, tokens_, decoder_->Target(sequence, shared_memory)));
     for (int attention = 0; attention < kFull.attentions; ++attention) {
-      prefiller_.sender->Written(sequence, attention, tokens_);
+      prefiller_->sender->Written(sequence, attention, tokens_);
     }
-    const bool whole = prefiller_.outcomes.Of(sequence).ok && decoder_.outcomes.Of(sequence).ok;
+    const bool whole = prefiller_->outcomes.Of(sequence).ok && decoder_->outcomes.Of(sequence).ok;
     if (!whole) std::abort();
-    decoder_.Drop(sequence, received);
-    prefiller_.pool->Close(sent, false);
+    decoder_->Drop(sequence, received);
+    prefiller_->pool->Close(sent, false);
   }
 
  private:
   int Blocks() const { return tokens_ / kBlockTokens; }
-  std::byte* From(size_t at) const { return prefiller_.pool->memory().base + at; }
-  std::byte* To(size_t at) const { return decoder_.pool->memory().base + at; }
+  std::byte* From(size_t at) const { return prefiller_->pool->memory().base + at; }
+  std::byte* To(size_t at) const { return decoder_->pool->memory().base + at; }
 
   const int tokens_;
   int turn_ = 0;
-  Decoder decoder_;
-  Prefiller prefiller_;
+  const std::unique_ptr<Decoder> decoder_;
+  const std::unique_ptr<Prefiller> prefiller_;
   RawSockets raw_;
 };
 
@@ -129,10 +176,168 @@ void MeasureSize(const Bench& bench, int tokens) {
   }
 }
 
+// A prefill engine over the layer slice, and a decode side for what it exports.
+class Hiding {
+ public:
+  static constexpr int kStepTokens = 256;  // of chunked prefill, as workers have it
+
+  Hiding(Bench* bench, int tokens) : tokens_(tokens) {
+    const SyntheticCheckpoint checkpoint(LayerSlice(), DType::kBf16, bench->pool(bench->all_threads()));
+    EngineOptions options;
+    options.model.folder = checkpoint.folder();
+    options.model.threads = bench->all_threads();
+    options.model.max_rows = kStepTokens;
+    options.slots = 1;
+    options.kv_blocks = Blocks();
+    engine_ = Must(Engine::Open(options, [this] {
+      std::lock_guard lock(mutex_);
+      news_ = true;
+      told_.notify_one();
+    }));
+    const KvLayout& layout = engine_->facts().kv;
+    bytes_ = layout.row_bytes() * static_cast<size_t>(layout.attentions) * static_cast<size_t>(tokens);
+    pool_ = Must(KvPool::Create(layout, Blocks(), engine_->facts().model_hash));
+    receiver_ = Must(KvReceiver::Create(pool_.get(), engine_->facts().model_hash, "127.0.0.1", 0, false,
+                                        [this](const TransferOutcome& outcome) { Sealed(outcome); }));
+    receiver_->SetEpoch(kTestEpoch);
+  }
+
+  const std::string& path() const { return engine_->facts().isa; }
+  size_t bytes() const { return bytes_; }
+
+  // Milliseconds of the steps of a prompt that is not exported.
+  double Prefill() {
+    const OpenedSequence opened = Open();
+    const double start_ms = EpochMs();
+    const double ms = Steps(opened.ref) - start_ms;
+    Must(engine_->CloseSequence(opened.ref, false));
+    return ms;
+  }
+
+  struct Times {
+    double prefill_ms = 0;
+    double late_ms = 0;  // from the end of the last step until every page is sealed
+  };
+  Times PrefillAndSend(const LinkRate& rate) {
+    const LinkRelay relay(receiver_->port(), rate);
+    const OpenedSequence opened = Open();
+    const SequenceRef there{0, turn_};
+    const auto tokens = TokensFrom(0, tokens_);
+    const OpenedKv kv = Must(pool_->Open(tokens, tokens_, KvUse::kReceive));
+    const int64_t deadline_ms = NowMs() + kFarMs;
+    Must(receiver_->Expect(there, kv.id, 0, tokens_, deadline_ms));
+    Must(engine_->ExportTo(opened.ref, {"127.0.0.1", relay.port(), "another host", kTestEpoch, there, 0, deadline_ms}));
+    const double start_ms = EpochMs();
+    const double end_ms = Steps(opened.ref);
+    std::unique_lock lock(mutex_);
+    told_.wait(lock, [this] { return sealed_ms_ > 0; });
+    const Times times{end_ms - start_ms, std::max(0.0, std::exchange(sealed_ms_, 0) - end_ms)};
+    lock.unlock();
+    receiver_->Forget(there);
+    pool_->Close(kv.id, false);
+    // The acknowledgements of the last pages may still be on their way back.
+    Must(engine_->CloseSequence(opened.ref, false));
+    while (Must(engine_->Stats()).blocks_available < Blocks()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return times;
+  }
+
+ private:
+  int Blocks() const { return tokens_ / kBlockTokens + 1; }
+
+  OpenedSequence Open() {
+    SequenceSpec spec;
+    spec.tokens.resize(static_cast<size_t>(tokens_));
+    for (size_t i = 0; i < spec.tokens.size(); ++i) spec.tokens[i] = static_cast<int32_t>((i * 7 + static_cast<size_t>(turn_)) % 384);
+    ++turn_;
+    spec.prompt_length = tokens_;
+    spec.max_new_tokens = 1;
+    return Must(engine_->OpenSequence(std::move(spec)));
+  }
+
+  // Plans step after step, one ahead of the running one. When the last of them ended, in epoch milliseconds.
+  double Steps(SequenceRef ref) {
+    int planned = 0, reported = 0;
+    double end_ms = 0;
+    for (int queued = 0; reported < tokens_;) {
+      for (; queued < 2 && planned < tokens_; ++queued) {
+        const int rows = std::min(kStepTokens, tokens_ - planned);
+        Must(engine_->Submit(std::array<int32_t, kPlanEntryWidth>{ref.slot, ref.generation, rows, 0}));
+        planned += rows;
+      }
+      std::unique_lock lock(mutex_);
+      told_.wait(lock, [this] { return news_; });
+      news_ = false;
+      lock.unlock();
+      for (const EngineMessage& message : engine_->TakeMessages()) {
+        const auto* report = std::get_if<StepReport>(&message);
+        if (report == nullptr) continue;
+        --queued;
+        reported += kStepTokens;
+        end_ms = report->start_ms + report->compute_ms;
+      }
+    }
+    return end_ms;
+  }
+
+  void Sealed(const TransferOutcome& outcome) {
+    if (!outcome.ok) std::abort();
+    std::lock_guard lock(mutex_);
+    sealed_ms_ = EpochMs();
+    told_.notify_one();
+  }
+
+  const int tokens_;
+  size_t bytes_ = 0;
+  int turn_ = 0;
+  std::mutex mutex_;
+  std::condition_variable told_;
+  bool news_ = false;
+  double sealed_ms_ = 0;
+  std::unique_ptr<KvPool> pool_;
+  std::unique_ptr<KvReceiver> receiver_;
+  std::unique_ptr<Engine> engine_;
+};
+
+// How much of the transfer of a prompt is left when its prefill has ended.
+void MeasureHiding(Bench* bench) {
+  if (!bench->WantsTable("transfer behind a prefill")) return;
+  const int tokens = bench->quick() ? 1024 : 4096;
+  Hiding hiding(bench, tokens);
+  double prefill_ms = hiding.Prefill();
+  struct Link {
+    double share;  // of the prefill, that the transfer takes
+    int rounds;
+    std::optional<Promise> promise;
+  };
+  for (const Link& link : {Link{0.5, bench->quick() ? 2 : 3, ValueAtMost(5, 2)}, Link{1, 1, std::nullopt}}) {
+    std::vector<double> late, shares;
+    for (int round = 0; round < link.rounds; ++round) {
+      const double transfer_ms = prefill_ms * link.share;
+      const Hiding::Times times = hiding.PrefillAndSend({static_cast<double>(hiding.bytes()) / transfer_ms * 1000, 0});
+      late.push_back(100 * times.late_ms / transfer_ms);
+      shares.push_back(100 * transfer_ms / times.prefill_ms);
+      prefill_ms = times.prefill_ms;
+    }
+    char name[120];
+    std::snprintf(name, sizeof name, "not hidden, %d tokens, link takes %.0f %% of the prefill", tokens, SpreadOf(shares).median);
+    Figure figure;
+    figure.table = "transfer behind a prefill";
+    figure.name = name;
+    figure.path = hiding.path();
+    figure.threads = bench->all_threads();
+    figure.unit = "%";
+    figure.value = SpreadOf(late);
+    figure.promise = link.promise;
+    bench->Print(figure);
+  }
+}
+
 void Main(int argc, char** argv) {
-  const Bench bench(argc, argv);
-  if (!bench.Wants("transfer", "")) return;
-  for (const int tokens : {512, 2048}) MeasureSize(bench, tokens);
+  Bench bench(argc, argv);
+  if (bench.WantsTable("transfer")) {
+    for (const int tokens : {512, 2048}) MeasureSize(bench, tokens);
+  }
+  MeasureHiding(&bench);
 }
 
 }  // namespace

@@ -55,3 +55,20 @@ describe("a receiver whose peers die or stop", () => {
     ],
   );
 });
+
+describe("nothing is waited for without end:", () => {
+  testNativeClaims(
+    "kv_waits",
+    [],
+    [
+      "a connection that is never made is given up",
+      "a greeting that is never answered is given up, over tcp",
+      "a greeting that is never answered is given up, over shared memory",
+      "a peer that does not greet is closed",
+      "a peer that pauses in mid frame is closed, its sequence ends at its own deadline",
+      "a peer that pauses in mid page keeps nobody from the blocks",
+      "a peer that reads no answers is closed, others are served",
+      "a receiver that answers no pages is left for a new connection",
+    ],
+  );
+});

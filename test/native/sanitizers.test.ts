@@ -1,4 +1,7 @@
 import { randomInt } from "node:crypto";
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import { buildSanitized, runSanitized, type Sanitizer, sanitizerFault } from "../support/sanitized-programs.ts";
 
@@ -8,17 +11,24 @@ type Runs = Readonly<Record<string, readonly string[]>>;
 const MEMORY: Runs = {
   checksum: [],
   kv_pool: [],
+  kv_pool_random: ["3", "2000"],
+  kv_tier: [mkdtempSync(join(tmpdir(), "margay-tier-"))],
   kv_transfer: [],
   kv_refusals: [],
   kv_lost_peers: [],
+  kernels: [],
   weights: ["models/nano", "-"],
+  engine_numeric: [],
   engine_random: ["3", "300", "1", "1"],
 };
 
 /** Everything with more than one thread. */
 const THREADS: Runs = {
+  thread_pool: [],
   kv_transfer: [],
   kv_refusals: [],
+  kv_lost_peers: [],
+  kv_waits: [],
   weights: ["models/nano", "-"],
   engine_random: ["4", "300", "0", "2"],
 };

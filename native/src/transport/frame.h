@@ -28,6 +28,8 @@ enum class FrameType : uint16_t { kHello = 1, kWelcome, kPage, kMappedPage, kAck
 inline constexpr uint32_t kFrameMagic = 0x564b474d;  // "MGKV"
 inline constexpr uint16_t kFrameVersion = 2;
 inline constexpr uint32_t kMaxHelloBytes = 1024;
+// A side that owes the rest of a frame, an answer, or room for one, and moves nothing for so long, loses its connection.
+inline constexpr int64_t kSilentMs = 10'000;
 
 struct FrameHead {
   uint32_t magic = kFrameMagic;

@@ -40,11 +40,13 @@ void FenceAfterCopy() {
 // One connection, from its first byte to its last.
 //   greeting -> open -> over
 struct Peer {
-  Peer(Fd socket, bool is_unix) : fd(std::move(socket)), unix_socket(is_unix), hello_deadline(NowMs() + kHelloMs) {}
+  Peer(Fd socket, bool is_unix)
+      : fd(std::move(socket)), unix_socket(is_unix), hello_deadline(NowMs() + kHelloMs), moved_ms(NowMs()) {}
 
   Fd fd;
   const bool unix_socket;
   const int64_t hello_deadline;
+  int64_t moved_ms;  // when bytes last came or went
   bool greeted = false;
   bool over = false;
   bool more = false;  // its turn ended with input left
@@ -66,6 +68,11 @@ struct Peer {
 
   size_t waiting() const { return unsent.size() - sent; }
   bool stuck() const { return waiting() > kMaxUnsent; }
+  // Until when the connection may stay as it is; -1: nothing is owed.
+  int64_t deadline() const {
+    if (!greeted) return hello_deadline;
+    return in_payload || input_to > input_from || waiting() > 0 ? moved_ms + kSilentMs : -1;
+  }
 };
 
 class Receiver final : public KvReceiver {
@@ -116,6 +123,7 @@ class Receiver final : public KvReceiver {
   void Answer(Peer& peer, FrameType type, uint64_t ticket, FrameRefusal cause = FrameRefusal::kChecksum);
   void Refuse(Peer& peer, uint64_t ticket, FrameRefusal cause);
   void BreakOff(Peer& peer, FrameRefusal cause);
+  void GiveUp(Peer& peer);
   static void Flush(Peer& peer);
   void Count(FrameRefusal cause);
 
@@ -149,7 +157,8 @@ void Receiver::Run() {
     for (const auto& peer : peers_) {
       const int in = peer->stuck() ? 0 : POLLIN;
       polled.push_back({peer->fd.get(), static_cast<short>(in | (peer->waiting() > 0 ? POLLOUT : 0)), 0});
-      if (!peer->greeted && (until < 0 || peer->hello_deadline < until)) until = peer->hello_deadline;
+      const int64_t deadline = peer->deadline();
+      if (deadline >= 0 && (until < 0 || deadline < until)) until = deadline;
       if (peer->more) until = 0;
     }
     PollUntil(polled, until);
@@ -158,7 +167,7 @@ void Receiver::Run() {
     for (size_t i = 0; i < peers_.size(); ++i) {
       Peer& peer = *peers_[i];
       if (polled[i + 3].revents != 0 || peer.more) Serve(peer);
-      if (!peer.greeted && now >= peer.hello_deadline) peer.over = true;
+      if (const int64_t deadline = peer.deadline(); deadline >= 0 && now >= deadline) GiveUp(peer);
     }
     std::erase_if(peers_, [](const auto& peer) { return peer->over; });
     if (polled[1].revents != 0) AcceptAll(tcp_, false);
@@ -216,8 +225,10 @@ bool Receiver::Fill(Peer& peer) {
     if (peer.input_to > 0) Count(FrameRefusal::kTruncated);
     peer.over = true;
   }
-  if (got > 0) peer.input_to += static_cast<size_t>(got);
-  return got > 0;
+  if (got <= 0) return false;
+  peer.moved_ms = NowMs();
+  peer.input_to += static_cast<size_t>(got);
+  return true;
 }
 
 // One piece of the payload to its place in `payload`. False as Fill.
@@ -230,6 +241,7 @@ bool Receiver::FillPayload(Peer& peer, std::byte* payload) {
       peer.over = true;
     }
     if (got <= 0) return false;
+    peer.moved_ms = NowMs();
     const size_t taken = std::min(rest.size(), static_cast<size_t>(got));
     peer.payload_have += taken;
     peer.input_from = 0;
@@ -375,11 +387,18 @@ void Receiver::BreakOff(Peer& peer, FrameRefusal cause) {
   peer.over = true;
 }
 
+// The peer moves nothing any more.
+void Receiver::GiveUp(Peer& peer) {
+  if (!peer.over && peer.greeted && peer.in_payload) Count(FrameRefusal::kTruncated);
+  peer.over = true;
+}
+
 void Receiver::Flush(Peer& peer) {
   while (peer.waiting() > 0) {
     const ssize_t moved = Send(peer.fd, std::span(peer.unsent).subspan(peer.sent));
     if (moved < 0) peer.over = true;
     if (moved <= 0) return;
+    peer.moved_ms = NowMs();
     peer.sent += static_cast<size_t>(moved);
   }
   peer.unsent.clear();

@@ -27,13 +27,14 @@ short Link::Events() const {
 
 int64_t Link::NextDeadline() const {
   if (state_ == State::kWaiting) return sequences.empty() ? -1 : retry_at_ms_;
-  return state_ == State::kOpen ? -1 : deadline_ms_;
+  if (state_ != State::kOpen) return deadline_ms_;
+  return in_flight_.empty() ? -1 : progress_ms_ + kSilentMs;
 }
 
 bool Link::Serve(int64_t now_ms, short revents, std::vector<Answer>* answers) {
   if (state_ == State::kWaiting) return sequences.empty() || now_ms < retry_at_ms_ || Start(now_ms);
   if (state_ != State::kOpen && now_ms >= deadline_ms_) return false;
-  if (revents == 0) return true;
+  if (revents == 0) return !Silent(now_ms);
   if (state_ == State::kConnecting) return ConnectError(fd_) == 0 ? Greet() : FallBack();
   if (!Flush()) return false;
   const size_t before = answers->size();
@@ -41,7 +42,7 @@ bool Link::Serve(int64_t now_ms, short revents, std::vector<Answer>* answers) {
   if (!alive && incompatible_ && mapped_)
     return FallBack();  // D could not map the pool, or has another model: TCP tells
   if (answers->size() > before) progress_ms_ = now_ms;
-  return alive;
+  return alive && !Silent(now_ms);
 }
 
 bool Link::Start(int64_t now_ms) {
@@ -170,6 +171,7 @@ bool Link::FillOne() {
       payload_ = rows;
       payload_of_ = outgoing.get();
     }
+    if (in_flight_.empty()) progress_ms_ = NowMs();
     in_flight_.push_back({outgoing, *page, head.ticket, head.payload_bytes});
     return true;
   }

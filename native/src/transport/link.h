@@ -4,7 +4,8 @@
 //
 // L1 answers come in the order of the frames, one for each
 // L2 at most kWindow pages are in flight
-// L3 bytes of a sequence that is over are never read from the pool again (Detach)
+// L3 with pages in flight, the next answer comes within kSilentMs
+// L4 bytes of a sequence that is over are never read from the pool again (Detach)
 // Belongs to the sender's thread.
 #pragma once
 
@@ -74,6 +75,7 @@ class Link {
   void Detach(const Outgoing& outgoing);
 
  private:
+  bool Silent(int64_t now_ms) const { return !in_flight_.empty() && now_ms - progress_ms_ >= kSilentMs; }
   bool Start(int64_t now_ms);
   bool FallBack();
   bool Greet();
@@ -92,7 +94,7 @@ class Link {
   int64_t deadline_ms_ = 0;  // of the attempt
   int64_t retry_at_ms_ = 0;
   int failures_ = 0;  // in a row
-  int64_t progress_ms_ = 0;
+  int64_t progress_ms_ = 0;  // last answer, or first page in flight
   uint64_t next_ticket_ = 1;
   size_t turn_ = 0;  // whose page is next
 
