@@ -17,6 +17,7 @@ const TICK_MS = 50;
 const JOIN_MS = 15_000;
 /** After a group of these ranks was formed: time for their heartbeats to say so. */
 const HOLD_MS = 2_000;
+const SECRET_BYTES = 16;
 const RETRY: BackoffRule = { firstMs: 200, mostMs: 5_000 };
 
 export interface GroupFormerParts {
@@ -96,7 +97,8 @@ export class GroupFormer {
         version: 0,
         owners: contiguousOwners(ranks[0]!.experts, ranks.length).map((owners) => [...owners]),
       };
-      const join = { kind: "join-group", groupEpoch, members, map } as const;
+      const secret = random.hex(SECRET_BYTES);
+      const join = { kind: "join-group", groupEpoch, members, secret, map } as const;
       const replies = await Promise.all(ranks.map((rank) => this.#ask(rank, { ...join, rankEpoch: rank.epoch })));
       failure = replies.find((reply) => reply !== null) ?? null;
     } catch (thrown) {

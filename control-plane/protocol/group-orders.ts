@@ -25,6 +25,8 @@ export const JoinGroup = z.strictObject({
   groupEpoch: z.int().min(1),
   /** In rising order of `rank`; the addressed rank is one of them. */
   members: z.array(GroupMember).min(1),
+  /** By which its members know each other: of this group alone, and told to nobody else. */
+  secret: z.string().min(16).max(256),
   map: ExpertMap,
 });
 export type JoinGroup = z.infer<typeof JoinGroup>;

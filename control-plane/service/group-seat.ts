@@ -20,7 +20,8 @@ export interface SeatEngine {
   joinGroup(spec: {
     readonly epoch: number;
     readonly self: number;
-    readonly members: readonly ExchangeEndpoint[];
+    readonly members: readonly (ExchangeEndpoint & { readonly rankId: RankId })[];
+    readonly secret: string;
     readonly map: ExpertMap;
   }): Promise<void>;
   leaveGroup(atOnce: boolean): Promise<void>;
@@ -115,7 +116,7 @@ export class GroupSeat {
 
   async #join(order: JoinGroup): Promise<GroupReply> {
     const { rankId, rankEpoch, experts, engine } = this.#parts;
-    const { groupEpoch, members, map } = order;
+    const { groupEpoch, members, secret, map } = order;
     if (order.rankEpoch !== rankEpoch) return refuse("stale_epoch", `${rankId} is in epoch ${rankEpoch}`);
     if (groupEpoch <= this.#ordered) return refuse("stale_epoch", `${rankId} was ordered into group ${this.#ordered}`);
     const self = members.findIndex((member) => member.rankId === rankId);
@@ -127,8 +128,8 @@ export class GroupSeat {
     const turn = (async () => {
       await this.#leaveLast(before);
       if (this.#ordered !== groupEpoch) throw new Error(`group ${this.#ordered} was ordered meanwhile`);
-      const endpoints = members.map(({ endpoint }) => endpoint);
-      await engine.joinGroup({ epoch: groupEpoch, self, members: endpoints, map });
+      const peers = members.map(({ rankId, endpoint }) => ({ rankId, ...endpoint }));
+      await engine.joinGroup({ epoch: groupEpoch, self, members: peers, secret, map });
     })();
     this.#turn = turn.catch(() => {});
     try {

@@ -19,8 +19,14 @@ export interface GroupSpec {
   readonly epoch: number;
   /** Place of this rank among the members. */
   readonly self: number;
-  readonly members: readonly ExchangeEndpoint[];
+  readonly members: readonly GroupPeer[];
+  /** By which members know each other. */
+  readonly secret: string;
   readonly map: ExpertMap;
+}
+
+export interface GroupPeer extends ExchangeEndpoint {
+  readonly rankId: string;
 }
 
 /** Counted since the engine was opened, over all groups it was in. */

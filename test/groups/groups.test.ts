@@ -229,7 +229,7 @@ describe("orders", () => {
     const join = (changes: object) =>
       ({
         ...{ kind: "join-group", rankEpoch: snapshot[0]!.epoch, groupEpoch: groupEpoch! + 100, members },
-        ...{ map: { version: 0, owners } },
+        ...{ secret: "0123456789abcdef", map: { version: 0, owners } },
         ...changes,
       }) as GroupOrder;
     const map = (change: (owners: number[][]) => void) => {
