@@ -1,6 +1,7 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import type { GatewayId, ModelName, RankId } from "#protocol/ids.ts";
 import { connectBus } from "#service/connect-bus.ts";
+import { Grammars } from "#service/grammar/grammars.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { credentialsFile, natsCredentials } from "#service/nats-credentials.ts";
 import type { Service, ServiceContext } from "#service/run-service.ts";
@@ -21,6 +22,8 @@ import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 
 /** After the last answer: time for cancellations and acknowledgements to leave. */
 const CLOSE_MS = 1_000;
+/** A grammar that takes longer to compile is refused. */
+const VET_MS = 400;
 
 /**
  * The one place where the parts of a control plane meet.
@@ -41,6 +44,7 @@ export class ControlPlane implements Service {
   readonly #demand: DemandExchange;
   readonly #scaler: Scaler;
   readonly #gateway: Gateway;
+  readonly #grammars = new Map<ModelName, Grammars>();
   readonly #gatewayId: GatewayId;
   #desk: readonly Subscription[] = [];
 
@@ -119,8 +123,12 @@ export class ControlPlane implements Service {
       demand: (model) => this.#demand.demand(model),
       snapshot: () => fleet.snapshot,
     });
+    for (const [name, { folder, vocabSize }] of models) {
+      this.#grammars.set(name, new Grammars({ clock, logger, folder, vocabSize, vetMs: VET_MS, maskMs: VET_MS }));
+    }
     this.#gateway = new Gateway({
       ...{ clock, random, logger, metrics, models, flow },
+      vet: (model, grammar) => this.#grammars.get(model.name)!.vet(grammar),
       config: config.gateway,
       readiness: () => ({ ready: bus.state === "connected", checks: { bus: bus.state === "connected" } }),
     });
@@ -163,6 +171,7 @@ export class ControlPlane implements Service {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#scaler.stop();
     await this.#gateway[Symbol.asyncDispose]();
+    for (const grammars of this.#grammars.values()) await grammars.close();
     await this.#home.yield();
     await this.#home.target.close(CLOSE_MS);
     this.#demand.stop();

@@ -51,9 +51,14 @@ export interface DecodeSequence {
   promptLeft: number;
   capacity: number;
   running: boolean;
+  /** What its next token may be; "awaited": it sits out until that is known. Null: anything, always. */
+  mask: Uint32Array | "awaited" | null;
   /** Prompt rows computed again after a preemption count as well. */
   work: WorkDone;
 }
+
+/** The mask that says: another is still to come. */
+const AWAITED = new Uint32Array();
 
 /**
  * Owns the sequences that decode on this rank, and what the engine does next.
@@ -115,7 +120,7 @@ export class DecodeBatch {
 
   /**
    * Takes over an attached sequence of which the first `length` tokens need no computing. `tokens` are all known ones;
-   * `capacity` is what it was opened with.
+   * `capacity` is what it was opened with. One with a constraint waits for a mask (`allow`) before each token.
    */
   begin(
     generation: Generation,
@@ -139,11 +144,19 @@ export class DecodeBatch {
       phase: "decoding",
       promptLeft: Math.max(0, generation.tokens.length - at.length),
       running: false,
+      mask: generation.constraint === null ? null : "awaited",
       work: NO_WORK,
     };
+    this.#applyMask(sequence);
     this.#insert(sequence);
     this.#loop.wake();
     return sequence;
+  }
+
+  /** What the next token of a sequence with a constraint may be, a bit per token of the vocabulary. */
+  allow(sequence: DecodeSequence, mask: Uint32Array): void {
+    sequence.mask = mask;
+    if (sequence.phase === "decoding") this.#applyMask(sequence);
   }
 
   /** Ends a sequence. Resolves when the engine has let go of it. */
@@ -226,6 +239,7 @@ export class DecodeBatch {
       const { handle, cachedTokens } = engine.openSequence({ generation, mode: "compute", deadlineMs: 0, reserve });
       const promptLeft = sequence.tokens.length - cachedTokens;
       Object.assign(sequence, { handle, length: cachedTokens, promptLeft, capacity: reserve, phase: "decoding" });
+      this.#applyMask(sequence);
     } catch (error) {
       // A slot may be free a step later; anything else is no state to go on from.
       if (refusalCode(error) !== "busy") this.#parts.fail(error);
@@ -233,6 +247,10 @@ export class DecodeBatch {
     }
     this.#preempted.shift();
     this.#insert(sequence);
+  }
+
+  #applyMask({ handle, mask }: DecodeSequence): void {
+    if (mask !== null) this.#parts.engine.setMask(handle, mask === "awaited" ? AWAITED : mask);
   }
 
   #insert(sequence: DecodeSequence): void {
@@ -272,6 +290,7 @@ export class DecodeBatch {
       } else decoding++;
       sequence.length = entry.length;
       for (const token of entry.tokens) sequence.tokens.push(token);
+      if (entry.tokens.length > 0 && sequence.mask !== null) sequence.mask = "awaited";
       if (entry.tokens.length > 0) sequence.owner.onTokens(entry);
       if (entry.finish !== FINISH.none) ended.push([sequence, entry.finish]);
     }

@@ -20,7 +20,9 @@ import {
 import type { KvEndpoint } from "#protocol/kv.ts";
 import { Cancel, CancelReply } from "#protocol/prefill.ts";
 import { subjects } from "#protocol/subjects.ts";
+import { Grammars } from "#service/grammar/grammars.ts";
 import { WorkerNode, type WorkerNodeParts } from "#service/worker-node.ts";
+import { ConstraintDesk } from "./constraint-desk.ts";
 import { DecodeRequests } from "./decode-requests.ts";
 import { TokenStream } from "./token-stream.ts";
 
@@ -28,11 +30,14 @@ export interface DecodeNodeParts extends WorkerNodeParts {
   readonly openEngine: (options: EngineOptions, listener: EngineListener) => Promise<Engine>;
 }
 
+/** Longest wait for what a text with a constraint may go on with; its grammar was compiled before, and in less. */
+const MASK_MS = 5_000;
+
 export type DecodeNode = WorkerNode<Engine, StepResult, EngineEvent>;
 
 /** One decode rank. */
 export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
-  const { config, bus, clock, openEngine } = parts;
+  const { config, bus, clock, logger, openEngine } = parts;
   const endpointOf = ({ kvPort: port, hostKey }: EngineInfo): KvEndpoint => ({
     ...(config.kvAdvertise ?? { host: config.engine.kvHost, port }),
     hostKey,
@@ -50,6 +55,15 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
       const stream = new TokenStream(rankId, epoch, clock, (owner, batch) =>
         tracer.time("send tokens", () => bus.publish(subjects.tokens(owner), TokenBatch, batch)),
       );
+      const { vocabSize } = engine.info;
+      const grammars = new Grammars({
+        clock,
+        logger,
+        folder: config.engine.modelFolder,
+        vocabSize,
+        vetMs: MASK_MS,
+        maskMs: MASK_MS,
+      });
       const requests = new DecodeRequests({
         ...parts,
         engine,
@@ -58,6 +72,7 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
         isJoined,
         endpoint: endpointOf(engine.info),
         stream,
+        constraints: new ConstraintDesk(grammars, vocabSize),
       });
       const subscriptions = [
         bus.respond(subjects.reserve(rankId), ReserveKv, ReserveReply, (message) => {

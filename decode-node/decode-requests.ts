@@ -2,15 +2,17 @@ import { type Engine, type EngineEvent, FINISH, finishReason, refusalCode, type 
 import type { DecodeDone, ReserveKv, ReserveReply, StartDecode, StartReply } from "#protocol/decode.ts";
 import type { ErrorCode } from "#protocol/errors.ts";
 import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
-import { BLOCK_TOKENS, type KvEndpoint, type Reservation } from "#protocol/kv.ts";
-import type { FinishReason, Generation, RequestHead } from "#protocol/request.ts";
+import { BLOCK_TOKENS, type KvEndpoint } from "#protocol/kv.ts";
+import type { FinishReason, RequestHead } from "#protocol/request.ts";
 import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
 import { AttemptMemory } from "#service/attempt-memory.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { HistogramSeries, Metrics } from "#service/metrics.ts";
+import type { ConstraintDesk } from "./constraint-desk.ts";
 import { DecodeBatch, type DecodeSequence } from "./decode-batch.ts";
+import { codeOf, type DecodeRequest, type Ending } from "./decode-request.ts";
 import { KvReceiver } from "./kv-receiver.ts";
 import { judgeReservation, refusal } from "./reservation-desk.ts";
 import type { TokenStream } from "./token-stream.ts";
@@ -27,32 +29,9 @@ export interface DecodeRequestsParts {
   readonly endpoint: KvEndpoint;
   readonly config: { readonly tpotGoalMs: number };
   readonly stream: TokenStream;
+  readonly constraints: ConstraintDesk;
   /** The step loop cannot go on. */
   readonly fail: (error: unknown) => void;
-}
-
-/** What is remembered of an attempt that left: what a late message is told, and the answer to its start. */
-interface Ending {
-  readonly code: ErrorCode;
-  readonly start: Promise<StartReply> | null;
-}
-
-interface DecodeRequest {
-  readonly head: RequestHead;
-  readonly generation: Generation;
-  readonly reservation: Reservation;
-  /** Tokens its blocks were opened for. */
-  readonly capacity: number;
-  phase: "reserved" | "starting" | "decoding" | "leaving";
-  start: Promise<StartReply> | null;
-  /** Why it left, for whoever waits for its start. */
-  ending: ErrorCode;
-  /** Once it decodes. */
-  sequence: DecodeSequence | null;
-  /** The engine has let go of it. */
-  released: Promise<void>;
-  /** Monotonic time of its start. */
-  startedMs: number;
 }
 
 /** How long a cancel may wait for the running step. */
@@ -203,6 +182,7 @@ export class DecodeRequests {
   stop(): void {
     this.#batch.stop();
     this.#parts.stream.close();
+    this.#parts.constraints.close();
   }
 
   onStep(result: StepResult): void {
@@ -235,6 +215,7 @@ export class DecodeRequests {
         start: null,
         ending: "unknown_request",
         sequence: null,
+        text: null,
         released: Promise.resolve(),
         startedMs: 0,
       };
@@ -250,7 +231,7 @@ export class DecodeRequests {
   }
 
   async #start(request: DecodeRequest, message: StartDecode): Promise<StartReply> {
-    const { firstToken, transferDeadlineMs } = message;
+    const { pages, firstToken, transferDeadlineMs } = message;
     const { engine, clock, stream } = this.#parts;
     const { head, generation, capacity, reservation } = request;
     const { handle } = reservation;
@@ -263,6 +244,8 @@ export class DecodeRequests {
         this.#leave(request, "invalid_request", true);
         return this.#refuse("invalid_request", "the first token leaves nothing to generate, or is no token");
       }
+    }
+    if (pages) {
       const arrival = await this.#receiver.arrived(handle, transferDeadlineMs);
       if (request.phase !== "starting") return this.#refuse(request.ending, "the attempt ended before it began");
       if (arrival.kind === "failed") {
@@ -286,13 +269,31 @@ export class DecodeRequests {
       generation,
       {
         onTokens: ({ tokens, logprobs }) => {
-          for (const [i, token] of tokens.entries()) stream.emit(head, token, logprobs[i] ?? null);
+          for (const [i, token] of tokens.entries()) {
+            stream.emit(head, token, logprobs[i] ?? null);
+            request.text?.push(token);
+          }
         },
         onFinish: (finish) => this.#ended.push([request, finish]),
       },
       { handle, tokens, length, capacity },
     );
+    this.#follow(request, request.sequence);
     return { kind: "started", pages: transfer.pages, bytes: transfer.bytes, transferMs: transfer.ms };
+  }
+
+  /** Has a text with a constraint wait for what it may go on with, from its first token on. */
+  #follow(request: DecodeRequest, sequence: DecodeSequence): void {
+    const { constraint, promptLength } = request.generation;
+    if (constraint === null) return;
+    const { constraints, logger } = this.#parts;
+    request.text = constraints.begin(constraint, sequence.tokens.slice(promptLength), {
+      allow: (mask) => this.#batch.allow(sequence, mask),
+      fail: (reason) => {
+        logger.warn({ request: request.head.requestId, reason }, "a constraint could not be followed");
+        this.#finish(request, null, "internal");
+      },
+    });
   }
 
   /** A step's tokens are in their streams: they leave before sequences are closed and anything else happens. */
@@ -335,6 +336,7 @@ export class DecodeRequests {
     this.#memory.note(request.head, { code, start: code === "cancelled" ? null : request.start });
     if (this.#active.get(request.head.requestId) === request) this.#active.delete(request.head.requestId);
     const { sequence, reservation } = request;
+    request.text?.close();
     request.released =
       sequence === null ? this.#batch.close(reservation.handle, keep) : this.#batch.end(sequence, keep);
     this.#receiver.forget(reservation.handle, "the attempt ended");
@@ -370,8 +372,4 @@ export class DecodeRequests {
   #countDuplicate(kind: string): void {
     this.#parts.metrics.count("margay_duplicate_messages_total", { kind });
   }
-}
-
-function codeOf(ended: Ending | "superseded" | null): ErrorCode {
-  return ended === null || ended === "superseded" ? "cancelled" : ended.code;
 }

@@ -320,24 +320,26 @@ export class PrefillRequests {
   }
 
   /** The prompt is computed: its first token goes to the owner before anything else happens. */
-  #finish(request: PrefillRequest, token: number, logprobs: readonly StepLogprobs[], finish: number): void {
+  #finish(request: PrefillRequest, token: number, logprobs: readonly StepLogprobs[], ended: number): void {
     const { clock, rankId, epoch } = this.#parts;
     const { head } = request;
+    const constrained = request.generation.constraint !== null;
+    const finish = constrained ? null : finishReason(ended);
     const startedMs = request.startedMs ?? request.admittedMs;
     this.#conclude(request, {
       kind: "prefill-done",
       head,
       rankId,
       epoch,
-      firstToken: token,
-      logprobs: logprobs[0] === undefined ? null : packLogprobs(logprobs[0]),
-      finish: finishReason(finish),
+      firstToken: constrained ? null : token,
+      logprobs: constrained || logprobs[0] === undefined ? null : packLogprobs(logprobs[0]),
+      finish,
       cachedTokens: request.cachedTokens,
       queueMs: Math.max(0, startedMs - request.admittedMs),
       computeMs: clock.monotonic() - startedMs,
     });
     // A first token that is also the last needs no pages anywhere.
-    if (request.sent || (finishReason(finish) !== null && request.reservation === null)) this.#leave(request, true);
+    if (request.sent || (finish !== null && request.reservation === null)) this.#leave(request, true);
     else if (request.reservation !== null) this.#handOver(request);
     else request.phase = "computed";
   }

@@ -98,6 +98,7 @@ const DOORS: Readonly<Record<string, RegExp>> = {
   "@kubernetes/client-node": /^control-plane\/kube\/kube-client\.ts$/,
   fastify: /^control-plane\/gateway\//,
   "@huggingface/tokenizers": /^control-plane\/tokenizer\//,
+  "@mlc-ai/web-xgrammar": /^control-plane\/service\/grammar\/grammar-library\.ts$/,
   "@huggingface/jinja": /^control-plane\/chat\/templates\.ts$/,
   zod: /^(control-plane|prefill-node|decode-node)\//,
 };

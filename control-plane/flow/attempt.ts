@@ -146,6 +146,7 @@ export class Attempt {
       head: this.#passage.head(gatewayId),
       handle,
       epoch,
+      pages: first.outcome !== null,
       firstToken: first.outcome?.firstToken ?? null,
       transferDeadlineMs: clock.now() + TRANSFER_MS,
     } as const;
@@ -334,9 +335,11 @@ export class Attempt {
     passage.cachedTokens ??= outcome.cachedTokens;
     this.#leavePrefill();
     this.#first = outcome;
-    const seq = this.#generation.tokens.length - this.#generation.promptLength;
-    const tokens = Int32Array.of(outcome.firstToken);
-    passage.tokens.take({ seq, tokens, logprobs: outcome.logprobs, done: null }, this.#parts.clock.monotonic());
+    if (outcome.firstToken !== null) {
+      const seq = this.#generation.tokens.length - this.#generation.promptLength;
+      const tokens = Int32Array.of(outcome.firstToken);
+      passage.tokens.take({ seq, tokens, logprobs: outcome.logprobs, done: null }, this.#parts.clock.monotonic());
+    }
     return { outcome, workerId: rank.workerId, ended: outcome.finish !== null };
   }
 

@@ -17,6 +17,7 @@ import {
 import { refuse } from "./http-errors.ts";
 import { endTokens } from "./logprobs.ts";
 import { storyHeaders } from "./story.ts";
+import { constraintOf } from "./structured-output.ts";
 
 /** Answers `POST /v1/chat/completions`; throws `MargayError` while nothing was sent. */
 export async function chatCompletions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
@@ -25,7 +26,9 @@ export async function chatCompletions(host: GenerationHost, request: FastifyRequ
   const tools = body.tool_choice === "none" || !body.tools?.length ? null : body.tools;
   const rendered = renderChat(model, body.messages, { tools, templateKwargs: templateArguments(body) });
   const prompt = { tokens: rendered.tokens, param: "messages" };
-  const generations = planChoices(host, model, body, [prompt], logprobsWidth(body));
+  const shape = { tools, choice: body.tool_choice ?? null, startsInReasoning: rendered.startsInReasoning };
+  const constraint = await constraintOf(host.vet, model, body, shape);
+  const generations = planChoices(host, model, body, [prompt], logprobsWidth(body), constraint);
   const { stopTokens, topLogprobs } = generations[0]!.sampling;
 
   const requestId = requestIdOf(request);

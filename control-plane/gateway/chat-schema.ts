@@ -79,13 +79,26 @@ export const Tool = z.object(
 );
 export type Tool = z.infer<typeof Tool>;
 
+const choiceRule = { error: 'must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}' };
+
+/** Whether the model may call, must call, or must call one function. */
+export const ToolChoice = z.union(
+  [
+    z.literal(["none", "auto", "required"], choiceRule),
+    z.object({
+      type: z.literal("function", choiceRule),
+      function: z.object({ name: z.string(choiceRule) }, choiceRule),
+    }),
+  ],
+  choiceRule,
+);
+export type ToolChoice = z.infer<typeof ToolChoice>;
+
 /** `POST /v1/chat/completions`. Fields unknown to the API are ignored, known but unsupported ones refused by name. */
 export const ChatRequest = SamplingFields.extend({
   messages: z.array(ChatMessage, must("be a list of messages")).min(1, must("hold at least one message")),
   tools: z.array(Tool, must("be a list of tools")).max(MAX_TOOLS).nullish(),
-  tool_choice: z
-    .literal(["none", "auto"], { error: 'must be "none" or "auto": forcing a tool call is not supported' })
-    .nullish(),
+  tool_choice: ToolChoice.nullish(),
   parallel_tool_calls: flag().nullish(),
   logprobs: flag().nullish(),
   top_logprobs: wholeWithin(0, MAX_TOP_LOGPROBS).nullish(),

@@ -19,6 +19,7 @@ import { endTokens } from "./logprobs.ts";
 import type { PromptInput } from "./prompt-schema.ts";
 import { checkIds, type Prompt } from "./sampling-params.ts";
 import { storyHeaders } from "./story.ts";
+import { constraintOf } from "./structured-output.ts";
 
 /** Answers `POST /v1/completions`; throws `MargayError` while nothing was sent. */
 export async function completions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
@@ -30,7 +31,8 @@ export async function completions(host: GenerationHost, request: FastifyRequest,
     throw refuse("echo", "must not be true together with logprobs: those of a prompt are not supported");
   }
   const prompts = body.prompt.map((one) => readPrompt(model, one));
-  const generations = planChoices(host, model, body, prompts, body.logprobs ?? -1);
+  const constraint = await constraintOf(host.vet, model, body, null);
+  const generations = planChoices(host, model, body, prompts, body.logprobs ?? -1, constraint);
   const { stopTokens, topLogprobs } = generations[0]!.sampling;
 
   const requestId = requestIdOf(request);

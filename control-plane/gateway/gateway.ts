@@ -17,6 +17,7 @@ import { parseJsonBody } from "./json-body.ts";
 import { modelList, modelObject } from "./models.ts";
 import { openApiDocument } from "./openapi.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
+import type { Vet } from "./structured-output.ts";
 
 export interface GatewayConfig {
   readonly host: string;
@@ -36,6 +37,7 @@ export interface GatewayOptions {
   /** By name; in the order they are listed. */
   readonly models: ReadonlyMap<string, ServedModel>;
   readonly flow: RequestFlow;
+  readonly vet: Vet;
   readonly metrics: Metrics;
   readonly logger: Logger;
   readonly readiness: () => Readiness;
@@ -176,9 +178,9 @@ export class Gateway {
   }
 
   #addRoutes(): void {
-    const { clock, metrics, logger, flow, random, models, readiness, config, readerLimits } = this.#options;
+    const { clock, metrics, logger, flow, random, models, vet, readiness, config, readerLimits } = this.#options;
     const host: GenerationHost = {
-      ...{ clock, metrics, logger, flow, random, models },
+      ...{ clock, metrics, logger, flow, random, models, vet },
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
       maxN: config.maxN,

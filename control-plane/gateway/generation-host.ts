@@ -1,5 +1,6 @@
 import type { FastifyRequest } from "fastify";
 import type { z } from "zod";
+import type { Constraint } from "#protocol/constraint.ts";
 import { MargayError } from "#protocol/errors.ts";
 import type { ModelName, RequestId } from "#protocol/ids.ts";
 import type { Generation } from "#protocol/request.ts";
@@ -11,6 +12,7 @@ import type { ExchangeHost } from "./exchange.ts";
 import { refuse, requestFault } from "./http-errors.ts";
 import { baseSeed, choiceSeed, type Prompt, planGeneration } from "./sampling-params.ts";
 import { MAX_STOP_TOKENS, MAX_STOPS, type SamplingFields } from "./sampling-schema.ts";
+import type { Vet } from "./structured-output.ts";
 
 /** What the generation APIs are given. */
 export interface GenerationHost extends ExchangeHost {
@@ -18,6 +20,7 @@ export interface GenerationHost extends ExchangeHost {
   readonly models: ReadonlyMap<string, ServedModel>;
   /** Largest `n`. */
   readonly maxN: number;
+  readonly vet: Vet;
 }
 
 /** Most choices of one request over all its prompts. A request that could fill the queue alone would always be refused. */
@@ -62,6 +65,7 @@ export function planChoices(
   fields: SamplingFields,
   prompts: readonly Prompt[],
   topLogprobs: number,
+  constraint: Constraint | null,
 ): readonly Generation[] {
   const n = fields.n ?? 1;
   if (n > host.maxN) throw refuse("n", `must be at most ${host.maxN}`);
@@ -70,7 +74,7 @@ export function planChoices(
   }
   const seed = fields.seed === null || fields.seed === undefined ? host.random.seed() : baseSeed(fields.seed);
   return prompts.flatMap((prompt) => {
-    const plan = planGeneration(model, fields, prompt, topLogprobs, seed);
+    const plan = planGeneration(model, fields, prompt, { topLogprobs, seed, constraint });
     return Array.from({ length: n }, (_, index) =>
       index === 0 ? plan : { ...plan, sampling: { ...plan.sampling, seed: choiceSeed(seed, index) } },
     );

@@ -25,8 +25,7 @@ export function planGeneration(
   model: ServedModel,
   fields: SamplingFields,
   prompt: Prompt,
-  topLogprobs: number,
-  seed: number,
+  { topLogprobs, seed, constraint }: Pick<Sampling, "topLogprobs" | "seed"> & Pick<Generation, "constraint">,
 ): Generation {
   const maxNewTokens = outputRoom(model, fields, prompt);
   return {
@@ -36,6 +35,7 @@ export function planGeneration(
     // Clients of other servers know the lower as the first.
     priority: 0 - (fields.priority ?? 0),
     sampling: samplingOf(model, fields, maxNewTokens, topLogprobs, seed),
+    constraint,
   };
 }
 

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { MAX_LOGIT_BIASES, MAX_PRIORITY } from "#protocol/request.ts";
 import { flag, must, numberWithin, onlyEmpty, onlyNeutral, wholeFrom } from "./must.ts";
+import { StructuredFields } from "./structured-schema.ts";
 
 /** Most stop strings of one request, and the most characters of one. */
 export const MAX_STOPS = 4;
@@ -71,16 +72,6 @@ export const SamplingFields = z.object({
   bad_words: onlyEmpty(),
   allowed_token_ids: onlyNeutral(),
   logits_processors: onlyEmpty(),
-  guided_json: onlyNeutral(),
-  guided_regex: onlyNeutral(),
-  guided_choice: onlyNeutral(),
-  guided_grammar: onlyNeutral(),
-  structured_outputs: onlyNeutral(),
-  response_format: z
-    .object(
-      { type: z.literal("text", { error: 'must be "text": structured output is not supported' }) },
-      must('be {"type": "text"}'),
-    )
-    .nullish(),
+  ...StructuredFields.shape,
 });
 export type SamplingFields = z.infer<typeof SamplingFields>;

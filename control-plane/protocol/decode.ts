@@ -2,7 +2,8 @@ import { z } from "zod";
 import { ErrorCode } from "./errors.ts";
 import { RankId } from "./ids.ts";
 import { Reservation, SequenceHandle } from "./kv.ts";
-import { FinishReason, Generation, Logprobs, RequestHead, Tokens } from "./request.ts";
+import { FinishReason, Generation, Logprobs, RequestHead } from "./request.ts";
+import { Tokens } from "./tokens.ts";
 import { Refused } from "./worker.ts";
 
 /** Control plane -> decode rank: keep a slot and pages for this request. Answered by `Reserved` or `Refused`. */
@@ -20,14 +21,16 @@ export const Reserved = z.strictObject({ kind: z.literal("reserved"), reservatio
 export type Reserved = z.infer<typeof Reserved>;
 
 /**
- * Control plane -> decode rank: go. With `firstToken` the rank waits (until `transferDeadlineMs`) for the last pages,
- * then decodes; with null it computes the missing part of the prompt itself. Answered when decoding begins.
+ * Control plane -> decode rank: go. With `pages` the rank waits (until `transferDeadlineMs`) for the last of them; without
+ * it computes the prompt itself. `firstToken` follows the prompt; null: the rank chooses it, and for that computes the
+ * rows of the prompt's last block again. Answered when decoding begins.
  */
 export const StartDecode = z.strictObject({
   kind: z.literal("start-decode"),
   head: RequestHead,
   handle: SequenceHandle,
   epoch: z.int().min(1),
+  pages: z.boolean(),
   firstToken: z.int().min(0).nullable(),
   transferDeadlineMs: z.number(),
 });

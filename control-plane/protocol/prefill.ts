@@ -44,7 +44,8 @@ export const PrefillDone = z.strictObject({
   head: RequestHead,
   rankId: RankId,
   epoch: z.int().min(1),
-  firstToken: z.int().min(0),
+  /** Null: a constraint makes it the decode rank's choice. */
+  firstToken: z.int().min(0).nullable(),
   logprobs: Logprobs.nullable(),
   /** Set when the first token also ends the request. */
   finish: FinishReason.nullable(),

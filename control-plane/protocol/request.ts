@@ -1,8 +1,8 @@
 import { z } from "zod";
+import { Constraint } from "./constraint.ts";
 import { GatewayId, RequestId } from "./ids.ts";
+import { Tokens } from "./tokens.ts";
 
-/** Token ids of the model's vocabulary, in order. Travels binary. */
-export const Tokens = z.custom<Int32Array>((value) => value instanceof Int32Array, "must be an Int32Array");
 /** Numbers per token. Travels binary. */
 export const Floats = z.custom<Float32Array>((value) => value instanceof Float32Array, "must be a Float32Array");
 
@@ -66,6 +66,8 @@ export const Generation = z.strictObject({
   /** Of those that compete for KV blocks on a rank, the highest keep theirs; among equals the oldest. */
   priority: z.int().min(-MAX_PRIORITY).max(MAX_PRIORITY),
   sampling: Sampling,
+  /** What the generated tokens must be; null: anything. A rank that decodes sees to it, one that prefills chooses no token. */
+  constraint: Constraint.nullable(),
 });
 export type Generation = z.infer<typeof Generation>;
 

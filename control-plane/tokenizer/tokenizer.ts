@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { MargayError } from "#protocol/errors.ts";
-import { BYTE_CHARACTERS, bytesOfEntry } from "./byte-alphabet.ts";
+import { BYTE_CHARACTERS, bytesOfEntry } from "#service/byte-alphabet.ts";
 import { CheckpointError, readCheckpointJson } from "./checkpoint-file.ts";
 import { anyOf, Markers } from "./markers.ts";
 import { type AddedToken, piecesOnly, TokenizerJson } from "./tokenizer-json.ts";

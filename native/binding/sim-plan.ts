@@ -53,7 +53,9 @@ function judge({ handle, rows, reserve }: PlanEntry, sequence: SimSequence, plan
   if (rows > Math.min(known, sequence.capacity) - length) {
     throw simFailure("bad_argument", `slot ${slot} has not ${rows} rows to compute`);
   }
-  if (reserve > 0 && length + rows < sequence.spec.generation.tokens.length) {
+  // The last given row may wait in the batch, for the mask of the token that it gives.
+  const needed = sequence.spec.generation.tokens.length - (sequence.mask === null ? 0 : 1);
+  if (reserve > 0 && length + rows < needed) {
     throw simFailure("bad_argument", `slot ${slot} cannot decode before its given tokens are computed`);
   }
 }

@@ -92,7 +92,7 @@ test("streams that outgrow the pool all end with their own text; one that gave w
   const [p, d] = [await world.prefill(), await world.decode({ kvBlocks: 10 })];
   const generations = [0, 1, 2].map((salt) => generationOf(promptOf(100, salt), { maxNewTokens: 300 }));
   const heads = generations.map(() => world.gateway.head());
-  const first: number[] = [];
+  const first: (number | null)[] = [];
   for (const [i, head] of heads.entries()) {
     first.push((await world.serve(p, d, head, generations[i]!)).outcome.firstToken);
   }

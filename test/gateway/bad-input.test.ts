@@ -7,7 +7,9 @@ import { eventually, type Harness, startHarness } from "../support/gateway-harne
 
 let harness: Harness;
 beforeAll(async () => {
-  harness = await startHarness(answering([100, 2]));
+  harness = await startHarness(answering([100, 2]), {
+    vet: async (_model, grammar) => (grammar.text === "unreadable" ? "no expression" : null),
+  });
 });
 afterAll(async () => {
   expect(harness.flow.calls).toEqual([]);
@@ -18,6 +20,9 @@ const user = { role: "user", content: "Hi" };
 const call = (name: string, args: unknown) => ({
   role: "assistant",
   tool_calls: [{ id: "c1", type: "function", function: { name, arguments: args } }],
+});
+const schemaFormat = (schema: object) => ({
+  response_format: { type: "json_schema", json_schema: { name: "x", schema } },
 });
 const tool = (name: string) => ({ type: "function", function: { name } });
 
@@ -109,14 +114,40 @@ const CHAT: readonly Row[] = [
   ["logprobs of a wrong type", { logprobs: 3 }, "logprobs", /true or false/],
   ["stream in words", { stream: "yes" }, "stream", /true or false/],
   ["stream_options of a wrong type", { stream_options: 1 }, "stream_options", /an object/],
+  ["an unknown response_format", { response_format: { type: "xml" } }, "response_format.type", /"json_schema"/],
   [
-    "a structured response_format",
-    { response_format: { type: "json_object" } },
-    "response_format.type",
-    /must be "text"/,
+    "a response_format without a name",
+    { response_format: { type: "json_schema", json_schema: { schema: {} } } },
+    "response_format.json_schema.name",
+    /1 to 64 letters/,
   ],
-  ["a forced tool", { tools: [tool("f")], tool_choice: "required" }, "tool_choice", /"none" or "auto"/],
-  ["a named tool", { tools: [tool("f")], tool_choice: tool("f") }, "tool_choice", /"none" or "auto"/],
+  [
+    "a schema with a word that can't be kept",
+    schemaFormat({ type: "object", properties: { a: { type: "array", uniqueItems: true } } }),
+    "response_format.json_schema.schema.properties.a.uniqueItems",
+    /not supported/,
+  ],
+  [
+    "two structured outputs",
+    { ...schemaFormat({}), guided_regex: "a" },
+    "guided_regex",
+    /together with response_format/,
+  ],
+  ["an empty choice", { guided_choice: [] }, "guided_choice", /1 to 1000/],
+  ["a schema in broken JSON", { guided_json: "{" }, "guided_json", /JSON text/],
+  ["an unknown structured output", { structured_outputs: { zebra: 1 } }, "structured_outputs", /zebra/],
+  ["a regular expression that can't be read", { guided_regex: "unreadable" }, "guided_regex", /can't be kept: no/],
+  ["a schema that must not end", { ...schemaFormat({}), ignore_eos: true }, "ignore_eos", /response_format/],
+  ["a schema and min_tokens", { ...schemaFormat({}), min_tokens: 3 }, "min_tokens", /response_format/],
+  ["a schema and tools", { ...schemaFormat({}), tools: [tool("f")] }, "response_format.json_schema.schema", /tools/],
+  ["a forced call without tools", { tool_choice: "required" }, "tool_choice", /without tools/],
+  ["a tool_choice of no kind", { tools: [tool("f")], tool_choice: "any" }, "tool_choice", /"required"/],
+  [
+    "a named tool that isn't there",
+    { tools: [tool("f")], tool_choice: tool("g") },
+    "tool_choice.function.name",
+    /one of/,
+  ],
   ["a tool name with a space", { tools: [tool("a b")] }, "tools[0].function.name", /1 to 64/],
   ["a tool that is no function", { tools: [{ type: "retrieval" }] }, "tools[0].type", /"function"/],
   ["an unknown reasoning_effort", { reasoning_effort: "extreme" }, "reasoning_effort", /"none", .*"high"/],
@@ -136,7 +167,6 @@ const CHAT: readonly Row[] = [
   ["store", { store: true }, "store", /not supported/],
   ["functions", { functions: [{ name: "f" }] }, "functions", /not supported/],
   ["audio", { modalities: ["text", "audio"] }, "modalities[1]", /must be "text"/],
-  ["a grammar", { guided_regex: "a+" }, "guided_regex", /not supported/],
 ];
 
 const COMPLETION: readonly Row[] = [

@@ -9,7 +9,7 @@ const nano = await nanoModel();
 function plan(fields: object, length = 10, model = nano) {
   const parsed = SamplingFields.parse({ model: "nano", ...fields });
   const prompt = { tokens: new Int32Array(length).fill(7), param: "prompt" };
-  return Generation.parse(planGeneration(model, parsed, prompt, -1, 5));
+  return Generation.parse(planGeneration(model, parsed, prompt, { topLogprobs: -1, seed: 5, constraint: null }));
 }
 
 describe("defaults", () => {

@@ -140,9 +140,10 @@ export class FakeGateway {
     head: RequestHead,
     firstToken: number | null,
     transferDeadlineMs = this.#clock.now() + 5_000,
+    pages = firstToken !== null,
   ): Promise<StartReply> {
     const { rankId, epoch, handle } = reservation;
-    const message = { kind: "start-decode", head, handle, epoch, firstToken, transferDeadlineMs } as const;
+    const message = { kind: "start-decode", head, handle, epoch, pages, firstToken, transferDeadlineMs } as const;
     return this.bus.request(subjects.start(rankId), StartDecode, message, StartReply, 60_000);
   }
 

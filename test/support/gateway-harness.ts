@@ -7,6 +7,7 @@ import { loadServedModel, type ServedModel } from "../../control-plane/chat/serv
 import { createGateway, type Gateway, type GatewayConfig } from "../../control-plane/gateway/gateway.ts";
 import type { Readiness } from "../../control-plane/gateway/health-routes.ts";
 import type { ReaderLimits } from "../../control-plane/gateway/sse.ts";
+import type { Vet } from "../../control-plane/gateway/structured-output.ts";
 import { FakeFlow, type FlowScript } from "./fake-flow.ts";
 
 const NANO = fileURLToPath(new URL("../../models/nano", import.meta.url));
@@ -36,6 +37,7 @@ export async function startHarness(
     readonly config?: Partial<GatewayConfig>;
     readonly readiness?: () => Readiness;
     readonly readerLimits?: ReaderLimits;
+    readonly vet?: Vet;
   } = {},
 ): Promise<Harness> {
   const model = await nanoModel();
@@ -47,6 +49,7 @@ export async function startHarness(
     random: systemRandom,
     models: new Map([[model.name, model]]),
     flow,
+    vet: options.vet ?? (async () => null),
     metrics,
     logger: silentLogger,
     readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),

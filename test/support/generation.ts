@@ -1,3 +1,4 @@
+import type { Constraint } from "#protocol/constraint.ts";
 import type { Generation, Sampling } from "#protocol/request.ts";
 
 /** `reserve` of a sequence that keeps blocks for all it can come to. */
@@ -35,6 +36,7 @@ export function generationOf(
     readonly maxNewTokens?: number;
     readonly priority?: number;
     readonly sampling?: Partial<Sampling>;
+    readonly constraint?: Constraint;
   } = {},
 ): Generation {
   return {
@@ -43,5 +45,6 @@ export function generationOf(
     maxNewTokens: changes.maxNewTokens ?? 32,
     priority: changes.priority ?? 0,
     sampling: samplingOf(changes.sampling),
+    constraint: changes.constraint ?? null,
   };
 }

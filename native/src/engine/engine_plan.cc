@@ -57,7 +57,9 @@ Status Engine::CheckEntry(const PlanEntry& entry, const Sequence& sequence) cons
   if (entry.rows > 0 && entry.rows > left) {
     return {Code::kBadArgument, slot + " has " + Number(left) + " rows to compute, not " + Number(entry.rows)};
   }
-  if (entry.joins() && sequence.length + sequence.planned_rows + entry.rows < sequence.given) {
+  // The last given row may wait in the batch, for the mask of the token that it gives.
+  const int needed = sequence.masked ? sequence.given - 1 : sequence.given;
+  if (entry.joins() && sequence.length + sequence.planned_rows + entry.rows < needed) {
     return {Code::kBadArgument, slot + " cannot decode before its given tokens are computed"};
   }
   return Status::Ok();

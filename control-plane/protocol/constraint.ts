@@ -1,0 +1,28 @@
+import { z } from "zod";
+import { Tokens } from "./tokens.ts";
+
+/** Most characters of an expression or a grammar. */
+export const MAX_GRAMMAR_CHARACTERS = 65_536;
+
+const text = z.string().min(1).max(MAX_GRAMMAR_CHARACTERS);
+
+/** A language of texts. */
+export const Grammar = z.discriminatedUnion("kind", [
+  /** What a regular expression matches as a whole. */
+  z.strictObject({ kind: z.literal("regex"), text }),
+  /** What `root` of an EBNF grammar derives. */
+  z.strictObject({ kind: z.literal("ebnf"), text }),
+]);
+export type Grammar = z.infer<typeof Grammar>;
+
+/** What the generated tokens of a request must be: free ones up to a mark, a prefix, a text, a suffix, the end. */
+export const Constraint = z.strictObject({
+  /** The free part ends with this token; null: there is none. */
+  freeUntil: z.int().min(0).nullable(),
+  prefix: Tokens,
+  grammar: Grammar,
+  suffix: Tokens,
+  /** Tokens one of which ends the request behind all that. */
+  ends: Tokens,
+});
+export type Constraint = z.infer<typeof Constraint>;
