@@ -19,6 +19,8 @@ const MEMORY: Runs = {
   kernels: [],
   weights: ["models/nano", "-"],
   engine_numeric: [],
+  expert_exchange: [],
+  expert_ranks: [],
   engine_random: ["3", "300", "1", "1"],
 };
 
@@ -30,6 +32,8 @@ const THREADS: Runs = {
   kv_lost_peers: [],
   kv_waits: [],
   weights: ["models/nano", "-"],
+  expert_exchange: [],
+  expert_ranks: [],
   engine_random: ["4", "300", "0", "2"],
 };
 

@@ -110,7 +110,7 @@ const char* LossCauseName(LossCause cause);
 
 // Why a group ended.
 struct GroupLoss {
-  int guilty = -1;  // member, or -1: nobody in particular
+  int guilty = -1;  // member, or -1: nobody in particular; of a broken connection one of its two ends
   LossCause cause = LossCause::kAborted;
 };
 
