@@ -1,3 +1,4 @@
+import type { Duplex } from "node:stream";
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import type { GatewayId, ModelName, RankId } from "#protocol/ids.ts";
 import { connectBus } from "#service/connect-bus.ts";
@@ -24,6 +25,17 @@ import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 const CLOSE_MS = 1_000;
 /** A grammar that takes longer to compile is refused. */
 const VET_MS = 400;
+
+/** What a control plane stands on. `ControlPlane.create` makes the ground of a process. */
+export interface ControlPlaneGround {
+  readonly gatewayId: GatewayId;
+  readonly models: ReadonlyMap<ModelName, ServedModel>;
+  readonly metrics: Metrics;
+  readonly bus: Bus;
+  readonly fleet: FleetWatch;
+  /** Where workers come from. */
+  readonly home: WorkerHome;
+}
 
 /**
  * The one place where the parts of a control plane meet.
@@ -69,21 +81,13 @@ export class ControlPlane implements Service {
       config.kube === null
         ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
         : await kubeHome(config.kube, context, metrics, gatewayId, onEnd);
-    return new ControlPlane(config, context, models, gatewayId, metrics, bus, fleet, home);
+    return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home });
   }
 
-  private constructor(
-    config: ControlPlaneConfig,
-    context: ServiceContext,
-    models: ReadonlyMap<ModelName, ServedModel>,
-    gatewayId: GatewayId,
-    metrics: Metrics,
-    bus: Bus,
-    fleet: FleetWatch,
-    home: WorkerHome,
-  ) {
+  constructor(config: ControlPlaneConfig, context: ServiceContext, ground: ControlPlaneGround) {
     const { clock, random, logger } = context;
     const { waitMs, mostWaiting, localPrefillTokens } = config;
+    const { gatewayId, models, metrics, bus, fleet, home } = ground;
     this.#context = context;
     this.#models = models;
     this.#gatewayId = gatewayId;
@@ -156,6 +160,20 @@ export class ControlPlane implements Service {
     this.#home.start((leads) => (leads ? this.#scaler.start() : this.#scaler.stop()));
     logger.info({ url: this.#gateway.url, models: [...this.#models.keys()] }, "listening");
     tellParent({ kind: "ready", url: this.#gateway.url, models: [...this.#models.keys()] });
+  }
+
+  /** What it keeps for requests; all zero when none is served. */
+  get holdings(): Readonly<Record<"waiting" | "attempts" | "seats", number>> {
+    let waiting = 0;
+    for (const model of this.#models.keys()) waiting += this.#waitingRoom.waiting(model);
+    let seats = 0;
+    for (const { ownRequests } of this.#fleet.snapshot.ranks.values()) seats += ownRequests;
+    return { waiting, attempts: this.#board.size, seats };
+  }
+
+  /** A client's connection that did not come through the socket. */
+  accept(connection: Duplex): void {
+    this.#gateway.accept(connection);
   }
 
   /** New requests are refused, running ones end, then the workers. */

@@ -146,11 +146,8 @@ export class TokenStream {
     const outbox = this.#find(head);
     if (outbox === null)
       return { kind: "refused", code: "unknown_request", detail: "no such stream", retryAfterMs: null };
-    if (seq < outbox.base) {
-      const detail = `tokens below ${outbox.base} were acknowledged`;
-      return { kind: "refused", code: "invalid_request", detail, retryAfterMs: null };
-    }
-    return { kind: "resumed", chunk: chunkOf(outbox, seq) };
+    // What was missing may have come, and been acknowledged, after the question left.
+    return { kind: "resumed", chunk: chunkOf(outbox, Math.max(seq, outbox.base)) };
   }
 
   /** Forgets an attempt without a word: it was cancelled, or its owner is gone. */

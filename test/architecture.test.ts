@@ -85,7 +85,9 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
   groups: ["fleet"],
   scaling: ["fleet", "kube"],
   gateway: ["flow", "chat", "tokenizer"],
-  cli: ["control-plane"],
+  // The one that assembles everything, over simulated ground.
+  simulate: ["control-plane", "gateway", "flow", "chat", "fleet", "scaling", "native", "prefill-node", "decode-node"],
+  cli: ["control-plane", "chat", "simulate"],
   "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "groups", "scaling", "kube"],
 };
 

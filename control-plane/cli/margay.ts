@@ -12,6 +12,8 @@ margay send [options] QUESTION    ask one question and print the answer as it co
 margay drain WORKER               let a worker finish its requests, then stop it
 margay trace [FILE]               record what the workers do and draw it
     --seconds N
+margay simulate --chaos           break a simulated system under virtual time, from seeds
+    --seeds N  --requests N  --seed FIRST
 
 Settings are MARGAY_* environment variables; README.md lists them.
 `;
@@ -35,6 +37,10 @@ async function main(argv: readonly string[]): Promise<number> {
       "max-tokens": { type: "string" },
       temperature: { type: "string" },
       seconds: { type: "string" },
+      chaos: { type: "boolean", default: false },
+      seed: { type: "string" },
+      seeds: { type: "string" },
+      requests: { type: "string" },
     },
   });
   const [command, ...rest] = positionals;
@@ -70,6 +76,13 @@ async function main(argv: readonly string[]): Promise<number> {
         throw new UsageError(`--seconds must be more than 0 and at most ${MOST_TRACE_SECONDS}`);
       return trace({ seconds, file: rest[0] ?? "margay-trace" });
     }
+    case "simulate": {
+      if (!values.chaos || rest.length > 0) throw new UsageError("simulate needs --chaos");
+      const seeds = positive("--seeds", values.seeds) ?? 200;
+      const requests = positive("--requests", values.requests) ?? 100 * seeds;
+      const { simulateChaos } = await import("./simulate.ts");
+      return simulateChaos({ firstSeed: positive("--seed", values.seed) ?? 1, seeds, requests });
+    }
     default:
       throw new UsageError(`unknown command ${command}`);
   }
@@ -79,6 +92,14 @@ function numeric(option: string, value: string | undefined): number | null {
   if (value === undefined) return null;
   const parsed = Number(value);
   if (value.trim() === "" || !Number.isFinite(parsed)) throw new UsageError(`${option} must be a number`);
+  return parsed;
+}
+
+function positive(option: string, value: string | undefined): number | null {
+  const parsed = numeric(option, value);
+  if (parsed !== null && (!Number.isInteger(parsed) || parsed < 1)) {
+    throw new UsageError(`${option} must be a whole number of at least 1`);
+  }
   return parsed;
 }
 

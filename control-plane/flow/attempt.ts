@@ -51,6 +51,8 @@ export class Attempt {
   #leavePrefill: () => void = () => {};
   /** The decode rank's answer. */
   readonly #reserved = Promise.withResolvers<Reservation>();
+  /** Resolves when the decode rank is heard. */
+  readonly #streaming = Promise.withResolvers<null>();
   /** What a prefill rank told. */
   #first: PrefillDone | null = null;
   #reservedUntilMs = 0;
@@ -150,11 +152,13 @@ export class Attempt {
       firstToken: first.outcome?.firstToken ?? null,
       transferDeadlineMs: clock.now() + TRANSFER_MS,
     } as const;
-    const reply = await this.#ask(
+    const answer = this.#ask(
       () => bus.request(subjects.start(rankId), StartDecode, message, StartReply, TRANSFER_MS + ANSWER_MS),
       rankId,
     );
-    if (reply.kind === "refused") {
+    // A rank whose tokens come has begun, also where its answer was lost.
+    const reply = await Promise.race([answer, this.#streaming.promise]);
+    if (reply?.kind === "refused") {
       if (reply.code === "transfer_failed" && sender !== null) {
         this.#blamePair(sender.rankId, rankId);
       }
@@ -162,7 +166,7 @@ export class Attempt {
     }
     if (sender !== null) {
       fleet.pairWorked(sender.rankId, rankId);
-      this.#passage.timings.transferMs += reply.transferMs;
+      this.#passage.timings.transferMs += reply?.transferMs ?? 0;
       // The decode rank has everything: whatever becomes of the other does not matter any more.
       this.#prefillLeg = null;
       this.#onPrefill = this.#countLate;
@@ -211,7 +215,10 @@ export class Attempt {
       attempt,
       decode: { rankId, epoch },
       onPrefill: (outcome: PrefillOutcome) => this.#onPrefill(outcome),
-      onChunk: (chunk: Parameters<typeof tokens.take>[0]) => tokens.take(chunk, clock.monotonic()),
+      onChunk: (chunk: Parameters<typeof tokens.take>[0]) => {
+        tokens.take(chunk, clock.monotonic());
+        this.#streaming.resolve(null);
+      },
       onSweep: (nowMs: number) => {
         if (this.#decodeStartMs === 0) return;
         if (nowMs - Math.max(tokens.lastMs, this.#decodeStartMs) > SILENCE_MS) tokens.ask(nowMs);
@@ -379,10 +386,9 @@ export class Attempt {
   }
 
   #watch(leg: Leg, onLost: () => void): void {
-    const stop = this.#parts.fleet.onLost((rankId, epoch) => {
-      if (rankId === leg.rankId && epoch === leg.epoch) onLost();
-    });
-    this.#undo.push(stop);
+    this.#undo.push(
+      this.#parts.fleet.onLost((rankId, epoch) => void (rankId === leg.rankId && epoch === leg.epoch && onLost())),
+    );
   }
 
   #dropPrefillLeg(): void {

@@ -1,5 +1,6 @@
 import { maxHeaderSize } from "node:http";
 import type { AddressInfo } from "node:net";
+import type { Duplex } from "node:stream";
 import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
 import { MargayError } from "#protocol/errors.ts";
 import type { Clock, Random, Timer } from "#service/clock.ts";
@@ -20,7 +21,8 @@ import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
 
 export interface GatewayConfig {
-  readonly host: string;
+  /** null: nothing listens; connections come through `accept`. */
+  readonly host: string | null;
   /** 0 takes any free one. */
   readonly port: number;
   readonly bodyLimitBytes: number;
@@ -91,6 +93,11 @@ export class Gateway {
   /** Listens. Rejects with one clear sentence where the address cannot be had. */
   async start(): Promise<void> {
     const { host, port } = this.#options.config;
+    if (host === null) {
+      await this.#app.ready();
+      this.#state = "listening";
+      return;
+    }
     try {
       await this.#app.listen({ host, port });
     } catch (error) {
@@ -101,7 +108,12 @@ export class Gateway {
     this.#state = "listening";
   }
 
-  /** Where it listens, without a slash at the end: `http://127.0.0.1:8000`. Empty before `start`. */
+  /** Serves a connection that did not come through the socket: HTTP/1.1 over any stream of bytes. */
+  accept(connection: Duplex): void {
+    this.#app.server.emit("connection", connection);
+  }
+
+  /** Where it listens, without a slash at the end: `http://127.0.0.1:8000`. Empty before `start`, and where it does not. */
   get url(): string {
     return this.#url;
   }

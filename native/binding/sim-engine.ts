@@ -18,8 +18,9 @@ import { type SimModel, type SimTimer, simCounters, simInfo } from "./sim-model.
 import { beginStep, type SimJob, takePlan } from "./sim-plan.ts";
 import { SimPool } from "./sim-pool.ts";
 import { SimReceiver } from "./sim-receiver.ts";
+import { publishRows, readRows, writeRows } from "./sim-rows.ts";
 import { SimSender } from "./sim-sender.ts";
-import { type SimSequence, simFailure } from "./sim-sequence.ts";
+import { know, type SimSequence, simFailure } from "./sim-sequence.ts";
 import { nextSimToken, simLogprobs } from "./sim-token.ts";
 import { FINISH } from "./step-entries.ts";
 import { type StepPlan, unpackPlan } from "./step-plan.ts";
@@ -71,7 +72,7 @@ export class SimEngine implements Engine {
     this.#receiver = new SimReceiver(
       model,
       this.#pool,
-      (handle) => this.#find(handle),
+      (handle) => (model.trustsPages ? this.#slots[handle.slot]! : this.#find(handle)),
       (event) => this.#emit(event),
     );
     this.#slots = Array.from({ length: options.slots }, () => null);
@@ -116,7 +117,9 @@ export class SimEngine implements Engine {
       spec,
       lease,
       cachedTokens,
-      tokens: Array.from(tokens),
+      tokens: [],
+      digests: [],
+      hashes: prefix,
       length: cachedTokens,
       capacity,
       runnable: !receive,
@@ -130,6 +133,7 @@ export class SimEngine implements Engine {
       arrivalMs: 0,
       lapse: null,
     };
+    for (const token of tokens) know(sequence, token);
     if (receive) {
       sequence.lapse = this.#model.clock.after(spec.deadlineMs - this.#model.clock.now(), () => {
         this.#emit({ kind: "lapsed", handle: sequence.handle });
@@ -164,13 +168,13 @@ export class SimEngine implements Engine {
     const given = sequence.tokens.length;
     if (firstToken !== null) {
       sequence.length = given;
-      sequence.tokens.push(firstToken);
+      know(sequence, firstToken);
     } else {
       while (arrived.has(sequence.length / BLOCK_TOKENS) && sequence.length + BLOCK_TOKENS < given) {
         sequence.length += BLOCK_TOKENS;
       }
     }
-    this.#publish(sequence, sequence.cachedTokens);
+    publishRows(this.#pool, sequence, sequence.cachedTokens, this.info.modelHash);
     sequence.arrived = null;
     sequence.lapse?.cancel();
     sequence.runnable = true;
@@ -223,6 +227,11 @@ export class SimEngine implements Engine {
 
   startTrace(): void {}
   takeTrace = () => ({ names: [], threads: [], spans: new Float64Array() });
+  /** The first broken invariant that showed by itself: cheap. */
+  get violation(): string | null {
+    return this.#pool.violation;
+  }
+
   checkInvariants(): string | null {
     return this.#pool.broken(this.#slots.flatMap((sequence) => sequence?.lease.blocks ?? []));
   }
@@ -236,7 +245,7 @@ export class SimEngine implements Engine {
       sequence?.lapse?.cancel();
       sequence?.exporting?.deadline.cancel();
     }
-    if (this.info.kvPort !== 0) this.#model.fabric.leave(this.#options.kvHost, this.info.kvPort);
+    if (this.info.kvPort !== 0) this.#model.fabric.leave(this.#options.kvHost, this.info.kvPort, this.#receiver);
   }
 
   /** The engine dies, as a failed engine thread would. */
@@ -315,35 +324,21 @@ export class SimEngine implements Engine {
     const prompt = Math.min(sequence.length, given) - Math.min(from, given);
     this.#counters.prefillTokens += prompt;
     this.#counters.decodeTokens += rows - prompt;
-    for (let index = Math.floor(from / BLOCK_TOKENS); index * BLOCK_TOKENS < sequence.length; index++) {
-      const id = sequence.lease.blocks[index]!;
-      this.#pool.set(id, "filling");
-      if ((index + 1) * BLOCK_TOKENS <= sequence.length) {
-        this.#pool.set(id, "sealed");
-        this.#pool.set(id, this.#inUse);
-      }
-    }
-    this.#publish(sequence, from);
+    writeRows(this.#pool, sequence, from, this.#inUse);
+    publishRows(this.#pool, sequence, from, this.info.modelHash);
     this.#sender.written(sequence);
     if (sequence.length < sequence.tokens.length) return;
 
-    const { token, finish } = nextSimToken(this.#model, sequence.tokens, generation, sequence.mask);
+    const promptDigest = readRows(this.#pool, sequence, generation.promptLength - 1);
+    const { token, finish } = nextSimToken(this.#model, sequence.tokens, promptDigest, generation, sequence.mask);
     if (sequence.mask !== null) sequence.mask = "awaited";
     sequence.finish = finish;
     if (finish !== FINISH.none) sequence.willRun = false;
     if (token < 0) return;
-    sequence.tokens.push(token);
+    know(sequence, token);
     tokens.push(token);
     const { topLogprobs } = generation.sampling;
     if (topLogprobs >= 0) logprobs.push(simLogprobs(sequence.handle.slot, token, topLogprobs, this.info.vocabSize));
-  }
-
-  #publish(sequence: SimSequence, from: number): void {
-    const full = Math.floor(sequence.length / BLOCK_TOKENS);
-    const first = Math.floor(from / BLOCK_TOKENS);
-    if (full <= first) return;
-    const hashes = blockHashes(this.info.modelHash, Int32Array.from(sequence.tokens), full * BLOCK_TOKENS);
-    for (let index = first; index < full; index++) this.#pool.publish(sequence.lease.blocks[index]!, hashes[index]!);
   }
 
   #end(sequence: SimSequence, keep: boolean): void {

@@ -8,10 +8,13 @@ export interface SimPage {
   readonly handle: SequenceHandle;
   readonly epoch: number;
   readonly modelHash: string;
-  /** Logical block, and the tokens whose rows it holds. */
+  /** Logical block, and its rows as the sender had them. */
   readonly index: number;
-  readonly tokens: Int32Array;
+  readonly rows: Int32Array;
 }
+
+/** What becomes of a page on its way. A number: it is held up for so many milliseconds; a `FrameRefusal`: it arrives damaged. */
+export type SimFate = "deliver" | "lose" | "twice" | number | FrameRefusal;
 
 /** What a receiver says to a page. */
 export type SimAnswer = "ok" | "duplicate" | FrameRefusal;
@@ -24,12 +27,12 @@ export interface SimPort {
 
 /**
  * The network between the simulated engines of one process: finds the receiver of an address and counts what passes.
- * `fault` may lose a page or have it refused.
+ * `fault` may lose a page, hold it up, bring it twice or have it refused.
  */
 export class SimFabric {
   pages = 0;
   readonly groups = new SimGroups();
-  fault: (page: SimPage) => "deliver" | "lose" | FrameRefusal = () => "deliver";
+  fault: (page: SimPage, port: number) => SimFate = () => "deliver";
   readonly #receivers = new Map<string, SimPort>();
   #nextPort = 40_000;
 
@@ -45,22 +48,25 @@ export class SimFabric {
     return taken;
   }
 
-  leave(host: string, port: number): void {
-    this.#receivers.delete(`${host}:${port}`);
+  /** Somebody else may have taken the address since. */
+  leave(host: string, port: number, receiver: SimPort): void {
+    if (this.#receivers.get(`${host}:${port}`) === receiver) this.#receivers.delete(`${host}:${port}`);
   }
 
-  /** `lost` gets no answer, `unreachable` is known at once. */
-  carry(host: string, port: number, page: SimPage): SimAnswer | "lost" | "unreachable" {
+  /** `lost` gets no answer, a number is to be tried again after so many milliseconds, `unreachable` is known at once. */
+  carry(host: string, port: number, page: SimPage): SimAnswer | "lost" | number | "unreachable" {
     const receiver = this.#receivers.get(`${host}:${port}`);
     if (receiver === undefined) return "unreachable";
-    const fate = this.fault(page);
+    const fate = this.fault(page, port);
     if (fate === "lose") return "lost";
-    if (fate !== "deliver") {
+    if (typeof fate === "number") return fate;
+    if (fate === "twice") receiver.accept(page);
+    else if (fate !== "deliver") {
       receiver.refuse(fate);
       return fate;
     }
     const answer = receiver.accept(page);
-    if (answer === "ok") this.pages++;
+    if (answer === "ok" || fate === "twice") this.pages++;
     return answer;
   }
 }

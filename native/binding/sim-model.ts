@@ -31,6 +31,8 @@ export interface SimModel {
   /** True where generated token number `index` of this prompt is end of text, or not a number. */
   readonly eosAt: (tokens: Int32Array, index: number) => boolean;
   readonly numericAt: (tokens: Int32Array, index: number) => boolean;
+  /** A planted mistake, to show that simulations find it: pages are taken for whatever is in the slot they name. */
+  readonly trustsPages: boolean;
 }
 
 /** A small model that never ends by itself. */
@@ -49,6 +51,7 @@ export function simModel(clock: SimClock, fabric: SimFabric, changes: Partial<Si
     transferMs: 1,
     eosAt: () => false,
     numericAt: () => false,
+    trustsPages: false,
     ...changes,
   };
 }

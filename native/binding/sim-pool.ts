@@ -10,7 +10,12 @@ interface Block {
   hash: string | null;
   /** Sequences that lease it. */
   leases: number;
+  /** What stands for its rows: of each the digest of the text up to it. */
+  readonly rows: Int32Array;
 }
+
+/** States in which rows may be read, by the sequence that fills the block too. */
+const READABLE: ReadonlySet<BlockState> = new Set(["filling", "sealed", "sending", "attached", "cached"]);
 
 /** Blocks of one sequence: the first `shared` were found in the prefix cache. */
 export interface SimLease {
@@ -20,7 +25,8 @@ export interface SimLease {
 
 /**
  * Owns the blocks of a simulated pool and their prefix cache: states, generations, leases, least recently used
- * eviction, and no bytes. The life of a block is `BLOCK_TRANSITIONS`; B1 to B5 are checked by `broken`.
+ * eviction; instead of KV each row holds the digest of the text that it was computed from. The life of a block is
+ * `BLOCK_TRANSITIONS`; B1 to B5 are checked by `broken`.
  */
 export class SimPool {
   readonly #blocks: Block[];
@@ -34,7 +40,13 @@ export class SimPool {
   #removed: string[] = [];
 
   constructor(size: number) {
-    this.#blocks = Array.from({ length: size }, () => ({ state: "free", generation: 1, hash: null, leases: 0 }));
+    this.#blocks = Array.from({ length: size }, () => ({
+      state: "free",
+      generation: 1,
+      hash: null,
+      leases: 0,
+      rows: new Int32Array(BLOCK_TOKENS),
+    }));
     this.#free = Array.from({ length: size }, (_, id) => size - 1 - id);
   }
 
@@ -82,6 +94,30 @@ export class SimPool {
 
   state(id: number): BlockState {
     return this.#blocks[id]!.state;
+  }
+
+  write(id: number, row: number, digest: number): void {
+    this.#blocks[id]!.rows[row] = digest;
+  }
+
+  read(id: number, row: number): number {
+    if (!READABLE.has(this.#blocks[id]!.state)) this.#violation ??= `B3: block ${id} is read while ${this.state(id)}`;
+    return this.#blocks[id]!.rows[row]!;
+  }
+
+  /** A copy of its first `count` rows. */
+  rows(id: number, count: number): Int32Array {
+    return this.#blocks[id]!.rows.slice(0, count);
+  }
+
+  /** Notes that somebody found rows that are not of its text. */
+  blame(violation: string): void {
+    this.#violation ??= violation;
+  }
+
+  /** The first broken invariant that showed by itself; `broken` looks for more. */
+  get violation(): string | null {
+    return this.#violation;
   }
 
   /** Puts a full block under its content's name. A block whose content is there already stays private. */

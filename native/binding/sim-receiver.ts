@@ -33,7 +33,7 @@ export class SimReceiver implements SimPort {
     const answer = this.#judge(page, sequence);
     if (answer === "duplicate") this.duplicatePages += this.#model.attentions;
     else if (answer !== "ok") this.refuse(answer);
-    else if (sequence !== null) this.#seal(sequence, page.index);
+    else if (sequence !== null) this.#seal(sequence, page);
     return answer;
   }
 
@@ -51,21 +51,21 @@ export class SimReceiver implements SimPort {
     if (page.epoch !== this.epoch) return "stale_epoch";
     if (sequence === null || sequence.arrived === null) return "stale_handle";
     if (page.index < sequence.lease.shared || page.index >= givenBlocks(sequence)) return "unknown_page";
-    const { tokens } = sequence.spec.generation;
-    const expected = tokens.subarray(page.index * BLOCK_TOKENS, (page.index + 1) * BLOCK_TOKENS);
-    if (expected.length !== page.tokens.length || expected.some((token, i) => token !== page.tokens[i])) {
-      return "checksum";
-    }
+    // As native: a page names its place, never its text. That it is the right text is what handles and epochs are for.
+    const rows = Math.min(sequence.spec.generation.tokens.length - page.index * BLOCK_TOKENS, BLOCK_TOKENS);
+    if (page.rows.length !== rows) return "truncated";
     return sequence.arrived.has(page.index) ? "duplicate" : "ok";
   }
 
-  #seal(sequence: SimSequence, index: number): void {
+  #seal(sequence: SimSequence, { index, rows }: SimPage): void {
     const { arrived, handle } = sequence;
     if (arrived === null) return;
     if (arrived.size === 0) sequence.arrivalMs = this.#model.clock.monotonic();
     arrived.add(index);
-    this.#pool.set(sequence.lease.blocks[index]!, "receiving");
-    this.#pool.set(sequence.lease.blocks[index]!, "sealed");
+    const id = sequence.lease.blocks[index]!;
+    this.#pool.set(id, "receiving");
+    for (const [row, digest] of rows.entries()) this.#pool.write(id, row, digest);
+    this.#pool.set(id, "sealed");
     this.pages += this.#model.attentions;
     if (!this.complete(sequence)) return;
     const pages = arrived.size * this.#model.attentions;

@@ -47,7 +47,7 @@ export class SimSender {
         epoch: exporting.target.epoch,
         modelHash: this.#model.modelHash,
         index,
-        tokens: tokens.slice(index * BLOCK_TOKENS, end),
+        rows: this.#pool.rows(id, end - index * BLOCK_TOKENS),
       };
       this.#model.clock.after(this.#model.transferMs, () => this.#carry(sequence, page));
     }
@@ -70,6 +70,10 @@ export class SimSender {
     if (exporting === null) return;
     const answer = this.#model.fabric.carry(exporting.target.host, exporting.target.port, page);
     if (answer === "lost") return;
+    if (typeof answer === "number") {
+      this.#model.clock.after(answer, () => this.#carry(sequence, page));
+      return;
+    }
     if (answer !== "ok" && answer !== "duplicate") {
       this.end(sequence, answer);
       return;

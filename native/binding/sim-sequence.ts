@@ -1,5 +1,6 @@
 import { BLOCK_TOKENS, type SequenceHandle } from "#protocol/kv.ts";
 import type { ExportTarget, NativeErrorCode, SequenceSpec } from "./native.ts";
+import { EMPTY_DIGEST, extendDigest } from "./sim-digest.ts";
 import type { SimTimer } from "./sim-model.ts";
 import type { SimLease } from "./sim-pool.ts";
 
@@ -20,6 +21,10 @@ export interface SimSequence {
   readonly cachedTokens: number;
   /** Known tokens: given, then generated. */
   readonly tokens: number[];
+  /** Digest of the text up to each of them. */
+  readonly digests: number[];
+  /** Names of the full blocks, as far as they were needed. */
+  hashes: readonly string[];
   /** KV rows written. */
   length: number;
   /** Rows that blocks are kept for. */
@@ -37,6 +42,12 @@ export interface SimSequence {
   arrived: Set<number> | null;
   arrivalMs: number;
   lapse: SimTimer | null;
+}
+
+/** One more token is known. */
+export function know(sequence: Pick<SimSequence, "tokens" | "digests">, token: number): void {
+  sequence.tokens.push(token);
+  sequence.digests.push(extendDigest(sequence.digests.at(-1) ?? EMPTY_DIGEST, token));
 }
 
 /** Blocks that the given tokens of a sequence fill, the last one perhaps in part. */

@@ -1,5 +1,6 @@
 import type { Generation } from "#protocol/request.ts";
 import type { StepLogprobs } from "./native.ts";
+import { EMPTY_DIGEST, extendDigest } from "./sim-digest.ts";
 import { masked } from "./sim-mask.ts";
 import type { SimModel } from "./sim-model.ts";
 import { FINISH } from "./step-entries.ts";
@@ -19,17 +20,26 @@ export function simToken(
   position: number,
   vocabSize: number,
 ): number {
-  let mixed = 0x811c9dc5;
-  for (let i = 0; i < promptLength; i++) mixed = Math.imul(mixed ^ tokens[i]!, 0x01000193);
-  mixed = Math.imul(mixed ^ position, 0x85ebca6b);
+  let digest = EMPTY_DIGEST;
+  for (let i = 0; i < promptLength; i++) digest = extendDigest(digest, tokens[i]!);
+  return simTokenAfter(digest, position, vocabSize);
+}
+
+/** `simToken` for a prompt of which only the digest is known. */
+export function simTokenAfter(promptDigest: number, position: number, vocabSize: number): number {
+  let mixed = Math.imul(promptDigest ^ position, 0x85ebca6b);
   mixed = Math.imul(mixed ^ (mixed >>> 13), 0xc2b2ae35);
   return SIM_FIRST_TOKEN + (((mixed ^ (mixed >>> 16)) >>> 0) % (vocabSize - SIM_FIRST_TOKEN));
 }
 
-/** What the simulated model says after the tokens known so far: a token (or -1: not a number) and a `FINISH` code. */
+/**
+ * What the simulated model says after the tokens known so far: a token (or -1: not a number) and a `FINISH` code.
+ * `promptDigest` is what the rows of the prompt hold.
+ */
 export function nextSimToken(
   model: SimModel,
   known: readonly number[],
+  promptDigest: number,
   generation: Generation,
   mask: Uint32Array | "awaited" | null = null,
 ): { readonly token: number; readonly finish: number } {
@@ -38,7 +48,7 @@ export function nextSimToken(
   if (model.numericAt(tokens, index)) return { token: -1, finish: FINISH.numeric };
   const mayStop = index >= sampling.minNewTokens;
   const ends = mayStop && model.eosAt(tokens, index);
-  const chosen = ends ? SIM_EOS_TOKEN : simToken(known, promptLength, known.length, model.vocabSize);
+  const chosen = ends ? SIM_EOS_TOKEN : simTokenAfter(promptDigest, known.length, model.vocabSize);
   const token = masked(chosen, mask);
   if (token === SIM_EOS_TOKEN || (mayStop && sampling.stopTokens.includes(token)))
     return { token, finish: FINISH.stop };

@@ -299,12 +299,11 @@ test("pages the decode rank has are not sent again", async () => {
   d.engine.closeSequence(there.handle, true);
 });
 
-test("stale epochs, stale handles, unknown pages and damaged pages are refused and counted by cause", async () => {
+test("stale epochs, stale handles and unknown pages are refused and counted by cause", async () => {
   const [p, d] = [await openRank("prefill"), await openRank("decode")];
   const cases: readonly [string, Partial<ExportTarget>, Int32Array][] = [
     ["stale_epoch", { epoch: 6 }, promptOf(150)],
     ["stale_handle", { handle: { slot: 0, generation: 99 } }, promptOf(150)],
-    ["checksum", {}, promptOf(150, 3)],
     ["unknown_page", { cachedTokens: 192 }, promptOf(250)],
   ];
   const there = receive(d.engine, promptOf(150));
@@ -318,6 +317,28 @@ test("stale epochs, stale handles, unknown pages and damaged pages are refused a
     expect(d.engine.stats().framesRefused).toMatchObject({ [cause]: 1 });
   }
   d.engine.closeSequence(there.handle, true);
+});
+
+test("whoever reads pages of another text notices, and says another token", async () => {
+  const [p, d] = [await openRank("prefill"), await openRank("decode")];
+  const mine = promptOf(150);
+  const theirs = promptOf(150, 3);
+  const there = receive(d.engine, mine);
+  const { handle } = compute(p.engine, theirs, 32, 0);
+  p.engine.exportTo(handle, targetOf(d, there.handle));
+  p.engine.submit(plan([handle, 125]));
+  p.engine.submit(plan([handle, 25]));
+  await clock.advance(10);
+  p.engine.closeSequence(handle, false);
+  d.engine.attach(there.handle, 77);
+  expect(d.engine.checkInvariants()).toBeNull();
+  d.engine.submit(plan([there.handle, 1]));
+  await clock.advance(10);
+  expect(entry(d.steps[0])[3]).toBe(simToken(theirs, 150, 151, d.engine.info.vocabSize));
+  expect(d.engine.violation).toMatch(/^B2: slot 0 reads rows of another text/);
+  expect(d.engine.checkInvariants()).toBe(d.engine.violation);
+  opened.splice(opened.indexOf(d), 1);
+  await d.engine.close();
 });
 
 test("a lost page fails the send at its deadline, and the reservation lapses at its own", async () => {

@@ -1,5 +1,6 @@
 import { setImmediate as macrotask } from "node:timers/promises";
 import type { Clock, Random, Timer } from "#service/clock.ts";
+import { seededRandom } from "../../control-plane/simulate/seeded-random.ts";
 
 interface Pending {
   readonly dueMs: number;
@@ -108,18 +109,7 @@ export class FakeClock implements Clock {
   }
 }
 
-/** Repeatable randomness: the same `seed` gives the same sequence (mulberry32). */
+/** Repeatable randomness. */
 export function fakeRandom(seed = 1): Random {
-  let state = seed >>> 0;
-  const uint32 = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return (mixed ^ (mixed >>> 14)) >>> 0;
-  };
-  return {
-    uniform: () => uint32() / 2 ** 32,
-    seed: () => (uint32() % 2 ** 21) * 2 ** 32 + uint32(),
-    hex: (bytes) => Array.from({ length: bytes }, () => (uint32() & 0xff).toString(16).padStart(2, "0")).join(""),
-  };
+  return seededRandom(seed);
 }

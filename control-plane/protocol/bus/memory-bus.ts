@@ -2,6 +2,7 @@ import { MargayError } from "../errors.ts";
 import { inboxPrefix } from "../subjects.ts";
 import { type Bus, type BusObserver, type BusRandom, type BusState, type BusTimers, silentObserver } from "./bus.ts";
 import type { Delivery, Link, LinkListener } from "./link.ts";
+import { subjectMatches } from "./subject-match.ts";
 import { TypedBus } from "./typed-bus.ts";
 
 interface Listener {
@@ -69,7 +70,7 @@ export class MemoryNetwork {
     const groups = new Map<string, Listener[]>();
     const receivers: Listener[] = [];
     for (const listener of this.#listeners) {
-      if (listener.link.state !== "connected" || !matches(listener.subject, tokens)) continue;
+      if (listener.link.state !== "connected" || !subjectMatches(listener.subject, tokens)) continue;
       if (listener.queue === null) receivers.push(listener);
       else {
         const group = `${listener.queue} ${listener.subject.join(".")}`;
@@ -92,7 +93,7 @@ export class MemoryNetwork {
   #tellNobody(sender: MemoryLink, reply: string): void {
     const tokens = reply.split(".");
     for (const listener of this.#listeners) {
-      if (listener.link !== sender || !matches(listener.subject, tokens)) continue;
+      if (listener.link !== sender || !subjectMatches(listener.subject, tokens)) continue;
       this.#deliver(listener, { subject: reply, data: new Uint8Array(), reply: null, noResponders: true });
     }
   }
@@ -152,12 +153,4 @@ class MemoryLink implements Link {
   async close(): Promise<void> {
     this.become("closed", "closed");
   }
-}
-
-function matches(pattern: readonly string[], subject: readonly string[]): boolean {
-  for (let i = 0; i < pattern.length; i++) {
-    if (pattern[i] === ">") return subject.length > i;
-    if (i >= subject.length || (pattern[i] !== "*" && pattern[i] !== subject[i])) return false;
-  }
-  return pattern.length === subject.length;
 }

@@ -1,0 +1,128 @@
+import type { Clock, Timer } from "#service/clock.ts";
+import type { VirtualTime } from "./virtual-time.ts";
+
+/** What a thread was late for. */
+interface Late {
+  readonly dueMs: number;
+  readonly order: number;
+  readonly run: () => void;
+  readonly timer: { cancelled: boolean };
+}
+
+/** The virtual moment at which every simulation begins, epoch milliseconds. */
+export const BEGIN_MS = 1_800_000_000_000;
+
+/**
+ * A thread of a simulated process: its clock, and the only way anything happens in it.
+ *
+ *   running -> (paused -> running)* -> dead
+ *
+ * 1 a paused thread does nothing; what fell due meanwhile happens when it wakes, in the order in which it fell due
+ * 2 nothing ever happens in a dead one
+ * 3 its wall clock may be off, its steady one is not
+ */
+export class SimThread implements Clock {
+  readonly #time: VirtualTime;
+  readonly #late: Late[] = [];
+  #pausedUntilMs = 0;
+  #dead = false;
+  #posted = 0;
+  /** How far its wall clock is ahead. */
+  aheadMs = 0;
+
+  constructor(time: VirtualTime) {
+    this.#time = time;
+  }
+
+  get dead(): boolean {
+    return this.#dead;
+  }
+
+  get paused(): boolean {
+    return this.#pausedUntilMs > this.#time.nowMs;
+  }
+
+  now(): number {
+    return BEGIN_MS + this.#time.nowMs + this.aheadMs;
+  }
+
+  monotonic(): number {
+    return this.#time.nowMs;
+  }
+
+  after(ms: number, fn: () => void): Timer {
+    const timer = { cancelled: false };
+    const event = this.#time.after(ms, () => this.#due(fn, timer));
+    return {
+      cancel: () => {
+        timer.cancelled = true;
+        event.cancel();
+      },
+    };
+  }
+
+  every(ms: number, fn: () => void): Timer {
+    let next = this.after(ms, () => tick());
+    let cancelled = false;
+    const tick = (): void => {
+      next = this.after(ms, tick);
+      fn();
+      if (cancelled) next.cancel();
+    };
+    return {
+      cancel: () => {
+        cancelled = true;
+        next.cancel();
+      },
+    };
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason);
+      const onAbort = () => {
+        timer.cancel();
+        reject(signal?.reason);
+      };
+      const timer = this.after(ms, () => {
+        signal?.removeEventListener("abort", onAbort);
+        resolve();
+      });
+      signal?.addEventListener("abort", onAbort, { once: true });
+    });
+  }
+
+  /** Something from outside reaches the thread: at once, or when it wakes. */
+  post(run: () => void): void {
+    this.#due(run, { cancelled: false });
+  }
+
+  /** Nothing happens in it for `ms`. */
+  pause(ms: number): void {
+    const untilMs = this.#time.nowMs + ms;
+    if (this.#dead || untilMs <= this.#pausedUntilMs) return;
+    this.#pausedUntilMs = untilMs;
+    this.#time.at(untilMs, () => this.#wake());
+  }
+
+  die(): void {
+    this.#dead = true;
+    this.#late.length = 0;
+  }
+
+  #due(run: () => void, timer: { cancelled: boolean }): void {
+    if (this.#dead) return;
+    if (this.paused || this.#late.length > 0) {
+      this.#late.push({ dueMs: this.#time.nowMs, order: this.#posted++, run, timer });
+    } else run();
+  }
+
+  /** One thing after another, each as an event of its own. */
+  #wake(): void {
+    if (this.paused) return;
+    const first = this.#late.shift();
+    if (first === undefined || this.#dead) return;
+    if (this.#late.length > 0) this.#time.after(0, () => this.#wake());
+    if (!first.timer.cancelled) first.run();
+  }
+}
