@@ -86,8 +86,12 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
   scaling: ["fleet", "kube"],
   gateway: ["flow", "chat", "tokenizer"],
   // The one that assembles everything, over simulated ground.
-  simulate: ["control-plane", "gateway", "flow", "chat", "fleet", "scaling", "native", "prefill-node", "decode-node"],
-  cli: ["control-plane", "chat", "simulate"],
+  simulate: [
+    ...["control-plane", "gateway", "flow", "chat", "fleet", "scaling", "planner"],
+    ...["native", "prefill-node", "decode-node"],
+  ],
+  planner: [],
+  cli: ["control-plane", "chat", "planner", "simulate"],
   "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "groups", "scaling", "kube"],
 };
 

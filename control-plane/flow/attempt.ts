@@ -152,12 +152,9 @@ export class Attempt {
       firstToken: first.outcome?.firstToken ?? null,
       transferDeadlineMs: clock.now() + TRANSFER_MS,
     } as const;
-    const answer = this.#ask(
-      () => bus.request(subjects.start(rankId), StartDecode, message, StartReply, TRANSFER_MS + ANSWER_MS),
-      rankId,
-    );
+    const ask = () => bus.request(subjects.start(rankId), StartDecode, message, StartReply, TRANSFER_MS + ANSWER_MS);
     // A rank whose tokens come has begun, also where its answer was lost.
-    const reply = await Promise.race([answer, this.#streaming.promise]);
+    const reply = await Promise.race([this.#ask(ask, rankId), this.#streaming.promise]);
     if (reply?.kind === "refused") {
       if (reply.code === "transfer_failed" && sender !== null) {
         this.#blamePair(sender.rankId, rankId);
