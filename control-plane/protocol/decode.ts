@@ -23,7 +23,7 @@ export type Reserved = z.infer<typeof Reserved>;
 /**
  * Control plane -> decode rank: go. With `pages` the rank waits (until `transferDeadlineMs`) for the last of them; without
  * it computes the prompt itself. `firstToken` follows the prompt; null: the rank chooses it, and for that computes the
- * rows of the prompt's last block again. Answered when decoding begins.
+ * prompt's last row again. Answered when decoding begins.
  */
 export const StartDecode = z.strictObject({
   kind: z.literal("start-decode"),

@@ -258,8 +258,9 @@ export interface Engine {
   /**
    * Makes a `receive` sequence runnable. With a token: all pages must have arrived (else `bad_state`), the token is
    * appended as generated (whether it ends the request is the caller's to see). With null: what is missing of the prompt
-   * is to be computed by steps. Returns how many of the given tokens need no computing: all of them, or the leading
-   * blocks that were cached or arrived whole.
+   * is to be computed by steps. Returns how many of the given tokens need no computing: all of them; with null the
+   * leading blocks that were cached or arrived whole, or all but the last token where everything arrived and the last
+   * block is not full.
    */
   attach(handle: SequenceHandle, firstToken: number | null): number;
   /**

@@ -169,6 +169,8 @@ export class SimEngine implements Engine {
     if (firstToken !== null) {
       sequence.length = given;
       know(sequence, firstToken);
+    } else if (this.#receiver.complete(sequence) && given % BLOCK_TOKENS !== 0) {
+      sequence.length = given - 1;
     } else {
       while (arrived.has(sequence.length / BLOCK_TOKENS) && sequence.length + BLOCK_TOKENS < given) {
         sequence.length += BLOCK_TOKENS;

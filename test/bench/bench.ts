@@ -7,6 +7,7 @@ import type { BenchOptions } from "./options.ts";
 import { Promises } from "./report.ts";
 import { Results } from "./results.ts";
 import { benchSpeculation } from "./speculation.ts";
+import { benchStructured } from "./structured.ts";
 
 /**
  * `npm run bench [-- PART ...] [--backend ref|cpu] [--quick]`. Prints one table per figure; ends with code 1 when a
@@ -19,6 +20,7 @@ const PARTS = {
   engine: benchEngine,
   transfer: (options: BenchOptions) => benchProgram("transfer", "transfer", options),
   speculation: benchSpeculation,
+  structured: benchStructured,
 } as const;
 
 const { values, positionals } = parseArgs({

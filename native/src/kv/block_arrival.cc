@@ -1,4 +1,5 @@
 // Blocks that bytes travel from or to: what the transport asks of the pool.
+#include <algorithm>
 #include <utility>
 
 #include "kv/block_pool.h"
@@ -41,9 +42,18 @@ Result<int> BlockPool::AttachArrived(SequenceKvId id) {
   for (const int32_t block : sequence->table) {
     if (At(block).in > 0) return Status(Code::kBadState, "the receiver still expects pages of the KV sequence");
   }
+  const auto sealed = [&](int i) { return At(sequence->table[static_cast<size_t>(i)]).state == BlockState::kSealed; };
+  const int expected = BlocksFor(sequence->prompt_tokens);
   int arrived = sequence->cached_blocks;
+  while (arrived < expected && sealed(arrived)) ++arrived;
+  if (arrived == expected && sequence->prompt_tokens % kBlockTokens != 0) {
+    // Everything is here: the last row alone is computed again, in a block that is nobody else's and grows anyway.
+    AttachBlocks(*sequence, expected);
+    sequence->length = sequence->prompt_tokens - 1;
+    return sequence->length;
+  }
   const int most = (sequence->prompt_tokens - 1) / kBlockTokens;  // one token at least is computed
-  while (arrived < most && At(sequence->table[static_cast<size_t>(arrived)]).state == BlockState::kSealed) ++arrived;
+  arrived = std::min(arrived, std::max(most, sequence->cached_blocks));
   const bool untouched = arrived == sequence->cached_blocks &&
                          At(sequence->table[static_cast<size_t>(arrived)]).state == BlockState::kReserved;
   for (size_t i = static_cast<size_t>(arrived); i < sequence->table.size(); ++i) {
