@@ -1,5 +1,7 @@
-import type { StepLogprobs } from "#native";
+import { finishReason, type StepLogprobs } from "#native";
+import type { RankId } from "#protocol/ids.ts";
 import type { Reservation, SequenceHandle } from "#protocol/kv.ts";
+import type { PrefillDone } from "#protocol/prefill.ts";
 import type { Generation, Logprobs, RequestHead } from "#protocol/request.ts";
 import type { Timer } from "#service/clock.ts";
 import type { Lead } from "./prefix-lead.ts";
@@ -25,6 +27,8 @@ export interface PrefillRequest {
   left: number;
   /** Monotonic time at which the first step began. */
   startedMs: number | null;
+  /** The owner has heard of its first token. */
+  told: boolean;
   /** The decode rank has every page. */
   sent: boolean;
   /** The engine has let go of its rows. */
@@ -36,6 +40,33 @@ export function holdsSequence({ phase }: PrefillRequest): boolean {
   return phase === "waiting" || phase === "computing" || phase === "computed";
 }
 
-export function packLogprobs({ chosen, ids, values }: StepLogprobs): Logprobs {
+/**
+ * What the owner hears of a prompt's first token. `finish` is a `FINISH` code. Of a constrained request the decode rank
+ * chooses the first token too.
+ */
+export function doneWith(
+  request: PrefillRequest,
+  at: { readonly rankId: RankId; readonly epoch: number; readonly nowMs: number },
+  firstToken: number,
+  logprobs: StepLogprobs | null,
+  finish: number,
+): PrefillDone {
+  const startedMs = request.startedMs ?? request.admittedMs;
+  const constrained = request.generation.constraint !== null;
+  return {
+    kind: "prefill-done",
+    head: request.head,
+    rankId: at.rankId,
+    epoch: at.epoch,
+    firstToken: constrained ? null : firstToken,
+    logprobs: constrained || logprobs === null ? null : packLogprobs(logprobs),
+    finish: constrained ? null : finishReason(finish),
+    cachedTokens: request.cachedTokens,
+    queueMs: Math.max(0, startedMs - request.admittedMs),
+    computeMs: at.nowMs - startedMs,
+  };
+}
+
+function packLogprobs({ chosen, ids, values }: StepLogprobs): Logprobs {
   return { chosen: Float32Array.of(chosen), width: ids.length, ids, values };
 }

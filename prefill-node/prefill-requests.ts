@@ -3,7 +3,6 @@ import {
   type Engine,
   type EngineEvent,
   FINISH,
-  finishReason,
   refusalCode,
   type StepLogprobs,
   type StepLoop,
@@ -32,7 +31,7 @@ import { KvSender } from "./kv-sender.ts";
 import { planPrefill } from "./prefill-batcher.ts";
 import { judgeReservation, judgeWork } from "./prefill-intake.ts";
 import { PrefillRate } from "./prefill-rate.ts";
-import { holdsSequence, type PrefillRequest, packLogprobs } from "./prefill-request.ts";
+import { doneWith, holdsSequence, type PrefillRequest } from "./prefill-request.ts";
 import { findLead, leadIsOver } from "./prefix-lead.ts";
 
 export type PrefillOutcome = PrefillDone | PrefillFailed;
@@ -214,6 +213,7 @@ export class PrefillRequests {
   }
 
   onEvent(event: EngineEvent): void {
+    if (event.kind === "first-token") this.#hear(event);
     const end = this.#sender.onEvent(event);
     if (end === null) return;
     const request = this.#slots.get(end.handle.slot);
@@ -244,6 +244,7 @@ export class PrefillRequests {
         reservation: null,
         left: given - (lead?.tokens ?? cachedTokens),
         startedMs: null,
+        told: false,
         sent: false,
         released: Promise.resolve(),
       };
@@ -300,18 +301,25 @@ export class PrefillRequests {
     return [...this.#active.values()].filter(({ phase }) => phases.includes(phase));
   }
 
+  /** The step that computes a prompt's last rows has chosen the token; it is not over. */
+  #hear({ handle, token, finish, computeMs, logprobs }: Extract<EngineEvent, { kind: "first-token" }>): void {
+    const request = this.#slots.get(handle.slot);
+    if (request?.handle.generation !== handle.generation || request.phase !== "computing") return;
+    request.startedMs ??= this.#parts.clock.monotonic() - computeMs;
+    this.#tellFirst(request, token, logprobs, finish);
+  }
+
   #obey(result: StepResult): void {
-    const { clock } = this.#parts;
     let total = 0;
     for (const { slot, generation, rows, tokens, logprobs, finish, length } of stepEntries(result)) {
       total += rows;
       const request = this.#slots.get(slot);
       if (request?.handle.generation !== generation || request.phase !== "computing") continue;
       if (finish === FINISH.skipped) continue;
-      request.startedMs ??= clock.monotonic() - result.computeMs;
+      request.startedMs ??= this.#parts.clock.monotonic() - result.computeMs;
       request.left = request.given - length;
       if (finish === FINISH.numeric) this.#fail(request, "numeric", "a logit is not a number");
-      else if (tokens.length > 0) this.#finish(request, tokens[0]!, logprobs, finish);
+      else if (tokens.length > 0) this.#finish(request, tokens[0]!, logprobs[0] ?? null, finish);
     }
     this.#followLeads();
     this.#rate.observe(total, result.computeMs);
@@ -319,25 +327,16 @@ export class PrefillRequests {
     this.#stepSeconds.observe(result.computeMs / 1000);
   }
 
-  /** The prompt is computed: its first token goes to the owner before anything else happens. */
-  #finish(request: PrefillRequest, token: number, logprobs: readonly StepLogprobs[], ended: number): void {
-    const { clock, rankId, epoch } = this.#parts;
-    const { head } = request;
-    const constrained = request.generation.constraint !== null;
-    const finish = constrained ? null : finishReason(ended);
-    const startedMs = request.startedMs ?? request.admittedMs;
-    this.#conclude(request, {
-      kind: "prefill-done",
-      head,
-      rankId,
-      epoch,
-      firstToken: constrained ? null : token,
-      logprobs: constrained || logprobs[0] === undefined ? null : packLogprobs(logprobs[0]),
-      finish,
-      cachedTokens: request.cachedTokens,
-      queueMs: Math.max(0, startedMs - request.admittedMs),
-      computeMs: clock.monotonic() - startedMs,
-    });
+  /** A prompt's first token goes to the owner before anything else happens, once. Returns what was to be told. */
+  #tellFirst(request: PrefillRequest, token: number, logprobs: StepLogprobs | null, finish: number): PrefillDone {
+    const at = { rankId: this.#parts.rankId, epoch: this.#parts.epoch, nowMs: this.#parts.clock.monotonic() };
+    const done = doneWith(request, at, token, logprobs, finish);
+    if (!request.told) this.#conclude(request, done);
+    return done;
+  }
+
+  #finish(request: PrefillRequest, token: number, logprobs: StepLogprobs | null, ended: number): void {
+    const { finish } = this.#tellFirst(request, token, logprobs, ended);
     // A first token that is also the last needs no pages anywhere.
     if (request.sent || (finish !== null && request.reservation === null)) this.#leave(request, true);
     else if (request.reservation !== null) this.#handOver(request);
@@ -353,6 +352,7 @@ export class PrefillRequests {
   }
 
   #conclude(request: PrefillRequest, outcome: PrefillOutcome): void {
+    request.told = true;
     this.#memory.note(request.head, outcome);
     this.#parts.tell(request.head.owner, outcome);
   }

@@ -43,6 +43,8 @@ export interface EngineOptions {
    * part in the layout of the KV pool. A prefill engine fills the layer's KV and makes none.
    */
   readonly speculation: number;
+  /** Drafts for every stream in every step. Left out or false: where, as measured, it pays. */
+  readonly draftAlways?: boolean;
   /** Most sequences at once. */
   readonly slots: number;
   /** Blocks of the KV pool; 0: as many as `kvBytes` holds. */
@@ -171,6 +173,18 @@ export type EngineEvent =
       readonly ms: number;
     }
   | { readonly kind: "send-failed"; readonly handle: SequenceHandle; readonly cause: string }
+  /**
+   * A prefill engine with a draft layer has chosen the token after a prompt: told before the layer's pass. `finish` is a
+   * code as in a step's entries, `computeMs` what the step took so far. The step's own result has the token again.
+   */
+  | {
+      readonly kind: "first-token";
+      readonly handle: SequenceHandle;
+      readonly token: number;
+      readonly finish: number;
+      readonly computeMs: number;
+      readonly logprobs: StepLogprobs | null;
+    }
   /** A reservation passed its deadline; its sequence is closed. */
   | { readonly kind: "lapsed"; readonly handle: SequenceHandle }
   /** The group ended: a member did not do its part in time, or a connection broke. `guilty`: its place; null: nobody's. */

@@ -103,8 +103,8 @@ class ChainModel final : public Model {
         const bool knows = at == 0 || Row(kv, rows, kAttentions, at - 1).first == before;
         const uint32_t chain = Chain(before, rows.tokens[i]);
         Write(kv, rows, kAttentions, at, chain);
-        hidden.push_back(chain);
         if (i < rows.count - rows.logits_rows) continue;
+        hidden.push_back(chain);
         const int32_t token = TokenAfter(knows && chain % 8 != 0 ? chain : chain + 1);
         Say(token, chain % 5 == 0 ? 1 : 20, &logits);
       }
@@ -135,7 +135,7 @@ class ChainModel final : public Model {
   }
 
   ModelFacts facts_;
-  std::vector<uint32_t> hidden_;  // chains of the last pass's rows
+  std::vector<uint32_t> hidden_;  // chains of the rows a draft may begin at
 };
 
 struct Driven {

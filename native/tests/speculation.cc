@@ -75,6 +75,7 @@ Drawn Draw(int drafts, float temperature, Finding* found) {
   options.kv_blocks = kSlots;
   options.model.max_rows = 4 * kSlots;
   options.speculation = drafts;
+  options.draft_always = true;
   Result<std::unique_ptr<Engine>> opened = Engine::OpenWith(std::make_unique<TableModel>(), options, [] {});
   if (!opened.ok()) {
     found->Expect(false, opened.status().message());

@@ -51,6 +51,7 @@ export class NativeRank {
         weightFormat: "checkpoint",
         deterministic: false,
         speculation: 0,
+        draftAlways: true,
         slots: 20,
         kvBlocks: 96,
         kvBytes: 0,

@@ -54,6 +54,7 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   if (!fields.IsNull("kvTierFolder")) options.kv_tier.folder = fields.Text("kvTierFolder");
   options.model.max_rows = fields.Int("maxStepTokens");
   options.speculation = fields.Int("speculation");
+  options.draft_always = fields.FlagIfGiven("draftAlways");
   const std::string role = fields.Text("role");
   if (role != "prefill" && role != "decode") fields.Refuse("role", "prefill or decode");
   options.decode = role == "decode";

@@ -59,6 +59,8 @@ class Fields {
     if (!Check(value, name, "true or false", [](Napi::Value v) { return v.IsBoolean(); })) return false;
     return value.As<Napi::Boolean>().Value();
   }
+  // False where it is left out.
+  bool FlagIfGiven(const char* name) const { return error_->empty() && !Get(name).IsUndefined() && Flag(name); }
   bool IsNull(const char* name) const { return error_->empty() && Get(name).IsNull(); }
 
   std::vector<int32_t> Ints(const char* name) const {

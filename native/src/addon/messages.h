@@ -35,6 +35,15 @@ Array ToArray(Napi::Env env, const std::vector<Item>& items) {
   return array;
 }
 
+inline Napi::Object ToObject(Napi::Env env, const StepLogprobs& from) {
+  Napi::Object to = Napi::Object::New(env);
+  to.Set("slot", from.slot);
+  to.Set("chosen", from.chosen);
+  to.Set("ids", ToArray<Napi::Int32Array>(env, from.ids));
+  to.Set("values", ToArray<Napi::Float32Array>(env, from.values));
+  return to;
+}
+
 inline Napi::Object ToObject(Napi::Env env, const StepReport& report) {
   Napi::Object result = Napi::Object::New(env);
   result.Set("step", static_cast<double>(report.step));
@@ -42,15 +51,7 @@ inline Napi::Object ToObject(Napi::Env env, const StepReport& report) {
   result.Set("entries", ToArray<Napi::Int32Array>(env, report.entries));
   result.Set("tokens", ToArray<Napi::Int32Array>(env, report.tokens));
   Napi::Array logprobs = Napi::Array::New(env, report.logprobs.size());
-  for (uint32_t i = 0; i < report.logprobs.size(); ++i) {
-    const StepLogprobs& from = report.logprobs[i];
-    Napi::Object to = Napi::Object::New(env);
-    to.Set("slot", from.slot);
-    to.Set("chosen", from.chosen);
-    to.Set("ids", ToArray<Napi::Int32Array>(env, from.ids));
-    to.Set("values", ToArray<Napi::Float32Array>(env, from.values));
-    logprobs.Set(i, to);
-  }
+  for (uint32_t i = 0; i < report.logprobs.size(); ++i) logprobs.Set(i, ToObject(env, report.logprobs[i]));
   result.Set("logprobs", logprobs);
   result.Set("startMs", report.start_ms);
   result.Set("computeMs", report.compute_ms);
@@ -75,6 +76,13 @@ inline Napi::Object EventToObject(Napi::Env env, const EngineMessage& message) {
     } else {
       event.Set("cause", outcome.cause);
     }
+  } else if (const auto* first = std::get_if<FirstToken>(&message)) {
+    event.Set("kind", "first-token");
+    event.Set("handle", ToObject(env, first->sequence));
+    event.Set("token", first->token);
+    event.Set("finish", static_cast<int32_t>(first->finish));
+    event.Set("computeMs", first->compute_ms);
+    event.Set("logprobs", first->logprobs.has_value() ? ToObject(env, *first->logprobs) : env.Null());
   } else if (const auto* lapsed = std::get_if<LapsedEvent>(&message)) {
     event.Set("kind", "lapsed");
     event.Set("handle", ToObject(env, lapsed->sequence));

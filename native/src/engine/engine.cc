@@ -77,12 +77,15 @@ Engine::Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::
       pool_(std::move(pool)),
       kv_blocks_(pool_->memory().blocks),
       sequences_(options.slots),
-      seen_(static_cast<size_t>(options.slots), 0) {
+      seen_(static_cast<size_t>(options.slots), 0),
+      policy_(options.model.max_rows, options.speculation) {
   const auto most_rows = static_cast<size_t>(options_.model.max_rows);
   const auto slots = static_cast<size_t>(options_.slots);
   const auto drafts = static_cast<size_t>(facts_.drafts ? options_.speculation : 0);
   logits_.resize(std::min(slots * (1 + drafts), most_rows) * static_cast<size_t>(facts_.vocab_size));
   jobs_.reserve(slots);
+  candidates_.reserve(slots);
+  yields_.reserve(slots);
   rows_.reserve(std::min(slots, most_rows));
   batch_.reserve(std::min(slots, most_rows));
   verified_.reserve(most_rows);   // pointed into, as is
@@ -209,6 +212,7 @@ Result<OpenedSequence> Engine::OpenSequence(SequenceSpec spec) {
   sequence->stop_tokens.insert(sequence->stop_tokens.end(), facts_.eos_tokens.begin(), facts_.eos_tokens.end());
   sequence->sampling = std::move(spec.sampling);
   if (sequence->given < sequence->min_tokens) sequence->sampling.banned = sequence->stop_tokens;
+  sequence->draft_yield = policy_.mean_yield();
   sequence->tokens = std::move(spec.tokens);
   sequence->tokens.reserve(static_cast<size_t>(sequence->token_limit));  // a step allocates nothing
 

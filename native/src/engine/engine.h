@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "engine/draft_policy.h"
 #include "engine/keeper.h"
 #include "engine/outbox.h"
 #include "engine/sequence.h"
@@ -46,6 +47,7 @@ inline constexpr int kMaskBits = 32;
 struct EngineOptions {
   ModelOptions model;  // max_rows: most rows of one step; draft: set by Open
   int speculation = 0;  // most drafts per sequence and step, at most kMostDrafts; 0: no draft layer
+  bool draft_always = false;  // whether it pays or not
   int slots = 0;
   int kv_blocks = 0;      // 0: as many as kv_bytes holds
   uint64_t kv_bytes = 0;
@@ -153,12 +155,13 @@ class Engine {
     bool ends = false;  // its last token is the last of all
     size_t first_sampled = 0;  // in sampled_
     int sampled = 0;
+    int drafts_wanted = 0;  // of its next step, at most
     int proposed = 0;
 
     // Rows that became part of the sequence: drafts behind the last token did not.
     int kept() const { return rows - drafts + std::max(sampled - 1, 0); }
   };
-  // A sequence whose draft grows: its last row of the draft layer, and the drafts it may still have.
+  // A sequence whose draft grows: its row among those of the draft layer that had logits, and the drafts it may still have.
   struct Drafting {
     Job* job = nullptr;
     int row = 0;
@@ -197,6 +200,9 @@ class Engine {
   void AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, bool planned);
   void TakeMask(Sequence* sequence);
   Status Compute();
+  // Within a step in which nothing but the batch runs: what its parts take is measured.
+  bool OnlyBatch() const;
+  void TellFirstTokens(double ms);
   void SampleTokens();
   void SampleJob(Job* job, size_t thread);
   // body(item, thread) for each item, on the model's threads where `rows` of logits are worth it.
@@ -217,6 +223,8 @@ class Engine {
 
   // The draft layer after the target, on the same thread (engine_draft.cc).
   Status RunDraftLayer();
+  int DraftsWanted(const Job& job) const;
+  void ChooseDrafting();
   void AddDraftRows(Job* job);
   void ProposeNext(int step_rows);
   std::span<const int32_t> HistoryOf(const Job& job, std::span<const int32_t> drafts, size_t thread);
@@ -261,6 +269,9 @@ class Engine {
   std::vector<std::vector<int32_t>> histories_;  // these
   std::vector<float> logits_;  // [rows of a step that may give a token, vocab]
   AttentionDone attention_done_;
+  DraftPolicy policy_;
+  std::vector<Job*> candidates_;  // may draft, the most promising first
+  std::vector<float> yields_;     // theirs
   double held_ms_ = 0;  // of the steps that are told with a later one
 
   std::unique_ptr<Keeper> keeper_;

@@ -11,6 +11,7 @@ Status Engine::RunDraftLayer() {
   draft_rows_.clear();
   following_.clear();
   drafting_.clear();
+  ChooseDrafting();
   for (Job& job : jobs_) {
     if (job.sequence != nullptr) AddDraftRows(&job);
   }
@@ -36,6 +37,35 @@ Status Engine::RunDraftLayer() {
   }
 }
 
+// Drafts that the next step of a job's sequence can use.
+int Engine::DraftsWanted(const Job& job) const {
+  if (!job.batched || !job.produces || job.ends || job.masked) return 0;
+  const DraftRoom room{.known = static_cast<int>(job.sequence->tokens.size()) + job.sampled,
+                       .capacity = job.capacity,
+                       .token_limit = job.sequence->token_limit,
+                       .min_tokens = job.sequence->min_tokens};
+  return DraftsThatFit(room, options_.speculation);
+}
+
+// Who drafts for the next step: those of whom most is to be expected, as many as pay.
+void Engine::ChooseDrafting() {
+  candidates_.clear();
+  yields_.clear();
+  int streams = 0;
+  for (Job& job : jobs_) {
+    if (job.sequence == nullptr) continue;
+    streams += job.batched && job.produces && !job.ends ? 1 : 0;
+    job.drafts_wanted = DraftsWanted(job);
+    if (job.drafts_wanted > 0) candidates_.push_back(&job);
+  }
+  if (options_.draft_always) return;
+  std::stable_sort(candidates_.begin(), candidates_.end(), [](const Job* a, const Job* b) { return a->sequence->draft_yield > b->sequence->draft_yield; });
+  for (const Job* job : candidates_) yields_.push_back(job->sequence->draft_yield);
+  const auto drafting = static_cast<size_t>(policy_.Choose(yields_, streams));
+  for (size_t i = drafting; i < candidates_.size(); ++i) candidates_[i]->drafts_wanted = 0;
+  candidates_.resize(std::min(drafting, candidates_.size()));
+}
+
 // Every row that was kept, with the token that follows it. Rows without a number get one too: their pages may be awaited.
 void Engine::AddDraftRows(Job* job) {
   Sequence* sequence = job->sequence;
@@ -52,14 +82,9 @@ void Engine::AddDraftRows(Job* job) {
   for (int i = 0; i < job->sampled; ++i) {
     following_.push_back(std::max(sampled_[job->first_sampled + static_cast<size_t>(i)].token, 0));
   }
-  const DraftRoom room{.known = static_cast<int>(sequence->tokens.size()) + job->sampled,
-                       .capacity = job->capacity,
-                       .token_limit = sequence->token_limit,
-                       .min_tokens = sequence->min_tokens};
-  const bool decodes = job->batched && job->produces && !job->ends && !job->masked;
-  const int drafts = decodes ? DraftsThatFit(room, options_.speculation) : 0;
+  const int drafts = job->drafts_wanted;
   rows.rows.logits_rows = drafts > 0 ? 1 : 0;
-  if (drafts > 0) drafting_.push_back({job, static_cast<int>(following_.size()) - 1, drafts});
+  if (drafts > 0) drafting_.push_back({job, static_cast<int>(drafting_.size()), drafts});
 }
 
 // One more draft for everyone in drafting_, whose logits are there in its order; stays who may have another.

@@ -146,14 +146,46 @@ void Engine::TakeMask(Sequence* sequence) {
   sequence->sampling.allowed = sequence->mask;
 }
 
+bool Engine::OnlyBatch() const {
+  return std::none_of(jobs_.begin(), jobs_.end(), [](const Job& job) { return job.planned; });
+}
+
 Status Engine::Compute() {
   if (rows_.empty()) return Status::Ok();
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point then) { return std::chrono::duration<double, std::milli>(Clock::now() - then).count(); };
+  const auto start = Clock::now();
   {
     const trace::Span span("forward");
     if (Status run = model_->Forward(rows_, pool_->memory(), attention_done_, logits_.data()); !run.ok()) return run;
   }
   SampleTokens();
-  return facts_.drafts ? RunDraftLayer() : Status::Ok();
+  if (!facts_.drafts) return Status::Ok();
+  if (sender_ != nullptr) TellFirstTokens(since(start));
+  const bool measured = OnlyBatch();
+  if (measured) policy_.StepTook(step_rows_, since(start));
+  const auto drafting = Clock::now();
+  if (Status drafted = RunDraftLayer(); !drafted.ok()) return drafted;
+  if (measured) policy_.PassTook(static_cast<int>(jobs_.size()), static_cast<int>(candidates_.size()), since(drafting));
+  return Status::Ok();
+}
+
+// The client waits for nothing more than the token: the draft layer's rows, which the decode rank needs, come after it.
+void Engine::TellFirstTokens(double ms) {
+  std::lock_guard lock(mutex_);
+  for (const Job& job : jobs_) {
+    if (job.sequence == nullptr || job.sampled == 0 || job.sequence->closing) continue;
+    const Sampled& sampled = sampled_[job.first_sampled];
+    if (sampled.token < 0) continue;
+    const auto known = static_cast<int>(job.sequence->tokens.size());
+    const bool stops = job.sequence->Stops(sampled.token, known);
+    FirstToken first{.sequence = job.ref, .token = sampled.token, .finish = Finish::kNone, .compute_ms = ms, .logprobs = {}};
+    if (job.ends) first.finish = stops ? Finish::kStop : Finish::kLength;
+    if (job.sequence->sampling.top_logprobs >= 0) {
+      first.logprobs = {job.ref.slot, sampled.logprob, sampled.top_ids, sampled.top_logprobs};
+    }
+    outbox_.Put(std::move(first));
+  }
 }
 
 void Engine::SampleTokens() {
@@ -223,6 +255,11 @@ void Engine::SettleJob(Job* job, StepReport* report) {
   counters_.drafts_proposed += static_cast<uint64_t>(job->proposed);
   counters_.drafts_verified += static_cast<uint64_t>(job->drafts);
   counters_.drafts_accepted += static_cast<uint64_t>(std::max(job->sampled - 1, 0));
+  if (std::exchange(sequence->drafted, job->proposed > 0)) {
+    policy_.Verified(job->drafts, std::max(job->sampled - 1, 0), &sequence->draft_yield);
+  } else {
+    policy_.SatOut(&sequence->draft_yield);
+  }
   // The send began while this step ran: nobody has told of its rows yet.
   if (sequence->exporting && !job->exporting) AnnounceWritten(*sequence);
   const size_t before = report->tokens.size();

@@ -11,11 +11,13 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "engine/sequence.h"
 #include "kv/kv_pool.h"
 #include "transport/kv_transfer.h"
 
@@ -41,6 +43,15 @@ struct StepReport {
   bool awaited = false;  // somebody can only go on once it is told
 };
 
+// A prompt's first token, told before the draft layer's pass. Its step's report has it again.
+struct FirstToken {
+  SequenceRef sequence;
+  int32_t token = 0;
+  Finish finish = Finish::kNone;
+  double compute_ms = 0;  // of the step so far
+  std::optional<StepLogprobs> logprobs;
+};
+
 struct TransferEvent {
   bool sent = false;  // else received
   TransferOutcome outcome;
@@ -52,7 +63,7 @@ struct FatalReport {
   std::string message;
 };
 
-using EngineMessage = std::variant<StepReport, TransferEvent, LapsedEvent, KvChanges, FatalReport>;
+using EngineMessage = std::variant<StepReport, FirstToken, TransferEvent, LapsedEvent, KvChanges, FatalReport>;
 
 class Outbox {
  public:

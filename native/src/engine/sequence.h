@@ -48,7 +48,9 @@ struct Sequence {
   int length = 0;  // KV rows written
   SampleParams sampling;
   std::vector<int32_t> stop_tokens;  // end of text among them
-  std::vector<int32_t> drafts;       // of the tokens after the known ones, made by its last step; the engine thread's own
+  std::vector<int32_t> drafts;       // of the tokens after the known ones, made by its last step; the engine thread's own, as are
+  bool drafted = false;              // its last step tried to make some
+  float draft_yield = 0;             // drafts that become tokens per step for which it drafted, on average
 
   // Tokens its next one is chosen among, a bit each. One mask serves one token: the sequence sits out until it has one.
   bool masked = false;

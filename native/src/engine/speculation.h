@@ -5,7 +5,8 @@
 //    with any number of drafts
 // V2 a draft is drawn with the very same number from the draft layer's logits: the two meet nearly as often as their
 //    distributions overlap, which is what a draft of its own and a lottery over it would reach
-// V3 drafts that the target is unlikely to meet are not verified, the fewer the more rows a step has
+// V3 drafts that the target is unlikely to meet are not verified, the fewer the more rows a step has; whether a stream
+//    drafts at all is decided by engine/draft_policy.h
 #pragma once
 
 #include <algorithm>

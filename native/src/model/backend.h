@@ -64,6 +64,8 @@ class Backend {
   virtual void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) = 0;
   // Queries and KV rows of RMS(x; input_layernorm). The KV rows are in the pool afterwards.
   virtual void WriteKv(const Step& step, int layer, int half) = 0;
+  // Between WriteKv and Attend: the step has fewer rows than before, row i was row kept[i] >= i.
+  virtual void Narrow(const Step& step, std::span<const int> kept) = 0;
   // x += attention; n = RMS(x; post_attention_layernorm).
   virtual void Attend(const Step& step, int layer, int half) = 0;
   // m = experts and identity term of n.

@@ -34,6 +34,7 @@ class LongcatModel final : public Model {
     step_.rows.reserve(max_rows_);
     step_.wanted.reserve(max_rows_);
     draft_rows_.reserve(max_rows_);
+    narrow_.reserve(max_rows_);
     sources_.reserve(max_rows_);
   }
 
@@ -75,9 +76,13 @@ class LongcatModel final : public Model {
     if (Status begun = Begin(draft_rows_, kv); !begun.ok()) return begun;
     const ThreadPool::Awake awake(pool_.get());
     Traced("embed", [&] { backend_->EmbedDraft(step_, sources_, last_norm_); });
-    RunAttention(c_.layers, 0, done);
-    Traced("dense mlp", [&] { backend_->DenseMlp(step_, c_.layers, 0); });
-    Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kDraft, logits); });
+    WriteKv(c_.layers, 0, done);
+    Narrow();
+    if (!step_.rows.empty()) {
+      Traced("attend", [&] { backend_->Attend(step_, c_.layers, 0); });
+      Traced("dense mlp", [&] { backend_->DenseMlp(step_, c_.layers, 0); });
+      Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kDraft, logits); });
+    }
     last_rows_ = static_cast<int>(step_.rows.size());
     last_norm_ = FinalNorm::kDraft;
     return Status::Ok();
@@ -96,9 +101,28 @@ class LongcatModel final : public Model {
 
   // The draft layer's attention follows those of the layers.
   void RunAttention(int layer, int half, const AttentionDone& done) {
+    WriteKv(layer, half, done);
+    Traced("attend", [&] { backend_->Attend(step_, layer, half); });
+  }
+
+  void WriteKv(int layer, int half, const AttentionDone& done) {
     Traced("project", [&] { backend_->WriteKv(step_, layer, half); });
     if (done) done(2 * layer + half);
-    Traced("attend", [&] { backend_->Attend(step_, layer, half); });
+  }
+
+  // Goes on with the rows whose logits are wanted: nothing looks back at the other rows' hidden states.
+  void Narrow() {
+    if (step_.wanted.size() == step_.rows.size()) return;
+    narrow_.clear();
+    for (size_t i = 0; i < step_.wanted.size(); ++i) {
+      const StepRow& row = step_.rows[static_cast<size_t>(step_.wanted[i])];
+      narrow_.push_back({nullptr, 1, row.position, row.block_table, 1});
+      step_.rows[i] = row;
+    }
+    step_.rows.resize(step_.wanted.size());
+    step_.sequences = narrow_;
+    if (!step_.rows.empty()) backend_->Narrow(step_, step_.wanted);
+    for (size_t i = 0; i < step_.wanted.size(); ++i) step_.wanted[i] = static_cast<int>(i);
   }
 
   Status Begin(std::span<const SequenceRows> sequences, const KvMemory& kv) {
@@ -134,7 +158,7 @@ class LongcatModel final : public Model {
   const std::unique_ptr<Backend> backend_;
   const size_t max_rows_;
   Step step_;
-  std::vector<SequenceRows> draft_rows_;
+  std::vector<SequenceRows> draft_rows_, narrow_;
   std::vector<int> sources_;
   int last_rows_ = 0;  // whose hidden states the backend holds
   FinalNorm last_norm_ = FinalNorm::kTarget;

@@ -64,8 +64,8 @@ struct SequenceRows {
 // follows there; the logits are of the token after that.
 struct DraftRows {
   SequenceRows rows;
-  int source = 0;  // row of the last Forward or Draft, counted over all sequences, whose hidden state the first one takes;
-                   // the others take those that follow
+  int source = 0;  // row whose hidden state the first one takes, the others take those that follow: counted over all rows of
+                   // the last Forward, or over those of the last Draft that had logits
 };
 
 // Called on the engine thread when the KV rows of one attention are written for all sequences of the step, before the
@@ -84,7 +84,8 @@ class Model {
   virtual Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
                          float* logits) = 0;
   // Runs the draft layer over the hidden states of the last Forward or Draft. Its KV rows are attention attentions - 1:
-  // those at positions before rows.position are there already. Logits as in Forward. Fails unless facts().drafts.
+  // those at positions before rows.position are there already. Logits as in Forward; a row without them ends with its KV.
+  // Fails unless facts().drafts.
   virtual Status Draft(std::span<const DraftRows>, const KvMemory&, const AttentionDone&, float*) {
     return Status(Code::kBadState, "the model has no draft layer");
   }

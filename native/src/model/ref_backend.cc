@@ -134,6 +134,16 @@ class RefBackend final : public Backend {
     });
   }
 
+  void Narrow(const Step&, std::span<const int> kept) override {
+    const auto keep = [&](std::vector<float>& values, size_t width) {
+      for (size_t i = 0; i < kept.size(); ++i) {
+        if (kept[i] != static_cast<int>(i)) std::copy_n(&values[static_cast<size_t>(kept[i]) * width], width, &values[i * width]);
+      }
+    };
+    keep(x_, Hidden());
+    keep(q_, Area(c_.heads, c_.qk_head()));
+  }
+
   void Attend(const Step& step, int layer, int half) override {
     const Attention& a = layers_[static_cast<size_t>(layer)].attention[half];
     const int rows = Rows(step);

@@ -7,12 +7,14 @@ namespace margay {
 
 void CpuBackend::WriteKv(const Step& step, int layer, int half) {
   const CpuAttention& a = weights_.layer(layer).attention[half];
+  const bool attends = layer < c_.layers || !step.wanted.empty();  // rows of a draft that are not asked for end here
   Settle(step, a.input_norm);
-  jobs_ = {Job(a.q_a, n_.data(), step, q_a_.data()), Job(a.kv_a, n_.data(), step, kv_.data())};
+  jobs_ = {Job(a.kv_a, n_.data(), step, kv_.data())};
+  if (attends) jobs_.push_back(Job(a.q_a, n_.data(), step, q_a_.data()));
   matmul_.Run(jobs_);
   ForRows(step, c_.q_lora + c_.kv_row(), [&](int row) {
     float* q_a = &q_a_[Area(row, c_.q_lora)];
-    path_.pointwise->rms_norm(q_a, a.q_a_norm, c_.q_lora, latent_eps_, q_a);
+    if (attends) path_.pointwise->rms_norm(q_a, a.q_a_norm, c_.q_lora, latent_eps_, q_a);
     float* kv = &kv_[Area(row, c_.kv_row())];
     auto* to = reinterpret_cast<uint16_t*>(step.KvRow(2 * layer + half, step.rows[static_cast<size_t>(row)]));
     path_.pointwise->rms_norm_bf16(kv, a.kv_a_norm, c_.kv_lora, latent_eps_, to);

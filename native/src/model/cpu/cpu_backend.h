@@ -32,6 +32,7 @@ class CpuBackend final : public Backend {
   void Embed(const Step& step) override;
   void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) override;
   void WriteKv(const Step& step, int layer, int half) override;
+  void Narrow(const Step& step, std::span<const int> kept) override;
   void Attend(const Step& step, int layer, int half) override;
   void Experts(const Step& step, int layer, Routing* routing) override;
   void DenseMlp(const Step& step, int layer, int half) override;

@@ -17,4 +17,13 @@ void CpuBackend::EmbedDraft(const Step& step, std::span<const int> sources, Fina
   RunOne(Job(draft.join, joined_.data(), step, x_.data()));
 }
 
+void CpuBackend::Narrow(const Step& step, std::span<const int> kept) {
+  for (size_t i = 0; i < kept.size(); ++i) {
+    if (kept[i] == static_cast<int>(i)) continue;
+    std::copy_n(&x_[Area(kept[i], c_.hidden)], c_.hidden, &x_[i * static_cast<size_t>(c_.hidden)]);
+    std::copy_n(&q_a_[Area(kept[i], c_.q_lora)], c_.q_lora, &q_a_[i * static_cast<size_t>(c_.q_lora)]);
+  }
+  PlanAttention(step);
+}
+
 }  // namespace margay
