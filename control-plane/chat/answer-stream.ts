@@ -77,6 +77,11 @@ export class AnswerStream {
     return this.matcher.stopped;
   }
 
+  /** The stop string that was found, as it was given. */
+  get stopString(): string | null {
+    return this.matcher.found === null ? null : this.unseal(this.matcher.found);
+  }
+
   /** True when a tool call was told: the finish reason of an answer that was not cut off is then `tool_calls`. */
   get calledTools(): boolean {
     return this.calls !== null && this.calls.calls > 0;

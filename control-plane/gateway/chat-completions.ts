@@ -16,6 +16,7 @@ import {
 } from "./generation-host.ts";
 import { refuse } from "./http-errors.ts";
 import { endTokens } from "./logprobs.ts";
+import { OPENAI_STREAM } from "./sse.ts";
 import { storyHeaders } from "./story.ts";
 import { constraintOf } from "./structured-output.ts";
 
@@ -54,7 +55,7 @@ export async function chatCompletions(host: GenerationHost, request: FastifyRequ
     const sinks = generations.map(
       (_, index) => new ChatChunks({ ...common, frame, index, answer: answer(), reasoning: reasoning[index]! }),
     );
-    const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed });
+    const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed, dialect: OPENAI_STREAM });
     await exchange.run(generations, sinks, (settled) => {
       if (!includeUsage) return "";
       const usage = usageOf(promptLengths, settled, reasoning);
@@ -63,7 +64,7 @@ export async function chatCompletions(host: GenerationHost, request: FastifyRequ
     return;
   }
   const sinks = reasoning.map((counter) => new ChatAnswer({ ...common, answer: answer(), reasoning: counter }));
-  const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed });
+  const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed, dialect: OPENAI_STREAM });
   const settled = await exchange.run(generations, sinks, () => "");
   if (settled === null) return;
   reply.headers(storyHeaders(settled));

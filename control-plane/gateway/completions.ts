@@ -18,6 +18,7 @@ import { refuse } from "./http-errors.ts";
 import { endTokens } from "./logprobs.ts";
 import type { PromptInput } from "./prompt-schema.ts";
 import { checkIds, type Prompt } from "./sampling-params.ts";
+import { OPENAI_STREAM } from "./sse.ts";
 import { storyHeaders } from "./story.ts";
 import { constraintOf } from "./structured-output.ts";
 
@@ -52,7 +53,7 @@ export async function completions(host: GenerationHost, request: FastifyRequest,
     return new CompletionChoice({ frame, index, answer, model, isEnd, logprobs: topLogprobs >= 0, echo });
   });
   const promptLengths = prompts.map((prompt) => prompt.tokens.length);
-  const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed });
+  const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed, dialect: OPENAI_STREAM });
   const settled = await exchange.run(generations, sinks, (ended) => {
     if (!includeUsage) return "";
     const usage = usageOf(promptLengths, ended, null);

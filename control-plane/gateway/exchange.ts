@@ -9,7 +9,7 @@ import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
 import type { ChoiceSink } from "./choice.ts";
-import { type ReaderLimits, SseStream } from "./sse.ts";
+import { type ReaderLimits, SseStream, type StreamDialect } from "./sse.ts";
 import { storyComment, timing, workerHeaders } from "./story.ts";
 
 /** A silent stream is looked at this often; its first comment is due after one look, further ones less often. */
@@ -48,6 +48,7 @@ export class Exchange {
   readonly #response: ServerResponse;
   readonly #abort = new AbortController();
   readonly #stream: SseStream | null;
+  readonly #dialect: StreamDialect;
   readonly #startedMs: number;
   #progress: FlowProgress | null = null;
   #sawFirstToken = false;
@@ -61,6 +62,7 @@ export class Exchange {
       readonly promptLengths: readonly number[];
       readonly reply: FastifyReply;
       readonly streamed: boolean;
+      readonly dialect: StreamDialect;
     },
   ) {
     const { reply, model } = options;
@@ -69,6 +71,7 @@ export class Exchange {
     this.#model = model;
     this.#reply = reply;
     this.#response = reply.raw;
+    this.#dialect = options.dialect;
     this.#startedMs = host.clock.monotonic();
     this.#stream = options.streamed
       ? new SseStream({
@@ -113,7 +116,7 @@ export class Exchange {
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
       const settled = await this.#serveAll(generations, sinks);
-      this.#stream?.end(`${closing(settled)}: ${storyComment(settled)}\n\ndata: [DONE]\n\n`);
+      this.#stream?.end(`${closing(settled)}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
       this.#count("ok", generations, settled);
       return settled;
     } catch (thrown) {
@@ -122,7 +125,7 @@ export class Exchange {
       if (!begun && !this.deserted) throw error;
       this.#count(error.code, generations, []);
       this.#report(error);
-      if (begun) this.#stream?.fail(error);
+      if (begun) this.#stream?.end(this.#dialect.failure(error));
       else this.#reply.hijack();
       return null;
     } finally {

@@ -15,6 +15,7 @@ import { findModel, type GenerationHost } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
 import { errorBody, errorHeaders, fromThrown } from "./http-errors.ts";
 import { parseJsonBody } from "./json-body.ts";
+import { countTokens, createMessage, messageErrorBody } from "./messages-api.ts";
 import { modelList, modelObject } from "./models.ts";
 import { openApiDocument } from "./openapi.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
@@ -51,7 +52,9 @@ const CLIENT_MS = 60_000;
 /** An idle connection is closed after this: longer than the idle time of usual proxies. */
 const KEEP_ALIVE_MS = 75_000;
 /** Paths and what they answer; HEAD comes with GET. */
-const GENERATION_PATHS: readonly string[] = ["/v1/chat/completions", "/v1/completions"];
+const GENERATION_PATHS: readonly string[] = ["/v1/chat/completions", "/v1/completions", "/v1/messages"];
+const WRITE_PATHS: readonly string[] = [...GENERATION_PATHS, "/v1/messages/count_tokens"];
+const MESSAGES_PATH = "/v1/messages";
 const READ_PATHS: readonly string[] = ["/v1/models", "/livez", "/readyz", "/metrics", "/openapi.json"];
 const MODEL_PREFIX = "/v1/models/";
 
@@ -202,6 +205,8 @@ export class Gateway {
     const app = this.#app;
     app.post("/v1/chat/completions", (request, reply) => chatCompletions(host, request, reply));
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
+    app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
+    app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
     app.get("/v1/models", () => modelList(models));
     app.get<{ Params: { "*": string } }>("/v1/models/*", (request) =>
       modelObject(findModel(models, request.params["*"])),
@@ -228,7 +233,9 @@ export class Gateway {
     // reset. The rest of the body is read and dropped instead, for as long as a request may take to arrive.
     reply.removeHeader("connection");
     reply.header("x-request-id", request.id);
-    reply.code(error.status).headers(errorHeaders(error)).send(errorBody(error));
+    const theirs = request.url.startsWith(MESSAGES_PATH);
+    const body = theirs ? messageErrorBody(error, request.id) : errorBody(error);
+    reply.code(error.status).headers(errorHeaders(error)).send(body);
   }
 }
 
@@ -239,7 +246,7 @@ export function createGateway(options: GatewayOptions): Gateway {
 
 function allowedAt(path: string): string | null {
   const bare = path.length > 1 ? path.replace(/\/$/, "") : path;
-  if (GENERATION_PATHS.includes(bare)) return "POST, OPTIONS";
+  if (WRITE_PATHS.includes(bare)) return "POST, OPTIONS";
   if (READ_PATHS.includes(bare) || bare.startsWith(MODEL_PREFIX)) return "GET, HEAD, OPTIONS";
   return null;
 }

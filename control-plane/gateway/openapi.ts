@@ -1,25 +1,34 @@
 import { z } from "zod";
 import { ChatRequest } from "./chat-schema.ts";
 import { CompletionRequest } from "./completion-schema.ts";
+import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
 import {
   ChatChunkResponse,
   ChatCompletionResponse,
   CompletionChunkResponse,
   CompletionResponse,
   ErrorResponse,
+  MessageErrorResponse,
+  MessageResponse,
   ModelListResponse,
   ModelResponse,
+  TokenCountResponse,
 } from "./response-schema.ts";
 
 const SCHEMAS = {
   ChatRequest,
   CompletionRequest,
+  MessagesRequest,
+  CountTokensRequest,
+  Message: MessageResponse,
+  MessageError: MessageErrorResponse,
   ChatCompletion: ChatCompletionResponse,
   ChatCompletionChunk: ChatChunkResponse,
   Completion: CompletionResponse,
   CompletionChunk: CompletionChunkResponse,
   Model: ModelResponse,
   ModelList: ModelListResponse,
+  TokenCount: TokenCountResponse,
   Error: ErrorResponse,
 } as const;
 
@@ -40,6 +49,31 @@ export function openApiDocument(): object {
     paths: {
       "/v1/chat/completions": { post: generation("createChatCompletion", "Answer a conversation.", "Chat") },
       "/v1/completions": { post: generation("createCompletion", "Continue a text.", "") },
+      "/v1/messages": {
+        post: {
+          operationId: "createMessage",
+          summary: "Answer a conversation, in the form of Anthropic's Messages API; streams are its events.",
+          requestBody: { required: true, content: json("MessagesRequest") },
+          responses: {
+            200: {
+              description: "OK",
+              content: { ...json("Message"), "text/event-stream": { schema: { type: "string" } } },
+            },
+            default: { description: "A failure.", content: json("MessageError") },
+          },
+        },
+      },
+      "/v1/messages/count_tokens": {
+        post: {
+          operationId: "countTokens",
+          summary: "How many tokens a conversation's prompt has.",
+          requestBody: { required: true, content: json("CountTokensRequest") },
+          responses: {
+            200: { description: "OK", content: json("TokenCount") },
+            default: { description: "A failure.", content: json("MessageError") },
+          },
+        },
+      },
       "/v1/models": { get: read("listModels", "The models served.", json("ModelList")) },
       "/v1/models/{id}": {
         parameters: [{ name: "id", in: "path", required: true, schema: { type: "string" } }],

@@ -125,3 +125,39 @@ export const ModelResponse = z.strictObject({
 });
 
 export const ModelListResponse = z.strictObject({ object: z.literal("list"), data: z.array(ModelResponse) });
+
+/** Anthropic's forms. */
+export const MessageResponse = z.strictObject({
+  id: z.string().startsWith("msg_"),
+  type: z.literal("message"),
+  role: z.literal("assistant"),
+  model: z.string(),
+  content: z.array(
+    z.discriminatedUnion("type", [
+      z.strictObject({ type: z.literal("thinking"), thinking: z.string(), signature: z.string() }),
+      z.strictObject({ type: z.literal("text"), text: z.string() }),
+      z.strictObject({
+        type: z.literal("tool_use"),
+        id: z.string().min(1),
+        name: z.string().min(1),
+        input: z.record(z.string(), z.unknown()),
+      }),
+    ]),
+  ),
+  stop_reason: z.enum(["end_turn", "max_tokens", "stop_sequence", "tool_use"]),
+  stop_sequence: z.string().nullable(),
+  usage: z.strictObject({
+    input_tokens: z.int(),
+    cache_creation_input_tokens: z.int(),
+    cache_read_input_tokens: z.int(),
+    output_tokens: z.int(),
+  }),
+});
+
+export const TokenCountResponse = z.strictObject({ input_tokens: z.int() });
+
+export const MessageErrorResponse = z.strictObject({
+  type: z.literal("error"),
+  error: z.strictObject({ type: z.string(), message: z.string() }),
+  request_id: z.string(),
+});

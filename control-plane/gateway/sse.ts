@@ -3,6 +3,17 @@ import { MargayError } from "#protocol/errors.ts";
 import type { Clock } from "#service/clock.ts";
 import { errorBody } from "./http-errors.ts";
 
+/** What an API's streams end with, and how they tell a failure once the headers are out: whole events. */
+export interface StreamDialect {
+  readonly end: string;
+  failure(error: MargayError): string;
+}
+
+export const OPENAI_STREAM: StreamDialect = {
+  end: "data: [DONE]\n\n",
+  failure: (error) => `data: ${JSON.stringify(errorBody(error))}\n\n`,
+};
+
 /** When a reader counts as too slow. */
 export interface ReaderLimits {
   /** Bytes waiting for the reader above which its time runs. */
@@ -86,11 +97,6 @@ export class SseStream {
     if (this.#state !== "open") return;
     this.#state = "ended";
     this.#response.end();
-  }
-
-  /** The one way to tell a failure once the headers are out. */
-  fail(error: MargayError): void {
-    this.end(`data: ${JSON.stringify(errorBody(error))}\n\n`);
   }
 
   /** Judges the reader; also called from time to time while nothing is sent. */

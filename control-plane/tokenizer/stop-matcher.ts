@@ -15,7 +15,8 @@ interface Candidate {
  * 3. After the match nothing is given out.
  */
 export class StopMatcher {
-  stopped = false;
+  /** The stop string that was found. */
+  found: string | null = null;
   private readonly candidates: readonly Candidate[];
   private held = "";
 
@@ -25,20 +26,24 @@ export class StopMatcher {
     this.candidates = stops.map((stop) => ({ stop, fallback: fallbacksOf(stop), matched: 0 }));
   }
 
+  get stopped(): boolean {
+    return this.found !== null;
+  }
+
   /** Text that is surely before any stop string. */
   push(text: string): { readonly text: string; readonly stopped: boolean } {
     if (this.stopped) return { text: "", stopped: true };
     if (this.candidates.length === 0) return { text, stopped: false };
     const all = this.held + text;
     for (let i = this.held.length; i < all.length; i++) {
-      let longest = 0;
+      let longest = "";
       for (const candidate of this.candidates) {
-        if (advance(candidate, all[i]!)) longest = Math.max(longest, candidate.stop.length);
+        if (advance(candidate, all[i]!) && candidate.stop.length > longest.length) longest = candidate.stop;
       }
-      if (longest === 0) continue;
-      this.stopped = true;
+      if (longest === "") continue;
+      this.found = longest;
       this.held = "";
-      return { text: all.slice(0, i + 1 - longest), stopped: true };
+      return { text: all.slice(0, i + 1 - longest.length), stopped: true };
     }
     const open = this.candidates.reduce((most, candidate) => Math.max(most, candidate.matched), 0);
     this.held = all.slice(all.length - open);

@@ -1,0 +1,114 @@
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { ERRORS, type MargayError } from "#protocol/errors.ts";
+import { AnswerStream } from "../chat/answer-stream.ts";
+import { renderChat } from "../chat/prompt.ts";
+import type { ServedModel } from "../chat/served-model.ts";
+import type { Settled } from "../flow/request-flow.ts";
+import type { Tool, ToolChoice } from "./chat-schema.ts";
+import { Exchange } from "./exchange.ts";
+import { findModel, type GenerationHost, parseRequest, planChoices, requestIdOf } from "./generation-host.ts";
+import { errorBody } from "./http-errors.ts";
+import { GatheredMessage, messageEvent, StreamedMessage } from "./messages-blocks.ts";
+import { conversationOf } from "./messages-conversation.ts";
+import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
+import type { StreamDialect } from "./sse.ts";
+import { storyHeaders } from "./story.ts";
+import { constraintOf } from "./structured-output.ts";
+
+const ERROR_TYPES: Readonly<Record<number, string>> = {
+  400: "invalid_request_error",
+  401: "authentication_error",
+  403: "permission_error",
+  404: "not_found_error",
+  413: "request_too_large",
+  429: "rate_limit_error",
+  503: "overloaded_error",
+  504: "timeout_error",
+};
+
+/** A failure in Anthropic's form. */
+export function messageErrorBody(error: MargayError, requestId: string): object {
+  const type = ERROR_TYPES[ERRORS[error.code].status] ?? (error.status < 500 ? "invalid_request_error" : "api_error");
+  return { type: "error", error: { type, message: errorBody(error).error.message }, request_id: requestId };
+}
+
+/** Answers `POST /v1/messages`; throws `MargayError` while nothing was sent. */
+export async function createMessage(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
+  const body = parseRequest(MessagesRequest, request.body);
+  const model = findModel(host.models, body.model);
+  const { tokens, startsInReasoning, tools } = promptOf(model, body);
+  const fields = {
+    model: body.model,
+    max_tokens: body.max_tokens,
+    temperature: body.temperature ?? null,
+    top_p: body.top_p ?? null,
+    top_k: body.top_k ?? null,
+  };
+  const constraint = await constraintOf(host.vet, model, fields, { tools, choice: choiceOf(body), startsInReasoning });
+  const prompt = { tokens, param: "messages" };
+  const generations = planChoices(host, model, fields, [prompt], -1, constraint);
+
+  const requestId = requestIdOf(request);
+  const head = { id: requestId.replace(/^req_/, "msg_"), type: "message", role: "assistant", model: model.name };
+  const streamed = body.stream === true;
+  const answer = new AnswerStream({
+    ...{ model, tools, startsInReasoning, stop: body.stop_sequences ?? [] },
+    parse: "chat",
+    newCallId: () => `toolu_${host.random.hex(12)}`,
+  });
+  const dialect: StreamDialect = {
+    end: "",
+    failure: (error) => `event: error\ndata: ${JSON.stringify(messageErrorBody(error, requestId))}\n\n`,
+  };
+  reply.header("request-id", requestId);
+  const exchange = new Exchange(host, { requestId, model, promptLengths: [tokens.length], reply, streamed, dialect });
+  if (!streamed) {
+    const sink = new GatheredMessage(answer);
+    const settled = await exchange.run(generations, [sink], () => "");
+    if (settled === null) return;
+    reply.headers(storyHeaders(settled));
+    return { ...head, content: sink.content, ...sink.stop, usage: usageOf(tokens.length, settled[0]!) };
+  }
+  const usage = { input_tokens: tokens.length, output_tokens: 0 };
+  const message = { ...head, content: [], stop_reason: null, stop_sequence: null, usage };
+  const sink = new StreamedMessage(answer, messageEvent("message_start", { message }));
+  await exchange.run(generations, [sink], ([settled]) => {
+    const last = { delta: sink.stop, usage: usageOf(tokens.length, settled!) };
+    return messageEvent("message_delta", last) + messageEvent("message_stop", {});
+  });
+  return;
+}
+
+/** Answers `POST /v1/messages/count_tokens`. */
+export function countTokens(host: GenerationHost, request: FastifyRequest): object {
+  const body = parseRequest(CountTokensRequest, request.body);
+  return { input_tokens: promptOf(findModel(host.models, body.model), body).tokens.length };
+}
+
+function promptOf(model: ServedModel, body: CountTokensRequest) {
+  const offered = body.tool_choice?.type === "none" || !body.tools?.length ? null : body.tools;
+  const tools: readonly Tool[] | null =
+    offered?.map(({ name, description, input_schema: parameters }) => ({
+      type: "function" as const,
+      function: { name, parameters, ...(typeof description === "string" ? { description } : {}) },
+    })) ?? null;
+  const thinking = body.thinking ?? null;
+  const templateKwargs = thinking === null ? {} : { enable_thinking: thinking.type !== "disabled" };
+  const messages = conversationOf(body.system ?? null, body.messages);
+  return { ...renderChat(model, messages, { tools, templateKwargs }), tools };
+}
+
+function choiceOf({ tool_choice: choice }: MessagesRequest): ToolChoice | null {
+  if (choice?.type === "any") return "required";
+  return choice?.type === "tool" ? { type: "function", function: { name: choice.name } } : (choice?.type ?? null);
+}
+
+/** Anthropic counts cached tokens apart. */
+function usageOf(promptTokens: number, { cachedTokens, completionTokens }: Settled): object {
+  return {
+    input_tokens: promptTokens - cachedTokens,
+    cache_creation_input_tokens: 0,
+    cache_read_input_tokens: cachedTokens,
+    output_tokens: completionTokens,
+  };
+}
