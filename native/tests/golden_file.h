@@ -57,4 +57,37 @@ class GoldenFile {
   uint64_t data_ = 0;
 };
 
+// Recorded prompts with the logits of their last positions.
+struct Prompt {
+  std::vector<int32_t> tokens;
+  std::vector<float> logits;  // of the last positions
+  int recorded = 0;           // how many
+};
+
+inline std::vector<Prompt> ReadPrompts(const GoldenFile& golden) {
+  std::vector<Prompt> prompts;
+  std::vector<int64_t> shape;
+  if (golden.Has("tokens")) {
+    const auto tokens = golden.Read<int32_t>("tokens", &shape);
+    const auto length = static_cast<size_t>(shape[1]);
+    const auto logits = golden.Read<float>("logits", &shape);
+    const size_t each = logits.size() / (tokens.size() / length);
+    for (size_t i = 0; i < tokens.size() / length; ++i) {
+      Prompt& prompt = prompts.emplace_back();
+      prompt.tokens.assign(&tokens[i * length], &tokens[i * length] + length);
+      prompt.logits.assign(&logits[i * each], &logits[i * each] + each);
+      prompt.recorded = static_cast<int>(length);
+    }
+    return prompts;
+  }
+  for (int i = 0; golden.Has("case" + std::to_string(i) + ".tokens"); ++i) {
+    const std::string stem = "case" + std::to_string(i);
+    Prompt& prompt = prompts.emplace_back();
+    prompt.tokens = golden.Read<int32_t>(stem + ".tokens", &shape);
+    prompt.logits = golden.Read<float>(stem + ".logits", &shape);
+    prompt.recorded = static_cast<int>(shape[0]);
+  }
+  return prompts;
+}
+
 }  // namespace margay::tests

@@ -28,43 +28,11 @@ constexpr float kMargin = 3e-2F;
 constexpr float kNudge = 2.5e-6F;
 constexpr uint32_t kTies = 4;
 
-struct Prompt {
-  std::vector<int32_t> tokens;
-  std::vector<float> logits;  // of the last positions
-  int recorded = 0;           // how many
-};
-
 struct Outcome {
   std::vector<std::vector<float>> logits;     // per prompt [tokens, vocab]
   std::vector<std::vector<int32_t>> choices;  // per prompt [tokens, layers * topk]
   std::vector<int32_t> routing;               // as recorded
 };
-
-std::vector<Prompt> ReadPrompts(const GoldenFile& golden) {
-  std::vector<Prompt> prompts;
-  std::vector<int64_t> shape;
-  if (golden.Has("tokens")) {
-    const auto tokens = golden.Read<int32_t>("tokens", &shape);
-    const auto length = static_cast<size_t>(shape[1]);
-    const auto logits = golden.Read<float>("logits", &shape);
-    const size_t each = logits.size() / (tokens.size() / length);
-    for (size_t i = 0; i < tokens.size() / length; ++i) {
-      Prompt& prompt = prompts.emplace_back();
-      prompt.tokens.assign(&tokens[i * length], &tokens[i * length] + length);
-      prompt.logits.assign(&logits[i * each], &logits[i * each] + each);
-      prompt.recorded = static_cast<int>(length);
-    }
-    return prompts;
-  }
-  for (int i = 0; golden.Has("case" + std::to_string(i) + ".tokens"); ++i) {
-    const std::string stem = "case" + std::to_string(i);
-    Prompt& prompt = prompts.emplace_back();
-    prompt.tokens = golden.Read<int32_t>(stem + ".tokens", &shape);
-    prompt.logits = golden.Read<float>(stem + ".logits", &shape);
-    prompt.recorded = static_cast<int>(shape[0]);
-  }
-  return prompts;
-}
 
 // Feeds all prompts together, `chunk` tokens of each per step (0: each prompt whole, alone).
 // With `kv` an fp32 pool holds what a bf16 pool would; with a seed after every value was moved by up to kNudge of itself,

@@ -38,6 +38,8 @@ class RankExchange : public ExpertExchange {
   bool PeerBegan() const override;
   bool Rest() override;
   Status DispatchSend(int layer, const DispatchRows& mine) override;
+  bool DispatchArrived() const override { return AllHere(Waiting::For::kDispatch, nullptr); }
+  bool CombineArrived() const override { return AllHere(Waiting::For::kCombine, &awaits_); }
   Status DispatchReceive(int layer, std::span<const ReceivedRow>* rows) override;
   void Decode(int i, float* out) const override;
   void PutResult(int i, int choice, const float* values) override;
@@ -78,6 +80,8 @@ class RankExchange : public ExpertExchange {
   // waits.cc
   const std::atomic<uint32_t>* Word(int member, Waiting::For what) const;
   bool Here(const Waiting& waiting) const;
+  // Of the running layer.
+  bool AllHere(Waiting::For what, const std::vector<uint8_t>* needed) const;
   Status Await(const Waiting& waiting, WaitClock::time_point deadline);
   Status AwaitAll(Waiting::For what, uint32_t number, const std::vector<uint8_t>* needed, uint64_t ExchangeCounters::*waited);
   void HoldForLink(Waiting::For what, const std::vector<uint8_t>* needed, WaitClock::time_point deadline);

@@ -94,6 +94,14 @@ bool RankExchange::Here(const Waiting& waiting) const {
   return Reached(Word(waiting.member, waiting.what)->load(std::memory_order_acquire), waiting.number);
 }
 
+bool RankExchange::AllHere(Waiting::For what, const std::vector<uint8_t>* needed) const {
+  for (int member = 0; member < members(); ++member) {
+    const bool counts = member != self() && (needed == nullptr || (*needed)[static_cast<size_t>(member)] != 0);
+    if (counts && !Here({what, member, number_})) return false;
+  }
+  return true;
+}
+
 // A member that left knows who was to blame.
 std::optional<GroupLoss> RankExchange::ToldLoss() const {
   for (const Lane* lane : lanes_) {

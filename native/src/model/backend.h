@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/exchange.h"
 #include "core/kv_memory.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
@@ -56,6 +57,11 @@ class Backend {
   virtual std::string PackedLayout() const = 0;
   virtual std::string Isa() const = 0;
   virtual KvType kv_type() const = 0;
+  // How its rows travel to experts of other ranks, and what those made of them back.
+  virtual PayloadFormat payload() const = 0;
+  virtual CombineMode combine() const = 0;
+  // Makes room for the rows of so many ranks; not during a step.
+  virtual void MakeRoom(int ranks) = 0;
 
   // x = embedding of the tokens.
   virtual void Embed(const Step& step) = 0;
@@ -66,14 +72,20 @@ class Backend {
   virtual void WriteKv(const Step& step, int layer, int half) = 0;
   // Between WriteKv and Attend: the step has fewer rows than before, row i was row kept[i] >= i.
   virtual void Narrow(const Step& step, std::span<const int> kept) = 0;
-  // x += attention; n = RMS(x; post_attention_layernorm).
+  // x += attention; n = RMS(x; post_attention_layernorm), one for each half.
   virtual void Attend(const Step& step, int layer, int half) = 0;
-  // m = experts and identity term of n.
-  virtual void Experts(const Step& step, int layer, Routing* routing) = 0;
+  // Experts and weights of each row's n of the first half, which stays as it is until JoinShortcut has read it.
+  virtual void Route(const Step& step, int layer, Routing* routing) = 0;
+  // What Route found, as the exchange takes it. Valid until JoinShortcut.
+  virtual DispatchRows Routed(const Step& step) const = 0;
+  // Outputs of the chosen experts: of a rank alone.
+  virtual void Experts(const Step& step, int layer) = 0;
+  // Outputs of this rank's experts for the rows of the group, told to the exchange.
+  virtual void ServeExperts(std::span<const ReceivedRow> rows, int layer, ExpertExchange* exchange) = 0;
   // x += mlp(n).
   virtual void DenseMlp(const Step& step, int layer, int half) = 0;
-  // x += m.
-  virtual void JoinShortcut(const Step& step, int layer) = 0;
+  // x += identity term and weighted outputs of the experts, which the exchange has where there is one.
+  virtual void JoinShortcut(const Step& step, const ExpertExchange* exchange) = 0;
   // Ends the step: x is whole afterwards. Logits of the wanted rows, if there are any.
   virtual void Logits(const Step& step, FinalNorm norm, float* logits) = 0;
 };

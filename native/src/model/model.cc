@@ -9,6 +9,7 @@
 #include "core/sha256.h"
 #include "core/trace.h"
 #include "model/backend.h"
+#include "model/layer_schedule.h"
 #include "model/model_config.h"
 #include "model/model_tensors.h"
 #include "weights/checkpoint.h"
@@ -30,7 +31,8 @@ class LongcatModel final : public Model {
         weights_(std::move(weights)),
         pool_(std::move(pool)),
         backend_(std::move(backend)),
-        max_rows_(static_cast<size_t>(max_rows)) {
+        max_rows_(static_cast<size_t>(max_rows)),
+        counts_(c_.experts, c_.topk) {
     step_.rows.reserve(max_rows_);
     step_.wanted.reserve(max_rows_);
     draft_rows_.reserve(max_rows_);
@@ -45,17 +47,16 @@ class LongcatModel final : public Model {
                  float* logits) override {
     last_rows_ = 0;
     if (Status begun = Begin(sequences, kv); !begun.ok()) return begun;
+    if (step_.rows.empty() && exchange_ == nullptr) return BadArgument("a step without rows");
     const ThreadPool::Awake awake(pool_.get());
-    Traced("embed", [&] { backend_->Embed(step_); });
-    for (int layer = 0; layer < c_.layers; ++layer) {
-      for (int half = 0; half < 2; ++half) {
-        RunAttention(layer, half, done);
-        if (half == 0) Traced("experts", [&] { backend_->Experts(step_, layer, &routing_); });
-        Traced("dense mlp", [&] { backend_->DenseMlp(step_, layer, half); });
-      }
-      Traced("join shortcut", [&] { backend_->JoinShortcut(step_, layer); });
+    if (!step_.rows.empty()) Traced("embed", [&] { backend_->Embed(step_); });
+    if (exchange_ != nullptr) {
+      if (Status begun = exchange_->BeginStep(); !begun.ok()) return begun;
     }
-    Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kTarget, logits); });
+    for (int layer = 0; layer < c_.layers; ++layer) {
+      if (Status run = RunLayer(layer, done); !run.ok()) return run;
+    }
+    if (!step_.rows.empty()) Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kTarget, logits); });
     last_rows_ = static_cast<int>(step_.rows.size());
     last_norm_ = FinalNorm::kTarget;
     return Status::Ok();
@@ -74,13 +75,15 @@ class LongcatModel final : public Model {
       for (int i = 0; i < sequence.rows.count; ++i) sources_.push_back(sequence.source + i);
     }
     if (Status begun = Begin(draft_rows_, kv); !begun.ok()) return begun;
+    if (step_.rows.empty()) return BadArgument("a draft without rows");
     const ThreadPool::Awake awake(pool_.get());
     Traced("embed", [&] { backend_->EmbedDraft(step_, sources_, last_norm_); });
-    WriteKv(c_.layers, 0, done);
+    if (Status run = RunStage(Stage::kProject0, c_.layers, done); !run.ok()) return run;
     Narrow();
     if (!step_.rows.empty()) {
-      Traced("attend", [&] { backend_->Attend(step_, c_.layers, 0); });
-      Traced("dense mlp", [&] { backend_->DenseMlp(step_, c_.layers, 0); });
+      for (const Stage stage : {Stage::kAttend0, Stage::kMlp0}) {
+        if (Status run = RunStage(stage, c_.layers, done); !run.ok()) return run;
+      }
       Traced("logits", [&] { backend_->Logits(step_, FinalNorm::kDraft, logits); });
     }
     last_rows_ = static_cast<int>(step_.rows.size());
@@ -88,9 +91,23 @@ class LongcatModel final : public Model {
     return Status::Ok();
   }
 
+  Status SetExchange(ExpertExchange* exchange) override {
+    const int ranks = exchange == nullptr ? 1 : exchange->members();
+    if (ranks > room_) {
+      backend_->MakeRoom(ranks);
+      room_ = ranks;
+    }
+    exchange_ = exchange;
+    return Status::Ok();
+  }
+
+  RoutingCounters routing_counters() const override { return counts_.Read(); }
+
   void ForceRouting(const std::vector<int32_t>* forced, std::vector<int32_t>* recorded) override {
     routing_.Use(forced, recorded);
   }
+
+  void ForceOrder(const std::vector<Stage>* order) override { order_ = order; }
 
  private:
   template <typename Body>
@@ -99,14 +116,75 @@ class LongcatModel final : public Model {
     body();
   }
 
-  // The draft layer's attention follows those of the layers.
-  void RunAttention(int layer, int half, const AttentionDone& done) {
-    WriteKv(layer, half, done);
-    Traced("attend", [&] { backend_->Attend(step_, layer, half); });
+  // The layer's stages, in the order of layer_schedule.h. Without rows of its own a rank of a group serves the others.
+  Status RunLayer(int layer, const AttentionDone& done) {
+    StageSet ended = exchange_ == nullptr ? kTrafficStages : 0;
+    if (step_.rows.empty()) ended = kAllStages & ~(kTrafficStages | These(Stage::kExperts));
+    size_t place = 0;
+    while (ended != kAllStages) {
+      const StageFacts& next = order_ == nullptr ? NextStage(kLayerSchedule, ended, [this](Stage stage) { return Arrived(stage); })
+                                                 : kLayerSchedule[static_cast<size_t>((*order_)[place++])];
+      if ((ended & These(next.stage)) != 0) continue;
+      if (Status run = RunStage(next.stage, layer, done); !run.ok()) return run;
+      ended |= These(next.stage);
+    }
+    return Status::Ok();
+  }
+
+  bool Arrived(Stage receive) const {
+    return receive == Stage::kDispatchReceive ? exchange_->DispatchArrived() : exchange_->CombineArrived();
+  }
+
+  // The draft layer is the one after the last: its first half is all of it, and its attention follows those of the layers.
+  Status RunStage(Stage stage, int layer, const AttentionDone& done) {
+    const trace::Span span(kLayerSchedule[static_cast<size_t>(stage)].name);
+    switch (stage) {
+      case Stage::kProject0:
+        WriteKv(layer, 0, done);
+        break;
+      case Stage::kProject1:
+        WriteKv(layer, 1, done);
+        break;
+      case Stage::kAttend0:
+        backend_->Attend(step_, layer, 0);
+        break;
+      case Stage::kAttend1:
+        backend_->Attend(step_, layer, 1);
+        break;
+      case Stage::kMlp0:
+        backend_->DenseMlp(step_, layer, 0);
+        break;
+      case Stage::kMlp1:
+        backend_->DenseMlp(step_, layer, 1);
+        break;
+      case Stage::kRoute:
+        backend_->Route(step_, layer, &routing_);
+        counts_.Count(backend_->Routed(step_));
+        break;
+      case Stage::kDispatchSend:
+        return exchange_->DispatchSend(layer, backend_->Routed(step_));
+      case Stage::kDispatchReceive:
+        return exchange_->DispatchReceive(layer, &received_);
+      case Stage::kExperts:
+        if (exchange_ == nullptr) {
+          backend_->Experts(step_, layer);
+        } else {
+          backend_->ServeExperts(received_, layer, exchange_);
+        }
+        break;
+      case Stage::kCombineSend:
+        return exchange_->CombineSend(layer);
+      case Stage::kCombineReceive:
+        return exchange_->CombineReceive(layer);
+      case Stage::kJoin:
+        backend_->JoinShortcut(step_, exchange_);
+        break;
+    }
+    return Status::Ok();
   }
 
   void WriteKv(int layer, int half, const AttentionDone& done) {
-    Traced("project", [&] { backend_->WriteKv(step_, layer, half); });
+    backend_->WriteKv(step_, layer, half);
     if (done) done(2 * layer + half);
   }
 
@@ -148,7 +226,7 @@ class LongcatModel final : public Model {
         step_.rows.push_back({token, sequence.position + i, sequence.block_table});
       }
     }
-    return step_.rows.empty() ? BadArgument("a step without rows") : Status::Ok();
+    return Status::Ok();
   }
 
   const ModelConfig c_;
@@ -163,6 +241,11 @@ class LongcatModel final : public Model {
   int last_rows_ = 0;  // whose hidden states the backend holds
   FinalNorm last_norm_ = FinalNorm::kTarget;
   Routing routing_;
+  RoutingCounts counts_;
+  ExpertExchange* exchange_ = nullptr;
+  int room_ = 1;  // ranks whose rows the backend has room for
+  std::span<const ReceivedRow> received_;
+  const std::vector<Stage>* order_ = nullptr;
 };
 
 // The content hash of a checkpoint is remembered beside the packed files under the identity of its files, so that it
@@ -248,6 +331,13 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   facts.attentions = config->attentions() + (drafts ? 1 : 0);
   facts.drafts = drafts;
   facts.kv = {facts.attentions, config->kv_row(), backend->kv_type()};
+  facts.layers = config->layers;
+  facts.hidden = config->hidden;
+  facts.experts = config->experts;
+  facts.topk = config->topk;
+  facts.max_rows = options.max_rows;
+  facts.payload = backend->payload();
+  facts.combine = backend->combine();
   facts.eos_tokens = config->eos_tokens;
   facts.isa = backend->Isa();
   facts.threads = pool->threads();

@@ -8,9 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "comm/exchange.h"
 #include "core/kv_memory.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "model/layer_schedule.h"
 
 namespace margay {
 
@@ -43,6 +45,14 @@ struct ModelFacts {
   int attentions = 0;  // the draft layer's included, which is the last
   bool drafts = false;
   KvLayout kv;
+  // What a group of ranks with this model has to agree on: the rest of a GroupSpec.
+  int layers = 0;
+  int hidden = 0;
+  int experts = 0;  // real ones
+  int topk = 0;
+  int max_rows = 0;
+  PayloadFormat payload = PayloadFormat::kBf16;
+  CombineMode combine = CombineMode::kSummed;
   std::vector<int32_t> eos_tokens;  // config.json and generation_config.json eos_token_id (number or list)
   std::string isa;                  // code path chosen, "ref" for the ref backend
   int threads = 0;
@@ -72,6 +82,14 @@ struct DraftRows {
 // next attention starts: pages may be announced from here.
 using AttentionDone = std::function<void(int attention)>;
 
+// Choices of the rows that this model routed, over all layers.
+struct RoutingCounters {
+  std::vector<uint64_t> loads;  // of each real expert
+  uint64_t rows = 0;
+  uint64_t real_choices = 0;
+  uint64_t zero_choices = 0;
+};
+
 class Model {
  public:
   static Result<std::unique_ptr<Model>> Load(const ModelOptions& options);
@@ -79,6 +97,14 @@ class Model {
   virtual const ModelFacts& facts() const = 0;
   // The threads that compute, free between the calls below; null: there are none.
   virtual ThreadPool* pool() { return nullptr; }
+  // From the next Forward on this model's experts serve a group, and every Forward is a step of it, also one without rows,
+  // as every other member runs at the same time; null: alone again. The exchange stays its owner's. A Forward that loses
+  // the group ends with kGroupLost: of its rows nothing counts. Not during a call.
+  virtual Status SetExchange(ExpertExchange* exchange) {
+    return exchange == nullptr ? Status::Ok() : Status(Code::kBadState, "the model has no experts to share");
+  }
+  // Any thread.
+  virtual RoutingCounters routing_counters() const { return {}; }
   // Runs one step. `logits` holds [sum of logits_rows, vocab_size] floats, sequences in order. The KV of a row is
   // written before it is read; the sum of counts is at most max_rows. One thread at a time.
   virtual Status Forward(std::span<const SequenceRows> sequences, const KvMemory& kv, const AttentionDone& done,
@@ -92,6 +118,9 @@ class Model {
   // Tests only: overrides the router's choice (spec 4.1) by a recorded one, or records it.
   // ids: [layers][rows][topk] in order of processing; nullptr switches off.
   virtual void ForceRouting(const std::vector<int32_t>* forced, std::vector<int32_t>* recorded) = 0;
+  // Tests only: the stages of every layer run in this order, which keeps to the waits of layer_schedule.h; nullptr: in the
+  // schedule's own.
+  virtual void ForceOrder(const std::vector<Stage>*) {}
 };
 
 }  // namespace margay

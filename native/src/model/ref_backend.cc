@@ -55,7 +55,10 @@ class RefBackend final : public Backend {
     const auto wide = [&](int width) { return std::vector<float>(Area(options.max_rows, width)); };
     x_ = wide(c_.hidden);
     n_ = wide(c_.hidden);
-    m_ = wide(c_.hidden);
+    branch_ = wide(c_.hidden);
+    outputs_ = wide(c_.topk * c_.hidden);
+    received_.resize(Hidden());
+    result_.resize(Hidden());
     y_ = wide(c_.hidden);
     q_a_ = wide(c_.q_lora);
     q_ = wide(c_.heads * c_.qk_head());
@@ -68,6 +71,7 @@ class RefBackend final : public Backend {
     cosine_ = wide(rotary_.pairs());
     sine_ = cosine_;
     chosen_.resize(Area(options.max_rows, c_.topk));
+    chosen_weights_.resize(chosen_.size());
     scores_.resize(Area(pool->threads(), c_.context_length));
   }
 
@@ -94,6 +98,9 @@ class RefBackend final : public Backend {
   std::string PackedLayout() const override { return "ref-1"; }
   std::string Isa() const override { return "ref"; }
   KvType kv_type() const override { return KvType::kF32; }
+  PayloadFormat payload() const override { return PayloadFormat::kFp32; }
+  CombineMode combine() const override { return CombineMode::kPerExpert; }
+  void MakeRoom(int) override {}  // rows of other ranks are computed one by one
 
   void Embed(const Step& step) override { EmbedInto(x_, embedding_, step); }
 
@@ -162,13 +169,12 @@ class RefBackend final : public Backend {
     }
     Apply(a.o, heads_out_.data(), rows, y_.data());
     Accumulate(y_, rows, x_);
-    Norm(x_, a.post_norm, rows, c_.hidden, c_.rms_eps, 1, n_);
+    Norm(x_, a.post_norm, rows, c_.hidden, c_.rms_eps, 1, NormOf(half));
   }
 
-  void Experts(const Step& step, int layer, Routing* routing) override {
+  void Route(const Step& step, int layer, Routing* routing) override {
     const Layer& l = layers_[static_cast<size_t>(layer)];
-    const int rows = Rows(step);
-    Apply(l.router, n_.data(), rows, probabilities_.data());
+    Apply(l.router, branch_.data(), Rows(step), probabilities_.data());
     const auto slots = static_cast<size_t>(c_.slots());
     const auto topk = static_cast<size_t>(c_.topk);
     for (size_t row = 0; row < step.rows.size(); ++row) {
@@ -176,29 +182,62 @@ class RefBackend final : public Backend {
       ChooseExperts({&probabilities_[row * slots], slots}, {At(l.correction_bias), slots}, {&chosen_[row * topk], topk});
     }
     routing->Settle({chosen_.data(), step.rows.size() * topk});
-    for (size_t row = 0; row < step.rows.size(); ++row) {
-      float* m = &m_[row * Hidden()];
-      const float* n = &n_[row * Hidden()];
-      std::fill_n(m, Hidden(), 0.0F);
-      for (size_t k = 0; k < topk; ++k) {
-        const int expert = chosen_[row * topk + k];
-        const float weight = probabilities_[row * slots + static_cast<size_t>(expert)] * c_.routed_scale;
-        const float* y = n;
-        if (expert < c_.experts) {
-          RunMlp(l.experts[static_cast<size_t>(expert)], n, 1, y_.data());
-          y = y_.data();
-        }
-        for (size_t i = 0; i < Hidden(); ++i) m[i] += weight * y[i];
+    for (size_t i = 0; i < step.rows.size() * topk; ++i) {
+      chosen_weights_[i] = probabilities_[i / topk * slots + static_cast<size_t>(chosen_[i])] * c_.routed_scale;
+    }
+  }
+
+  void Experts(const Step& step, int layer) override {
+    const Layer& l = layers_[static_cast<size_t>(layer)];
+    const auto topk = static_cast<size_t>(c_.topk);
+    for (size_t i = 0; i < step.rows.size() * topk; ++i) {
+      if (chosen_[i] >= c_.experts) continue;
+      RunMlp(l.experts[static_cast<size_t>(chosen_[i])], &branch_[i / topk * Hidden()], 1, &outputs_[i * Hidden()]);
+    }
+  }
+
+  DispatchRows Routed(const Step& step) const override {
+    return {Rows(step), branch_.data(), chosen_.data(), chosen_weights_.data(), pool_};
+  }
+
+  void ServeExperts(std::span<const ReceivedRow> rows, int layer, ExpertExchange* exchange) override {
+    const Layer& l = layers_[static_cast<size_t>(layer)];
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const float* n = received_.data();
+      if (rows[i].payload != nullptr) {
+        exchange->Decode(static_cast<int>(i), received_.data());
+      } else {
+        n = &branch_[Area(rows[i].row, c_.hidden)];
+      }
+      for (size_t k = 0; k < rows[i].choices.size(); ++k) {
+        RunMlp(l.experts[static_cast<size_t>(rows[i].choices[k].expert)], n, 1, result_.data());
+        exchange->PutResult(static_cast<int>(i), static_cast<int>(k), result_.data());
       }
     }
   }
 
   void DenseMlp(const Step& step, int layer, int half) override {
-    RunMlp(layers_[static_cast<size_t>(layer)].mlp[half], n_.data(), Rows(step), y_.data());
+    RunMlp(layers_[static_cast<size_t>(layer)].mlp[half], NormOf(half).data(), Rows(step), y_.data());
     Accumulate(y_, Rows(step), x_);
   }
 
-  void JoinShortcut(const Step& step, int) override { Accumulate(m_, Rows(step), x_); }
+  // m begins with the identity term; outputs are added to it by rising expert, as an exchange does.
+  void JoinShortcut(const Step& step, const ExpertExchange* exchange) override {
+    for (int row = 0; row < Rows(step); ++row) {
+      float* m = &y_[Area(row, c_.hidden)];
+      float identity = 0;
+      for (size_t i = Area(row, c_.topk); i < Area(row + 1, c_.topk); ++i) {
+        if (chosen_[i] >= c_.experts) identity += chosen_weights_[i];
+      }
+      for (int i = 0; i < c_.hidden; ++i) m[i] = identity * branch_[Area(row, c_.hidden) + static_cast<size_t>(i)];
+      if (exchange != nullptr) {
+        exchange->AddResults(row, m);
+      } else {
+        AddOutputs(row, m);
+      }
+    }
+    Accumulate(y_, Rows(step), x_);
+  }
 
   void Logits(const Step& step, FinalNorm norm, float* logits) override {
     for (const int row : step.wanted) {
@@ -212,6 +251,18 @@ class RefBackend final : public Backend {
   size_t Hidden() const { return static_cast<size_t>(c_.hidden); }
   static int Rows(const Step& step) { return static_cast<int>(step.rows.size()); }
   const float* At(size_t offset) const { return reinterpret_cast<const float*>(base_ + offset); }
+
+  void AddOutputs(int row, float* m) const {
+    for (int32_t expert = 0; expert < c_.experts; ++expert) {
+      for (size_t k = Area(row, c_.topk); k < Area(row + 1, c_.topk); ++k) {
+        if (chosen_[k] != expert) continue;
+        for (size_t i = 0; i < Hidden(); ++i) m[i] += chosen_weights_[k] * outputs_[k * Hidden() + i];
+      }
+    }
+  }
+
+  // n of the post-attention norm.
+  std::vector<float>& NormOf(int half) { return half == 0 ? branch_ : n_; }
 
   const float* Norm(FinalNorm which) const { return At(which == FinalNorm::kTarget ? norm_ : draft_.norm); }
 
@@ -350,10 +401,12 @@ class RefBackend final : public Backend {
   Linear head_;
   std::vector<Layer> layers_;
   Draft draft_{};
-  // Activations, [rows, width].
-  std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, latent_q_, heads_out_, gate_, up_, probabilities_, cosine_, sine_, scores_;
+  // Activations, [rows, width]. branch_ is n of a layer's first half: it outlives that of the second.
+  std::vector<float> x_, n_, branch_, outputs_, y_, q_a_, q_, kv_, latent_q_, heads_out_, gate_, up_, probabilities_, cosine_, sine_, scores_;
+  std::vector<float> received_, result_;  // a row of the group, and what an expert makes of it
   std::vector<float> joined_;  // of a draft: [rows, 2 * hidden]
-  std::vector<int32_t> chosen_;
+  std::vector<int32_t> chosen_;        // [rows, topk], with
+  std::vector<float> chosen_weights_;  // their weights, and outputs_: their outputs
 };
 
 }  // namespace

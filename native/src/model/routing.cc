@@ -27,4 +27,32 @@ void Routing::Settle(std::span<int32_t> chosen) {
   if (recorded_ != nullptr) recorded_->insert(recorded_->end(), chosen.begin(), chosen.end());
 }
 
+void RoutingCounts::Count(const DispatchRows& routed) {
+  const auto add = [](std::atomic<uint64_t>* counter, uint64_t more) {
+    counter->store(counter->load(std::memory_order_relaxed) + more, std::memory_order_relaxed);
+  };
+  uint64_t zero = 0;
+  for (int i = 0; i < routed.rows * topk_; ++i) {
+    const auto expert = static_cast<size_t>(routed.chosen[i]);
+    if (expert < loads_.size()) {
+      add(&loads_[expert], 1);
+    } else {
+      ++zero;
+    }
+  }
+  add(&zero_choices_, zero);
+  add(&rows_, static_cast<uint64_t>(routed.rows));
+}
+
+RoutingCounters RoutingCounts::Read() const {
+  RoutingCounters counters;
+  for (const auto& load : loads_) {
+    counters.loads.push_back(load.load(std::memory_order_relaxed));
+    counters.real_choices += counters.loads.back();
+  }
+  counters.rows = rows_.load(std::memory_order_relaxed);
+  counters.zero_choices = zero_choices_.load(std::memory_order_relaxed);
+  return counters;
+}
+
 }  // namespace margay

@@ -1,9 +1,13 @@
 // Which experts a token uses (spec 4.1), and the tests' way to record or prescribe it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "comm/exchange.h"
+#include "model/model.h"
 
 namespace margay {
 
@@ -25,6 +29,20 @@ class Routing {
   const std::vector<int32_t>* prescribed_ = nullptr;
   std::vector<int32_t>* recorded_ = nullptr;
   size_t taken_ = 0;
+};
+
+// How often experts are chosen. One thread counts, any may read.
+class RoutingCounts {
+ public:
+  RoutingCounts(int experts, int topk) : topk_(topk), loads_(static_cast<size_t>(experts)) {}
+  void Count(const DispatchRows& routed);
+  RoutingCounters Read() const;
+
+ private:
+  const int topk_;
+  std::vector<std::atomic<uint64_t>> loads_;
+  std::atomic<uint64_t> rows_{0};
+  std::atomic<uint64_t> zero_choices_{0};
 };
 
 }  // namespace margay

@@ -8,7 +8,7 @@ namespace margay {
 void CpuBackend::WriteKv(const Step& step, int layer, int half) {
   const CpuAttention& a = weights_.layer(layer).attention[half];
   const bool attends = layer < c_.layers || !step.wanted.empty();  // rows of a draft that are not asked for end here
-  Settle(step, a.input_norm);
+  Settle(step, a.input_norm, n_.data());
   jobs_ = {Job(a.kv_a, n_.data(), step, kv_.data())};
   if (attends) jobs_.push_back(Job(a.q_a, n_.data(), step, q_a_.data()));
   matmul_.Run(jobs_);
@@ -39,7 +39,7 @@ void CpuBackend::Attend(const Step& step, int layer, int half) {
   expanded_.Run(q_.data(), pages, a.expand, heads_out_.data());
   RunOne(Job(a.o, heads_out_.data(), step, y_.data()));
   pending_ = Pending::kBranch;
-  Settle(step, a.post_norm);
+  Settle(step, a.post_norm, NormOf(half));
 }
 
 // The absorbed form (spec 3.5), for the rows that have it: queries to the latent, attention over it, values out of it.

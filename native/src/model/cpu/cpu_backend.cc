@@ -7,6 +7,7 @@ namespace margay {
 CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options, const CodePath& path, ThreadPool* pool)
     : c_(config),
       latent_eps_(options.latent_eps),
+      max_rows_(options.max_rows),
       deterministic_(options.deterministic),
       path_(path),
       pool_(pool),
@@ -28,17 +29,17 @@ CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options,
   queries_ = wide(c_.heads * query_width_);
   context_ = wide(c_.heads * c_.kv_lora);
   heads_out_ = wide(c_.heads * c_.v_head);
-  wide_ = wide(std::max(c_.ffn, c_.topk * c_.expert_ffn));
-  expert_out_ = wide(c_.topk * c_.hidden);
+  wide_ = wide(c_.ffn);
   probabilities_ = wide(c_.slots());
   cosine_ = wide(c_.rope);
   sine_ = cosine_;
   chosen_.resize(Area(options.max_rows, c_.topk));
-  place_.resize(chosen_.size());
-  assigned_.resize(chosen_.size());
+  chosen_weights_.resize(chosen_.size());
   expert_first_.resize(static_cast<size_t>(c_.experts) + 1);
   sources_.resize(Area(pool->threads(), c_.topk + 1));
   source_weights_.resize(sources_.size());
+  sums_.resize(Area(pool->threads(), c_.hidden));
+  MakeRoom(1);
   for (auto* sequences : {&to_absorb_, &to_expand_}) sequences->reserve(static_cast<size_t>(options.max_rows));
   absorbed_rows_.reserve(static_cast<size_t>(options.max_rows));
   absorbed_.resize(static_cast<size_t>(options.max_rows));
@@ -71,17 +72,15 @@ void CpuBackend::EmbedInto(std::vector<float>& y, const CpuTable& table, const S
   PlanAttention(step);
 }
 
-void CpuBackend::JoinShortcut(const Step&, int) { pending_ = Pending::kBranchAndShortcut; }
-
-void CpuBackend::Settle(const Step& step, const float* weight) {
+void CpuBackend::Settle(const Step& step, const float* weight, float* n) {
   if (pending_ == Pending::kNothing && weight == nullptr) return;
   ForRows(step, 3 * c_.hidden, [&](int row) {
     const size_t at = Area(row, c_.hidden);
     if (pending_ == Pending::kNothing) {
-      path_.pointwise->rms_norm(&x_[at], weight, c_.hidden, c_.rms_eps, &n_[at]);
+      path_.pointwise->rms_norm(&x_[at], weight, c_.hidden, c_.rms_eps, &n[at]);
     } else {
       const float* m = pending_ == Pending::kBranchAndShortcut ? &m_[at] : nullptr;
-      path_.pointwise->add_norm(&x_[at], &y_[at], m, weight, c_.hidden, c_.rms_eps, &n_[at]);
+      path_.pointwise->add_norm(&x_[at], &y_[at], m, weight, c_.hidden, c_.rms_eps, &n[at]);
     }
   });
   pending_ = Pending::kNothing;
@@ -92,7 +91,7 @@ const float* CpuBackend::NormBeforeHead(FinalNorm which) const {
 }
 
 void CpuBackend::Logits(const Step& step, FinalNorm norm, float* logits) {
-  Settle(step, nullptr);
+  Settle(step, nullptr, n_.data());
   if (step.wanted.empty()) return;
   for (size_t i = 0; i < step.wanted.size(); ++i) {
     path_.pointwise->rms_norm(&x_[Area(step.wanted[i], c_.hidden)], NormBeforeHead(norm), c_.hidden, c_.rms_eps, &n_[i * static_cast<size_t>(c_.hidden)]);

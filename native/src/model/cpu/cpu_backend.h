@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -28,18 +30,26 @@ class CpuBackend final : public Backend {
   std::string PackedLayout() const override { return choice_ == WeightChoice::kInt8 ? "cpu-panel16-3 int8" : "cpu-panel16-3"; }
   std::string Isa() const override { return path_.name; }
   KvType kv_type() const override { return KvType::kBf16; }
+  PayloadFormat payload() const override { return deterministic_ ? PayloadFormat::kFp32 : PayloadFormat::kBf16; }
+  CombineMode combine() const override { return deterministic_ ? CombineMode::kPerExpert : CombineMode::kSummed; }
+  void MakeRoom(int ranks) override;
 
   void Embed(const Step& step) override;
   void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) override;
   void WriteKv(const Step& step, int layer, int half) override;
   void Narrow(const Step& step, std::span<const int> kept) override;
   void Attend(const Step& step, int layer, int half) override;
-  void Experts(const Step& step, int layer, Routing* routing) override;
+  void Route(const Step& step, int layer, Routing* routing) override;
+  DispatchRows Routed(const Step& step) const override;
+  void Experts(const Step& step, int layer) override;
+  void ServeExperts(std::span<const ReceivedRow> rows, int layer, ExpertExchange* exchange) override;
   void DenseMlp(const Step& step, int layer, int half) override;
-  void JoinShortcut(const Step& step, int layer) override;
+  void JoinShortcut(const Step& step, const ExpertExchange* exchange) override;
   void Logits(const Step& step, FinalNorm norm, float* logits) override;
 
  private:
+  using Untouched = std::unique_ptr<float[]>;  // no page of it is there before it is used
+
   struct RowRange {
     int first;
     int count;
@@ -59,7 +69,10 @@ class CpuBackend final : public Backend {
   // body(row) or body(row, thread), on all threads where that pays.
   template <typename Body>
   void ForRows(const Step& step, int values_per_row, Body&& body) {
-    const auto rows = static_cast<int>(step.rows.size());
+    ForRows(static_cast<int>(step.rows.size()), values_per_row, body);
+  }
+  template <typename Body>
+  void ForRows(int rows, int values_per_row, Body&& body) {
     const auto run = [&](int row, int thread) {
       if constexpr (std::is_invocable_v<Body, int, int>) {
         body(row, thread);
@@ -81,7 +94,9 @@ class CpuBackend final : public Backend {
   // What is left to whoever reads x next to add to it: y of the last attention or MLP and, after a layer, the shortcut's m.
   enum class Pending { kNothing, kBranch, kBranchAndShortcut };
   // x += what is pending, and n = RMS(x; weight) unless weight is null.
-  void Settle(const Step& step, const float* weight);
+  void Settle(const Step& step, const float* weight, float* n);
+  // n of the post-attention norm.
+  float* NormOf(int half) { return half == 0 ? branch_.get() : n_.data(); }
 
   // y = the tokens' embeddings; then all that depends on the rows' positions.
   void EmbedInto(std::vector<float>& y, const CpuTable& table, const Step& step);
@@ -94,13 +109,25 @@ class CpuBackend final : public Backend {
   void Absorb(const CpuAttention& a, const uint8_t* pages);
 
   // Experts.
-  // Sorts the choices by expert: assigned_ lists rows, place_ says where each choice's output will be (-1: identity).
-  void Assign(size_t rows);
+  // Sorts choices by expert, rows as before: assigned_ lists rows, place_ says where each choice's output will be (-1:
+  // not made here). expert_of(choice) is none of the real ones for such.
+  template <typename ExpertOf, typename RowOf>
+  void Assign(size_t choices, const ExpertOf& expert_of, const RowOf& row_of);
+  // Outputs of all that is assigned, from rows of branch_.
+  void RunExperts(const CpuLayer& layer);
   // m = sum of the chosen experts' weighted outputs, and the identity experts' weight times n, in order of choice.
   void Combine(int row, int thread);
+  // The same with the outputs added to the identity term one by one, by rising expert: what an exchange does with those
+  // that come back.
+  void CombineInOrder(int row);
+  // m = identity experts' weight times n.
+  void PutIdentity(int row);
+  // What this rank's experts made of a row of the group.
+  void TellResults(const ReceivedRow& row, int number, int thread, ExpertExchange* exchange);
 
   const ModelConfig c_;
   const float latent_eps_;
+  const int max_rows_;
   const bool deterministic_;  // every operation has one form, whatever the rows of the step
   const CodePath path_;
   ThreadPool* const pool_;
@@ -117,15 +144,23 @@ class CpuBackend final : public Backend {
 
   Pending pending_ = Pending::kNothing;
   // Activations, [rows, width].
-  std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, expert_out_, probabilities_, cosine_, sine_;
+  std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, probabilities_, cosine_, sine_;
+  // n of a layer's first half, which outlives that of the second: [rows of a step], then [rows from other ranks].
+  Untouched branch_;
+  // Of the rows that experts of this rank have, by expert: activations of their MLPs, outputs.
+  Untouched expert_wide_, expert_out_;
   std::vector<float> joined_;          // of a draft: [rows, 2 * hidden]
-  std::vector<int32_t> chosen_;        // [rows, topk]
+  std::vector<int32_t> chosen_;        // [rows, topk], with
+  std::vector<float> chosen_weights_;  // their weights
   std::vector<int32_t> place_;         // [rows, topk]
-  std::vector<int32_t> assigned_;      // rows, by expert
+  std::vector<int32_t> assigned_;      // rows of branch_, by expert
+  std::vector<int32_t> first_choice_;  // of each row of the group, in place_
+  std::vector<int32_t> choice_rows_, choice_experts_;
   std::vector<int32_t> expert_first_;  // [experts + 1] into assigned_
   // Of one combination, per thread: [threads, topk + 1].
   std::vector<const float*> sources_;
   std::vector<float> source_weights_;
+  std::vector<float> sums_;  // per thread: [threads, hidden]
   std::vector<MatmulJob> jobs_;
 };
 
