@@ -8,7 +8,7 @@ const LEGEND_COLUMNS = 10;
 const LANE = 26;
 const NESTED = 16;
 const HEAD = 30;
-/** What is drawn is the busiest stretch of this length: a second of steps would be a solid bar. */
+/** What is drawn is the busiest stretch, of this length unless told otherwise: a second of steps would be a solid bar. */
 const WINDOW_MS = 24;
 /** Finer than this, epoch milliseconds do not tell an end from the next start. */
 const CLOCK_STEP_MS = 0.001;
@@ -25,7 +25,14 @@ const COLOURS: Readonly<Record<string, string>> = {
   forward: "#8fa3b5",
   project: "#3b7dc4",
   attend: "#2a8f6f",
+  route: "#57b0a5",
+  "dispatch send": "#d9822b",
+  "dispatch receive": "#e8b06e",
+  dispatch: "#d9822b",
   experts: "#4f9d3a",
+  "combine send": "#c8553d",
+  "combine receive": "#e59c8c",
+  combine: "#c8553d",
   "dense mlp": "#6f7fd1",
   "join shortcut": "#9db3c8",
   logits: "#b59b2e",
@@ -44,13 +51,13 @@ interface Placed {
 }
 
 /** Draws the busiest moment: a lane per thread, spans within spans below them. */
-export function drawTrace(ranks: readonly TracedRank[]): string {
-  const startMs = busiest(ranks);
-  const x = (ms: number) => LEFT + ((WIDTH - LEFT - 20) * Math.min(Math.max(ms - startMs, 0), WINDOW_MS)) / WINDOW_MS;
+export function drawTrace(ranks: readonly TracedRank[], windowMs = WINDOW_MS): string {
+  const startMs = busiest(ranks, windowMs);
+  const x = (ms: number) => LEFT + ((WIDTH - LEFT - 20) * Math.min(Math.max(ms - startMs, 0), windowMs)) / windowMs;
   const parts: string[] = [];
   let y = TOP;
   for (const { rank, spans } of ranks) {
-    const inside = spans.filter((span) => span.startMs < startMs + WINDOW_MS && span.startMs + span.ms > startMs);
+    const inside = spans.filter((span) => span.startMs < startMs + windowMs && span.startMs + span.ms > startMs);
     parts.push(text(20, y + 20, `${rank.role} ${rank.rankId}, process ${rank.pid}`, "rank"));
     y += HEAD;
     for (const thread of [...new Set(inside.map((span) => span.thread))].sort()) {
@@ -64,9 +71,9 @@ export function drawTrace(ranks: readonly TracedRank[]): string {
     y += 8;
   }
   const height = y + 30;
-  const ticks = Array.from({ length: 9 }, (_, i) => (i * WINDOW_MS) / 8).map(
+  const ticks = Array.from({ length: 9 }, (_, i) => (i * windowMs) / 8).map(
     (ms) =>
-      `<line class="grid" x1="${x(startMs + ms)}" x2="${x(startMs + ms)}" y1="${TOP}" y2="${y}"/>${text(x(startMs + ms), y + 18, `${ms} ms`, "middle faint")}`,
+      `<line class="grid" x1="${x(startMs + ms)}" x2="${x(startMs + ms)}" y1="${TOP}" y2="${y}"/>${text(x(startMs + ms), y + 18, `${Number(ms.toPrecision(4))} ms`, "middle faint")}`,
   );
   const named = [...new Set(ranks.flatMap(({ spans }) => spans.map(({ name }) => name)))].filter(
     (name) => name in COLOURS,
@@ -80,7 +87,7 @@ export function drawTrace(ranks: readonly TracedRank[]): string {
     `<style>text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #1f2933 } .title { font-size: 17px; font-weight: 600 }`,
     `.rank { font-weight: 600 } .faint { fill: #5b6673 } .end { text-anchor: end } .middle { text-anchor: middle } .grid { stroke: #d9dee5 }</style>`,
     `<rect width="${WIDTH}" height="${height}" rx="8" fill="#ffffff"/>`,
-    text(20, 30, `Steps of ${ranks.length} workers: busiest ${WINDOW_MS} ms`, "title"),
+    text(20, 30, `Steps of ${ranks.length} workers: busiest ${Number(windowMs.toPrecision(4))} ms`, "title"),
     ...legend,
     ...ticks,
     ...parts,
@@ -89,11 +96,11 @@ export function drawTrace(ranks: readonly TracedRank[]): string {
 }
 
 /** Start of the window in which most different things happen, in as many workers as possible. */
-function busiest(ranks: readonly TracedRank[]): number {
+function busiest(ranks: readonly TracedRank[], windowMs: number): number {
   const windows = new Map<number, { count: number; readonly kinds: Set<string> }>();
   for (const { rank, spans } of ranks) {
     for (const { name, startMs } of spans) {
-      const window = Math.floor((2 * startMs) / WINDOW_MS);
+      const window = Math.floor((2 * startMs) / windowMs);
       // The half before begins early enough to show it too.
       for (const index of [window - 1, window]) {
         const found = windows.get(index) ?? { count: 0, kinds: new Set() };
@@ -104,7 +111,7 @@ function busiest(ranks: readonly TracedRank[]): number {
     }
   }
   const order = [...windows].sort(([, a], [, b]) => b.kinds.size - a.kinds.size || b.count - a.count);
-  return ((order[0]?.[0] ?? 0) * WINDOW_MS) / 2;
+  return ((order[0]?.[0] ?? 0) * windowMs) / 2;
 }
 
 function nest(spans: TracedRank["spans"]): readonly Placed[] {

@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util";
 import { benchEngine } from "./engine.ts";
+import { benchExpertParallel } from "./expert-parallel.ts";
 import { benchKernels, benchProgram } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
 import { benchNano } from "./nano.ts";
@@ -19,6 +20,7 @@ const PARTS = {
   kernels: benchKernels,
   engine: benchEngine,
   transfer: (options: BenchOptions) => benchProgram("transfer", "transfer", options),
+  ep: benchExpertParallel,
   speculation: benchSpeculation,
   structured: benchStructured,
 } as const;

@@ -9,7 +9,8 @@ export async function benchEngine(options: BenchOptions): Promise<void> {
   const peer = openLlama();
   if (typeof peer === "string") {
     process.stdout.write(`llama.cpp is not compared: ${peer}\n`);
-    return benchProgram("engine", "engine", options);
+    await benchProgram("engine", "engine", options);
+    return;
   }
   using found = peer;
   await benchProgram("engine", "engine", options, ["--peer", found.library, found.model]);

@@ -4,7 +4,7 @@ import { type BenchLine, benchLines, buildBenchPrograms } from "./native-figures
 import type { BenchOptions } from "./options.ts";
 
 /** Programs of other parts; every other file of native/bench times kernels. */
-const OTHERS = ["engine", "transfer"];
+const OTHERS = ["engine", "expert_parallel", "transfer"];
 
 /** Every operation against the machine's limits: linear algebra, attention, and what else native/bench has. */
 export async function benchKernels(options: BenchOptions): Promise<void> {
@@ -15,13 +15,13 @@ export async function benchKernels(options: BenchOptions): Promise<void> {
   }
 }
 
-/** Runs one program, prints its tables, checks its promises. */
+/** Runs one program, prints its tables, checks its promises; returns what it told. */
 export async function benchProgram(
   part: string,
   program: string,
   options: BenchOptions,
   args: readonly string[] = [],
-): Promise<void> {
+): Promise<readonly BenchLine[]> {
   buildBenchPrograms();
   const lines: BenchLine[] = [];
   for await (const line of benchLines(program, [...args, ...(options.quick ? ["--quick"] : [])])) {
@@ -37,4 +37,5 @@ export async function benchProgram(
     figures,
   );
   checkFigures(figures, options.promises);
+  return lines;
 }

@@ -52,7 +52,19 @@ export interface Figure {
   readonly rivals: Readonly<Record<string, Spread>>;
 }
 
-export type BenchLine = MachineLine | LimitLine | Figure;
+/** What ranks did in one step; times in ms since its begin. */
+export interface TraceLine {
+  readonly kind: "trace";
+  readonly spans: readonly {
+    readonly rank: number;
+    readonly thread: string;
+    readonly name: string;
+    readonly startMs: number;
+    readonly ms: number;
+  }[];
+}
+
+export type BenchLine = MachineLine | LimitLine | Figure | TraceLine;
 
 /** Builds native/build/bench when a source changed. */
 export function buildBenchPrograms(): void {

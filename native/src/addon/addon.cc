@@ -10,6 +10,7 @@
 
 #include "addon/bridge.h"
 #include "addon/fields.h"
+#include "addon/group_object.h"
 #include "addon/messages.h"
 #include "core/trace.h"
 #include "engine/engine.h"
@@ -64,6 +65,8 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   const std::string transport = fields.Text("kvTransport");
   if (transport != "auto" && transport != "tcp") fields.Refuse("kvTransport", "auto or tcp");
   options.allow_shared_memory = transport == "auto";
+  const Napi::Value group = fields.Get("group");
+  if (!group.IsEmpty() && !group.IsUndefined()) options.group = ReadGroupOptions(group, error);
   return options;
 }
 
@@ -163,6 +166,8 @@ class EngineObject : public Napi::ObjectWrap<EngineObject> {
     }
     bridge_ = *info[0].As<Napi::External<std::shared_ptr<Bridge>>>().Data();
     info.This().As<Napi::Object>().Set("info", EngineInfo(info.Env(), bridge_->engine()));
+    const bool one_of_several = bridge_->engine().options().group.has_value();
+    info.This().As<Napi::Object>().Set("group", one_of_several ? GroupObject(info.Env(), bridge_) : info.Env().Null());
   }
 
   void Finalize(Napi::BasicEnv) override {

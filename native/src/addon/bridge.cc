@@ -56,6 +56,22 @@ void Bridge::FinishOpening(Napi::Env env) {
   opening_->Resolve(wrap_(env, shared_from_this()));
 }
 
+Napi::Value Bridge::Await(Napi::Env env, CallId call) {
+  return calls_.emplace(call, Napi::Promise::Deferred::New(env)).first->second.Promise();
+}
+
+void Bridge::FinishCall(Napi::Env env, CallId call, const Status& status) {
+  const auto found = calls_.find(call);
+  if (found == calls_.end()) return;
+  const Napi::Promise::Deferred deferred = found->second;
+  calls_.erase(found);
+  if (status.ok()) {
+    deferred.Resolve(env.Undefined());
+  } else {
+    deferred.Reject(ToError(env, status).Value());
+  }
+}
+
 Napi::Value Bridge::Close(Napi::Env env) {
   if (!closing_promise_.IsEmpty()) return closing_promise_.Value();
   closing_.emplace(env);
@@ -87,6 +103,7 @@ void Bridge::FinishClosing(Napi::Env env) {
   worked_ = false;
   state_ = State::kClosed;
   listener_.Reset();
+  while (!calls_.empty()) FinishCall(env, calls_.begin()->first, Status(Code::kClosed, "the engine is closed"));
   if (closing_.has_value()) closing_->Resolve(env.Undefined());
   bell_.Release();
 }
@@ -116,6 +133,9 @@ void Bridge::Deliver(Napi::Env env) {
       ++i;
     } else if (const auto* fatal = std::get_if<FatalReport>(&messages[i])) {
       tell("onFatal", Napi::String::New(env, fatal->message));
+      ++i;
+    } else if (const auto* ended = std::get_if<CallEnded>(&messages[i])) {
+      FinishCall(env, ended->call, ended->status);
       ++i;
     } else {
       Napi::Array events = Napi::Array::New(env);

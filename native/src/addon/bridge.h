@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -30,6 +31,8 @@ class Bridge : public std::enable_shared_from_this<Bridge> {
   static Napi::Value Open(Napi::Env env, EngineOptions options, Napi::Object listener, Wrap wrap);
 
   Engine& engine() { return *engine_; }
+  // A promise of the end of a call that the engine has taken.
+  Napi::Value Await(Napi::Env env, CallId call);
   // A promise; the same one when called again.
   Napi::Value Close(Napi::Env env);
   // The JavaScript object is gone: nobody will call Close.
@@ -46,6 +49,7 @@ class Bridge : public std::enable_shared_from_this<Bridge> {
   void FinishOpening(Napi::Env env);
   void FinishClosing(Napi::Env env);
   void Deliver(Napi::Env env);
+  void FinishCall(Napi::Env env, CallId call, const Status& status);
   void TearDown();
 
   State state_ = State::kOpening;
@@ -55,6 +59,7 @@ class Bridge : public std::enable_shared_from_this<Bridge> {
   std::optional<Napi::Promise::Deferred> opening_;
   std::optional<Napi::Promise::Deferred> closing_;
   Napi::Reference<Napi::Promise> closing_promise_;
+  std::map<CallId, Napi::Promise::Deferred> calls_;  // not yet ended
 
   std::thread worker_;               // loads, later closes
   std::atomic<bool> worked_{false};  // the worker has nothing left to do but to end

@@ -59,7 +59,8 @@ inline Napi::Object ToObject(Napi::Env env, const StepReport& report) {
 }
 
 inline bool IsEvent(const EngineMessage& message) {
-  return !std::holds_alternative<StepReport>(message) && !std::holds_alternative<FatalReport>(message);
+  return !std::holds_alternative<StepReport>(message) && !std::holds_alternative<FatalReport>(message) &&
+         !std::holds_alternative<CallEnded>(message);
 }
 
 inline Napi::Object EventToObject(Napi::Env env, const EngineMessage& message) {
@@ -86,6 +87,11 @@ inline Napi::Object EventToObject(Napi::Env env, const EngineMessage& message) {
   } else if (const auto* lapsed = std::get_if<LapsedEvent>(&message)) {
     event.Set("kind", "lapsed");
     event.Set("handle", ToObject(env, lapsed->sequence));
+  } else if (const auto* lost = std::get_if<GroupLostEvent>(&message)) {
+    event.Set("kind", "group-lost");
+    event.Set("epoch", static_cast<double>(lost->epoch));
+    event.Set("guilty", lost->guilty < 0 ? env.Null() : Napi::Number::New(env, lost->guilty));
+    event.Set("cause", lost->cause);
   } else if (const auto* changes = std::get_if<KvChanges>(&message)) {
     event.Set("kind", "kv");
     event.Set("stored", ToArray<Napi::Uint8Array>(env, changes->stored));

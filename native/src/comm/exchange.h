@@ -162,8 +162,8 @@ class ExpertExchange {
   // Waits for the rows of all members. `rows`: by member, then row; valid until CombineSend.
   virtual Status DispatchReceive(int layer, std::span<const ReceivedRow>* rows) = 0;
   // Whether the next DispatchReceive, or CombineReceive, would not wait.
-  virtual bool DispatchArrived() const = 0;
-  virtual bool CombineArrived() const = 0;
+  virtual bool DispatchArrived() = 0;
+  virtual bool CombineArrived() = 0;
   // Row i of those received, as fp32 [hidden]. Several threads at once, until CombineSend.
   virtual void Decode(int i, float* out) const = 0;
   // What the experts made of row i, [hidden]. kSummed: once per row, weighted and summed, `choice` 0. kPerExpert: once

@@ -38,8 +38,8 @@ class RankExchange : public ExpertExchange {
   bool PeerBegan() const override;
   bool Rest() override;
   Status DispatchSend(int layer, const DispatchRows& mine) override;
-  bool DispatchArrived() const override { return AllHere(Waiting::For::kDispatch, nullptr); }
-  bool CombineArrived() const override { return AllHere(Waiting::For::kCombine, &awaits_); }
+  bool DispatchArrived() override { return AllHere(Waiting::For::kDispatch, nullptr); }
+  bool CombineArrived() override { return AllHere(Waiting::For::kCombine, &awaits_); }
   Status DispatchReceive(int layer, std::span<const ReceivedRow>* rows) override;
   void Decode(int i, float* out) const override;
   void PutResult(int i, int choice, const float* values) override;
@@ -81,9 +81,11 @@ class RankExchange : public ExpertExchange {
   const std::atomic<uint32_t>* Word(int member, Waiting::For what) const;
   bool Here(const Waiting& waiting) const;
   // Of the running layer.
-  bool AllHere(Waiting::For what, const std::vector<uint8_t>* needed) const;
+  bool AllHere(Waiting::For what, const std::vector<uint8_t>* needed);
   Status Await(const Waiting& waiting, WaitClock::time_point deadline);
   Status AwaitAll(Waiting::For what, uint32_t number, const std::vector<uint8_t>* needed, uint64_t ExchangeCounters::*waited);
+  // When the link would have brought all of the running layer, which is here.
+  int64_t LinkArrivalNs(Waiting::For what, const std::vector<uint8_t>* needed);
   void HoldForLink(Waiting::For what, const std::vector<uint8_t>* needed, WaitClock::time_point deadline);
   std::optional<GroupLoss> ToldLoss() const;
   void WakeWaiters() const;
@@ -95,6 +97,8 @@ class RankExchange : public ExpertExchange {
   const Mailbox own_;
   std::vector<Lane*> lanes_;
   std::optional<LinkModel> link_;
+  Waiting carried_;  // the last that the link was asked about, and when that arrives
+  int64_t carried_ns_ = 0;
   std::vector<std::pair<int64_t, size_t>> arrivals_;  // of one wait: when sent, bytes
 
   std::atomic<bool> lost_{false};

@@ -94,12 +94,12 @@ bool RankExchange::Here(const Waiting& waiting) const {
   return Reached(Word(waiting.member, waiting.what)->load(std::memory_order_acquire), waiting.number);
 }
 
-bool RankExchange::AllHere(Waiting::For what, const std::vector<uint8_t>* needed) const {
+bool RankExchange::AllHere(Waiting::For what, const std::vector<uint8_t>* needed) {
   for (int member = 0; member < members(); ++member) {
     const bool counts = member != self() && (needed == nullptr || (*needed)[static_cast<size_t>(member)] != 0);
     if (counts && !Here({what, member, number_})) return false;
   }
-  return true;
+  return !link_ || MonotonicNs() >= LinkArrivalNs(what, needed);
 }
 
 // A member that left knows who was to blame.
@@ -156,7 +156,10 @@ Status RankExchange::Await(const Waiting& waiting, WaitClock::time_point deadlin
   return outcome;
 }
 
-void RankExchange::HoldForLink(Waiting::For what, const std::vector<uint8_t>* needed, WaitClock::time_point deadline) {
+int64_t RankExchange::LinkArrivalNs(Waiting::For what, const std::vector<uint8_t>* needed) {
+  if (carried_.what == what && carried_.number == number_) return carried_ns_;
+  carried_ = {what, self(), number_};
+  carried_ns_ = 0;
   arrivals_.clear();
   for (int member = 0; member < members(); ++member) {
     if (member == self() || (needed != nullptr && (*needed)[static_cast<size_t>(member)] == 0)) continue;
@@ -171,8 +174,12 @@ void RankExchange::HoldForLink(Waiting::For what, const std::vector<uint8_t>* ne
     }
   }
   std::sort(arrivals_.begin(), arrivals_.end());
-  int64_t last_ns = 0;
-  for (const auto& [sent_ns, bytes] : arrivals_) last_ns = link_->Carry(sent_ns, bytes);
+  for (const auto& [sent_ns, bytes] : arrivals_) carried_ns_ = link_->Carry(sent_ns, bytes);
+  return carried_ns_;
+}
+
+void RankExchange::HoldForLink(Waiting::For what, const std::vector<uint8_t>* needed, WaitClock::time_point deadline) {
+  const int64_t last_ns = LinkArrivalNs(what, needed);
   const auto over = [&] { return MonotonicNs() >= last_ns || lost_.load(std::memory_order_acquire); };
   constexpr int64_t kSpinNs = 100'000;
   const timespec until{static_cast<time_t>((last_ns - kSpinNs) / 1'000'000'000), static_cast<long>((last_ns - kSpinNs) % 1'000'000'000)};

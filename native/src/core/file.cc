@@ -105,6 +105,16 @@ Mapping::~Mapping() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
+void TouchPages(std::span<const std::byte> range) {
+  constexpr uintptr_t kPage = 4096;
+  const auto first = reinterpret_cast<uintptr_t>(range.data()) / kPage * kPage;
+  const auto end = reinterpret_cast<uintptr_t>(range.data() + range.size());
+#if defined(MADV_POPULATE_READ)
+  if (madvise(reinterpret_cast<void*>(first), end - first, MADV_POPULATE_READ) == 0) return;
+#endif
+  for (uintptr_t page = first; page < end; page += kPage) (void)*reinterpret_cast<const volatile std::byte*>(std::max(page, reinterpret_cast<uintptr_t>(range.data())));
+}
+
 Result<std::string> ReadText(const std::string& path, size_t limit) {
   Result<File> file = File::Open(path);
   if (!file.ok()) return file.status();

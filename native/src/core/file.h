@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -62,6 +63,9 @@ class Mapping {
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
 };
+
+// Maps the pages of a range that is only read, from disk where they are not in memory yet.
+void TouchPages(std::span<const std::byte> range);
 
 // Whole text of a file of at most `limit` bytes.
 Result<std::string> ReadText(const std::string& path, size_t limit);

@@ -64,6 +64,7 @@ Result<std::unique_ptr<Engine>> Engine::OpenWith(std::unique_ptr<Model> model, c
   if (!pool.ok()) return pool.status();
   std::unique_ptr<Engine> engine(new Engine(options, std::move(model), std::move(*pool), std::move(notify)));
   if (Status opened = engine->OpenTransport(); !opened.ok()) return opened;
+  if (Status opened = engine->OpenGroup(); !opened.ok()) return opened;
   engine->thread_ = std::thread([raw = engine.get()] { raw->StepLoop(); });
   return engine;
 }
@@ -124,10 +125,16 @@ Status Engine::OpenTransport() {
 Engine::~Engine() { Close(); }
 
 void Engine::Stop() {
+  std::shared_ptr<ExpertExchange> exchange;
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
+    if (seat_ != nullptr) {
+      exchange = seat_->exchange;
+      seat_->endpoint->StopJoining();
+    }
   }
+  if (exchange != nullptr) exchange->Abort(exchange->self());
   work_.notify_all();
 }
 
@@ -138,6 +145,7 @@ void Engine::Close() {
   receiver_.reset();
   sender_.reset();
   keeper_.reset();
+  seat_.reset();
   pool_.reset();
   model_.reset();
   // JavaScript may keep a closed engine for long.

@@ -3,7 +3,8 @@
 //
 //   Open -> running -> (failed) -> stopping -> closed
 //
-// Owns the model, the pool, the sender or receiver, the sequences, the batch and the queue of plans.
+// Owns the model, the pool, the sender or receiver, the sequences, the batch and the queue of plans, and the seat in a
+// group of an engine that is one of several ranks (engine/group_seat.h).
 // E1 at most two plans are queued, the running one included; they run in order, one a step. A step without a plan
 //    repeats the batch, as long as a sequence in it has reserved rows left and its owner hears of the results
 // E2 a sequence's blocks and slot are not used again while its rows are in the running step or its pages are being sent
@@ -28,6 +29,7 @@
 
 #include "core/status.h"
 #include "engine/draft_policy.h"
+#include "engine/group_seat.h"
 #include "engine/keeper.h"
 #include "engine/outbox.h"
 #include "engine/sequence.h"
@@ -56,6 +58,7 @@ struct EngineOptions {
   std::string kv_host;
   int kv_port = 0;
   bool allow_shared_memory = true;
+  std::optional<GroupOptions> group;  // none: its worker's only rank
 };
 
 struct ExportTarget {
@@ -91,6 +94,13 @@ struct EngineStats {
   TransferCounters received;
 };
 
+// Since the engine was opened, over all groups it was in.
+struct ExchangeStats {
+  RoutingCounters routing;
+  ExchangeCounters exchange;
+  uint64_t stale_messages = 0;
+};
+
 class Engine {
  public:
   // Loads the model; seconds. `notify`: the outbox has filled; called from any thread, must not call back.
@@ -114,6 +124,13 @@ class Engine {
   // True when its rows are in the running step, so that slot and blocks are held until that has ended.
   Result<bool> CloseSequence(SequenceRef ref, bool keep);
   Result<int64_t> Submit(std::span<const int32_t> plan);
+  // Of one of several ranks. What takes its time ends with a CallEnded among the messages.
+  Result<CallId> JoinGroup(const GroupOrder& order);
+  Result<CallId> LeaveGroup(bool at_once);
+  Result<CallId> PrepareExperts(uint64_t version, ExpertOwners owners);
+  Status SwitchExperts(uint64_t version);
+  int exchange_port() const;
+  ExchangeStats exchange_stats();
   // Everything told since the last time, in order.
   std::vector<EngineMessage> TakeMessages();
   Result<EngineStats> Stats();
@@ -199,7 +216,8 @@ class Engine {
   void PrepareBatch();
   void AddJob(SequenceRef ref, Sequence* sequence, int rows, int drafts, bool planned);
   void TakeMask(Sequence* sequence);
-  Status Compute();
+  // serves: also without rows, for the other ranks.
+  Status Compute(bool serves);
   // Within a step in which nothing but the batch runs: what its parts take is measured.
   bool OnlyBatch() const;
   void TellFirstTokens(double ms);
@@ -220,6 +238,18 @@ class Engine {
   void Settle(StepReport* report);
   void SettleJob(Job* job, StepReport* report);
   void TakeTokens(const Job& job, StepReport* report);
+
+  // One rank of several (engine_group.cc).
+  Status OpenGroup();
+  Status CheckSeat() const;
+  void Join(const GroupSpec& spec, CallId call);
+  bool HasGroupStep() const;
+  bool MustServe() const;
+  // The running step, if there is one, fails with its group.
+  void LoseStep(bool planned, std::unique_lock<std::mutex>* lock);
+  void GiveUp(const Job& job);
+  // Tells of the end, and `settle` what came of the step; lets go of the mutex for the exchange to end.
+  void EndGroup(std::unique_lock<std::mutex>* lock, const std::function<void()>& settle);
 
   // The draft layer after the target, on the same thread (engine_draft.cc).
   Status RunDraftLayer();
@@ -253,6 +283,8 @@ class Engine {
   std::vector<Sequence*> batch_;  // in the order in which they joined
   int will_run_ = 0;              // sequences in the batch once all queued plans have begun
   EngineStats counters_;
+  std::unique_ptr<GroupSeat> seat_;  // null: its worker's only rank
+  CallId next_call_ = 0;
   std::vector<uint64_t> seen_;  // per slot: stamp of the plan check that met it last
   uint64_t seen_stamp_ = 0;
 

@@ -14,33 +14,47 @@ void Engine::StepLoop() {
   std::unique_lock lock(mutex_);
   while (true) {
     if (!HasStep()) outbox_.Ring();
-    work_.wait(lock, [this] { return stopping_ || HasStep(); });
+    work_.wait(lock, [this] { return stopping_ || (seat_ == nullptr ? HasStep() : HasGroupStep()); });
     if (stopping_) return;
     const trace::Span span("step");
     const auto start = std::chrono::steady_clock::now();
     StepReport report;
     report.start_ms = EpochMs();
-    const bool planned = !queue_.empty();
+    // Who leaves a group brings no rows any more.
+    const bool leaving = seat_ != nullptr && !seat_->leaving.empty();
+    const bool planned = !leaving && !queue_.empty();
     jobs_.clear();
     rows_.clear();
     verified_.clear();
     step_rows_ = 0;
+    if (seat_ != nullptr && seat_->lost) {
+      LoseStep(false, &lock);
+      continue;
+    }
+    if (leaving) seat_->leave_offered = true;
     if (planned) {
       report.plan = queue_.front().number;
       PreparePlan(queue_.front());
     }
-    PrepareBatch();
+    if (!leaving) PrepareBatch();
+    const bool serves = leaving || MustServe();
 
     lock.unlock();
-    const Status computed = Compute();
+    const Status computed = Compute(serves);
     lock.lock();
 
     if (stopping_) return;
+    if (computed.code() == Code::kGroupLost) {
+      LoseStep(planned, &lock);
+      continue;
+    }
     if (!computed.ok()) {
       failed_ = true;
       outbox_.Put(FatalReport{computed.message()});
       return;
     }
+    if (leaving && seat_->exchange->map_version() == kLeaveVersion) EndGroup(&lock, [] {});
+    if (jobs_.empty() && !planned) continue;  // it served the others alone
     // Until here it counts as queued.
     if (planned) queue_.pop_front();
     Settle(&report);
@@ -150,8 +164,8 @@ bool Engine::OnlyBatch() const {
   return std::none_of(jobs_.begin(), jobs_.end(), [](const Job& job) { return job.planned; });
 }
 
-Status Engine::Compute() {
-  if (rows_.empty()) return Status::Ok();
+Status Engine::Compute(bool serves) {
+  if (rows_.empty() && !serves) return Status::Ok();
   using Clock = std::chrono::steady_clock;
   const auto since = [](Clock::time_point then) { return std::chrono::duration<double, std::milli>(Clock::now() - then).count(); };
   const auto start = Clock::now();
@@ -159,6 +173,7 @@ Status Engine::Compute() {
     const trace::Span span("forward");
     if (Status run = model_->Forward(rows_, pool_->memory(), attention_done_, logits_.data()); !run.ok()) return run;
   }
+  if (rows_.empty()) return Status::Ok();
   SampleTokens();
   if (!facts_.drafts) return Status::Ok();
   if (sender_ != nullptr) TellFirstTokens(since(start));

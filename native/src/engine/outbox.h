@@ -17,6 +17,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/status.h"
 #include "engine/sequence.h"
 #include "kv/kv_pool.h"
 #include "transport/kv_transfer.h"
@@ -59,11 +60,22 @@ struct TransferEvent {
 struct LapsedEvent {
   SequenceRef sequence;
 };
+struct GroupLostEvent {
+  int64_t epoch = 0;
+  int guilty = -1;  // member; -1: nobody in particular
+  std::string cause;
+};
+// A call that took its time has ended.
+struct CallEnded {
+  int64_t call = 0;
+  Status status;
+};
 struct FatalReport {
   std::string message;
 };
 
-using EngineMessage = std::variant<StepReport, FirstToken, TransferEvent, LapsedEvent, KvChanges, FatalReport>;
+using EngineMessage =
+    std::variant<StepReport, FirstToken, TransferEvent, LapsedEvent, KvChanges, GroupLostEvent, CallEnded, FatalReport>;
 
 class Outbox {
  public:

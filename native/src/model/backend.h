@@ -53,6 +53,8 @@ class Backend {
   virtual void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) = 0;
   // From here on weights lie at `base`.
   virtual void Bind(const std::byte* base) = 0;
+  // The range that holds all of an expert's.
+  virtual std::span<const std::byte> ExpertWeights(int layer, int expert) const = 0;
   // Names the packed layout: part of the packed file's key.
   virtual std::string PackedLayout() const = 0;
   virtual std::string Isa() const = 0;

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "core/file.h"
 #include "core/sha256.h"
 #include "core/trace.h"
 #include "model/backend.h"
@@ -99,6 +100,12 @@ class LongcatModel final : public Model {
     }
     exchange_ = exchange;
     return Status::Ok();
+  }
+
+  void TouchExperts(std::span<const int> experts) const override {
+    for (int layer = 0; layer < c_.layers; ++layer) {
+      for (const int expert : experts) TouchPages(backend_->ExpertWeights(layer, expert));
+    }
   }
 
   RoutingCounters routing_counters() const override { return counts_.Read(); }

@@ -103,6 +103,8 @@ class Model {
   virtual Status SetExchange(ExpertExchange* exchange) {
     return exchange == nullptr ? Status::Ok() : Status(Code::kBadState, "the model has no experts to share");
   }
+  // Brings the weights of these experts into memory, of all layers. Any thread, also during a call.
+  virtual void TouchExperts(std::span<const int>) const {}
   // Any thread.
   virtual RoutingCounters routing_counters() const { return {}; }
   // Runs one step. `logits` holds [sum of logits_rows, vocab_size] floats, sequences in order. The KV of a row is

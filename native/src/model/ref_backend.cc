@@ -95,6 +95,10 @@ class RefBackend final : public Backend {
   }
 
   void Bind(const std::byte* base) override { base_ = base; }
+  std::span<const std::byte> ExpertWeights(int layer, int expert) const override {
+    const Mlp& mlp = layers_[static_cast<size_t>(layer)].experts[static_cast<size_t>(expert)];
+    return {base_ + mlp.gate.weight, base_ + mlp.down.weight + Area(mlp.down.in, mlp.down.out) * sizeof(float)};
+  }
   std::string PackedLayout() const override { return "ref-1"; }
   std::string Isa() const override { return "ref"; }
   KvType kv_type() const override { return KvType::kF32; }

@@ -27,6 +27,7 @@ class CpuBackend final : public Backend {
 
   void Plan(const Checkpoint& checkpoint, const ModelTensors& tensors, PackPlan* plan) override;
   void Bind(const std::byte* base) override;
+  std::span<const std::byte> ExpertWeights(int layer, int expert) const override;
   std::string PackedLayout() const override { return choice_ == WeightChoice::kInt8 ? "cpu-panel16-3 int8" : "cpu-panel16-3"; }
   std::string Isa() const override { return path_.name; }
   KvType kv_type() const override { return KvType::kBf16; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "comm/row_format.h"
+#include "kernels/linear/panel_layout.h"
 #include "model/cpu/cpu_backend.h"
 
 namespace margay {
@@ -168,6 +169,13 @@ void CpuBackend::CombineInOrder(int row) {
     const auto* output = reinterpret_cast<const std::byte*>(&expert_out_[Area(place_[next], c_.hidden)]);
     AddResult(PayloadFormat::kFp32, output, chosen_weights_[next], c_.hidden, &m_[Area(row, c_.hidden)]);
   }
+}
+
+// Packed one after the other: gate, up, down, each with what belongs to it.
+std::span<const std::byte> CpuBackend::ExpertWeights(int layer, int expert) const {
+  const CpuMlp& mlp = weights_.layer(layer).experts[static_cast<size_t>(expert)];
+  const auto panels = static_cast<size_t>((mlp.down.out + kPanel - 1) / kPanel);
+  return {mlp.gate.weight, mlp.down.weight + panels * PanelBytes(mlp.down.format, mlp.down.in)};
 }
 
 void CpuBackend::MakeRoom(int ranks) {
