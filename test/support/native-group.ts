@@ -49,13 +49,14 @@ export class NativeGroup {
 
   /** A group of these, of the present epoch, for its member number `self`. */
   specOf(members: readonly NativeRank[], self: number): GroupSpec {
-    const endpoints = members.map((rank) => ({
+    const peers = members.map((rank) => ({
+      rankId: `w0-r${this.ranks.indexOf(rank)}`,
       host: "127.0.0.1",
       port: this.seatOf(rank).exchangePort,
       hostKey: rank.engine.info.hostKey,
     }));
     const map = contiguousMap(this.seatOf(members[0]!).experts, members.length);
-    return { epoch: this.epoch, self, members: endpoints, map };
+    return { epoch: this.epoch, self, members: peers, secret: `group ${this.epoch}`, map };
   }
 
   /** The next group, of ranks that are in none. */

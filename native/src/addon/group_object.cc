@@ -75,12 +75,13 @@ GroupOrder ReadGroupOrder(const Napi::Value& value, std::string* error) {
   for (uint32_t i = 0; i < list.Length() && error->empty(); ++i) {
     const Fields from(list.Get(i), "members", error);
     GroupMember member;
-    member.rank_id = std::to_string(i);
+    member.rank_id = from.Text("rankId");
     member.host = from.Text("host");
     member.port = from.Int("port");
     member.host_key = from.Text("hostKey");
     order.members.push_back(std::move(member));
   }
+  order.secret = fields.Text("secret");
   const Fields map = fields.Object("map");
   order.map_version = ReadCount(map, "version");
   order.owners = ReadOwners(map, error);

@@ -57,6 +57,7 @@ Result<CallId> Engine::JoinGroup(const GroupOrder& order) {
   spec.epoch = order.epoch;
   spec.self = order.self;
   spec.members = order.members;
+  spec.secret = order.secret;
   spec.map_version = order.map_version;
   spec.owners = order.owners;
   spec.hidden = facts_.hidden;

@@ -38,6 +38,7 @@ struct GroupOrder {
   uint64_t epoch = 0;
   int self = 0;
   std::vector<GroupMember> members;
+  std::string secret;  // by which they know each other
   uint64_t map_version = 0;
   ExpertOwners owners;
 };
