@@ -134,6 +134,7 @@ Result<CallId> Engine::LeaveGroup(bool at_once) {
       return call;
     }
     seat_->leaving.push_back(call);
+    outbox_.Ring();  // no step of the batch follows that would tell of the last ones
     if (seat_->joining) {
       seat_->leave_at_once = true;
       seat_->endpoint->StopJoining();
