@@ -8,6 +8,9 @@
 #include <string>
 
 #include "claim.h"
+#include "comm/mailbox.h"
+#include "comm/wire.h"
+#include "exchange_group.h"
 #include "model/model_config.h"
 #include "mutation.h"
 #include "raw_peer.h"
@@ -169,6 +172,86 @@ std::string FuzzSender(Mutation mutation, Clock::time_point until) {
   return finding.what();
 }
 
+GroupSpec SpecOfTwo(int self) {
+  GroupSpec spec = SmallSpec(2);
+  spec.self = self;
+  spec.secret = "secret";
+  spec.join_deadline_ms = 300;
+  spec.deadline_ms = 60;
+  return spec;
+}
+
+// A frame as member 1 sends it, some of its numbers odd, and bytes that may or may not be what it tells of.
+void SendOddFrame(Mutation& mutation, RawPeer* to, uint32_t step, uint32_t layer) {
+  const GroupSpec spec = SpecOfTwo(1);
+  ExchangeFrame frame;
+  frame.from = 1;
+  frame.epoch = spec.epoch;
+  frame.kind = static_cast<FrameKind>(1 + mutation.Below(5));
+  frame.number = frame.kind == FrameKind::kBegin ? step : layer;
+  frame.value = frame.kind == FrameKind::kBegin ? 1 : mutation.Number();
+  std::vector<ListEntry> list;
+  if (frame.kind == FrameKind::kDispatch) {
+    for (uint64_t i = mutation.Below(6); i > 0; --i) {
+      list.push_back({static_cast<uint16_t>(mutation.Below(8) == 0 ? mutation.Number() : list.size() / 2),
+                      static_cast<uint16_t>(mutation.Below(8) == 0 ? mutation.Number() : list.size() % 2 * 2), 1});
+    }
+    frame.entries = static_cast<uint32_t>(list.size());
+    frame.rows = static_cast<uint32_t>((list.size() + 1) / 2);
+    frame.bytes = list.size() * sizeof(ListEntry) + frame.rows * PayloadBytes(spec.payload, spec.hidden);
+  } else if (frame.kind == FrameKind::kCombine) {
+    frame.rows = static_cast<uint32_t>(mutation.Below(8));
+    frame.bytes = frame.rows * ResultBytes(spec.payload, spec.hidden);
+  }
+  const size_t body = frame.bytes;
+  for (uint64_t changes = mutation.Below(3); changes > 0; --changes) {
+    const uint64_t number = mutation.Number();
+    switch (mutation.Below(8)) {
+      case 0: frame.kind = static_cast<FrameKind>(number); break;
+      case 1: frame.number = static_cast<uint32_t>(number); break;
+      case 2: frame.layer = static_cast<uint32_t>(number); break;
+      case 3: frame.entries = static_cast<uint32_t>(number); break;
+      case 4: frame.rows = static_cast<uint32_t>(number); break;
+      case 5: frame.bytes = number; break;
+      case 6: frame.epoch = number; break;
+      default: frame.value = number;
+    }
+  }
+  frame.Seal();
+  if (mutation.Below(16) == 0) reinterpret_cast<unsigned char*>(&frame)[mutation.Below(sizeof frame)] ^= 1;
+  std::vector<std::byte> bytes(sizeof frame + body);
+  std::memcpy(bytes.data(), &frame, sizeof frame);
+  if (!list.empty()) std::memcpy(bytes.data() + sizeof frame, list.data(), list.size() * sizeof(ListEntry));
+  to->Send(bytes.data(), mutation.Below(8) == 0 ? mutation.Below(bytes.size()) : bytes.size());
+}
+
+// Member 1 of two greets as it should, mostly, and then talks nonsense: member 0 is out by its deadline.
+std::string FuzzExchange(Mutation mutation, Clock::time_point until) {
+  Finding finding;
+  while (!finding.any() && Clock::now() < until) {
+    auto endpoint = Must(ExchangeEndpoint::Open("127.0.0.1", 0));
+    GroupSpec spec = SpecOfTwo(0);
+    Greeting hello = GreetingRules(SpecOfTwo(1)).Make(GreetingType::kHello, 0);
+    const bool good = mutation.Below(4) > 0;
+    if (!good) reinterpret_cast<unsigned char*>(&hello)[mutation.Below(sizeof hello)] ^= 1 << mutation.Below(8);
+    RawPeer peer = RawPeer::Tcp(endpoint->port());
+    peer.Send(&hello, !good && mutation.Below(4) == 0 ? mutation.Below(sizeof hello) : sizeof hello);
+    auto exchange = endpoint->Join(spec, {});
+    finding.Same("joining", exchange.ok(), good);
+    if (!exchange.ok()) continue;
+    Status ran;
+    std::vector<float> out;
+    for (uint32_t step = 1; ran.ok() && step < 20; ++step) {
+      for (int frame = 0; frame < 4; ++frame) SendOddFrame(mutation, &peer, step, step);
+      ran = (*exchange)->BeginStep();
+      if (ran.ok()) ran = RunLayer(spec, exchange->get(), 0, MakeRows(spec, static_cast<int>(mutation.Below(4)), step), &out);
+    }
+    finding.Same("the code", std::string(CodeName(ran.code())), "group_lost");
+    finding.Expect((*exchange)->loss().guilty < 2, "a member that is none is guilty");
+  }
+  return finding.what();
+}
+
 }  // namespace
 }  // namespace margay
 
@@ -179,7 +262,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const uint64_t seed = std::strtoull(argv[1], nullptr, 10);
-  const auto share = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(std::atof(argv[2]) / 4));
+  const auto share = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(std::atof(argv[2]) / 5));
   Claims claims;
   const auto check = [&](const std::string& claim, auto fuzz) {
     const std::string broken = fuzz(Mutation(seed), Clock::now() + share);
@@ -189,5 +272,6 @@ int main(int argc, char** argv) {
   check("damaged configurations are taken or refused", FuzzConfigs);
   check("a receiver refuses odd frames and serves good ones", FuzzReceiver);
   check("a sender fed with odd answers ends in time", FuzzSender);
+  check("a member of a group survives what another one says", FuzzExchange);
   return claims.ExitCode();
 }

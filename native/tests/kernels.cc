@@ -115,6 +115,53 @@ void CheckRowwise(const CodePath& path) {
   bf16.Print(path.name, "bf16");
 }
 
+// Rows as they travel between ranks: e4m3 with a scale, and what is added up of bf16 and fp32.
+void CheckTravelling(const CodePath& path) {
+  Random random;
+  Tally fp8;
+  Tally added;
+  for (const int n : kWidths) {
+    std::vector<float> values = random.Floats(n), sum = random.Floats(n), want = sum;
+    for (size_t i = 0; i < values.size(); ++i) values[i] *= i % 3 == 0 ? 1e-3F : 10;  // some below the least normal code
+    if (n > 8) values[4] = 0, values[5] = 1e-40F, values[6] = -0.0F;
+    std::vector<uint8_t> codes(values.size());
+    std::vector<float> back(values.size());
+    const float scale = path.pointwise->to_fp8(values.data(), n, codes.data());
+    path.pointwise->from_fp8(codes.data(), scale, n, back.data());
+    float most = 0;
+    for (const float value : values) most = std::max(most, std::fabs(value));
+    if (most == 0) most = 448;
+    fp8.Add(scale, most / 448, 1);
+    for (size_t i = 0; i < values.size(); ++i) {
+      fp8.Add(codes[i], FloatToFp8(values[i] * (448 / most)), 1);
+      fp8.Add(back[i], kFp8Values[codes[i]] * scale, 1);
+    }
+    ++fp8.shapes;
+    std::vector<uint16_t> bits(values.size());
+    path.pointwise->to_bf16(values.data(), n, bits.data());
+    path.pointwise->add_bf16(bits.data(), 0.75F, n, sum.data());
+    path.pointwise->add_scaled(values.data(), -1.5F, n, sum.data());
+    for (size_t i = 0; i < values.size(); ++i) added.Add(sum[i], want[i] + 0.75F * Bf16ToFloat(bits[i]) - 1.5F * values[i], 20);
+    ++added.shapes;
+  }
+  // Every code comes back as itself, 0x80 and not-a-number too.
+  std::vector<uint8_t> codes(256), again(256);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i);
+  std::vector<float> values(256);
+  path.pointwise->from_fp8(codes.data(), 1, 256, values.data());
+  for (size_t i = 0; i < codes.size(); ++i) {
+    const bool number = (codes[i] & 0x7fU) != 0x7fU;
+    fp8.Add(number ? values[i] : 0, number ? kFp8Values[i] : 0, 1);
+    fp8.Add(std::isnan(values[i]) ? 1 : 0, number ? 0 : 1, 1);
+    if (!number) values[i] = 448;
+  }
+  const float one = path.pointwise->to_fp8(values.data(), 256, again.data());
+  fp8.Add(one, 1, 1);
+  for (size_t i = 0; i < codes.size(); ++i) fp8.Add(again[i], (codes[i] & 0x7fU) == 0x7fU ? 0x7e : codes[i], 1);
+  fp8.Print(path.name, "fp8");
+  added.Print(path.name, "add_scaled");
+}
+
 // Against a sort of all slots; many are equal.
 void CheckTopSlots(const CodePath& path) {
   Random random;
@@ -143,6 +190,7 @@ int Main() {
   for (const CodePath& path : UsableCodePaths()) {
     CheckNorms(path);
     CheckRowwise(path);
+    CheckTravelling(path);
     CheckTopSlots(path);
   }
   return 0;

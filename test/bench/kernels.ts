@@ -4,7 +4,7 @@ import { type BenchLine, benchLines, buildBenchPrograms } from "./native-figures
 import type { BenchOptions } from "./options.ts";
 
 /** Programs of other parts; every other file of native/bench times kernels. */
-const OTHERS = ["engine", "expert_parallel", "transfer"];
+const OTHERS = ["engine", "exchange", "expert_parallel", "transfer"];
 
 /** Every operation against the machine's limits: linear algebra, attention, and what else native/bench has. */
 export async function benchKernels(options: BenchOptions): Promise<void> {

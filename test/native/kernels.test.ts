@@ -39,6 +39,8 @@ describe("every code path of this machine", () => {
     ["weighted_sum", 1e-6],
     ["top_slots", 0],
     ["bf16", 0],
+    ["fp8", 0],
+    ["add_scaled", 1e-6],
   ])("%s agrees with the reference within %d over ugly shapes", (op, tolerance) => {
     for (const line of of(op)) {
       expect(line.shapes).toBeGreaterThan(8);

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
-#include "comm/row_format.h"
-
 namespace margay {
 
 RankExchange::RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents events)
     : spec_(spec),
       layout_(spec_),
+      format_(spec.payload, spec.hidden),
       own_(own, &layout_),
       events_(std::move(events)),
       version_(spec.map_version),
@@ -207,7 +206,7 @@ void RankExchange::Encode(const DispatchRows& mine) {
   const auto encode = [&](int row, int) {
     if (travels_[static_cast<size_t>(row)] == 0) return;
     const float* values = mine.values + static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden);
-    EncodePayload(spec_.payload, values, spec_.hidden, own_.row(number_, row));
+    format_.EncodePayload(values, own_.row(number_, row));
   };
   if (mine.pool != nullptr) return mine.pool->Run(mine.rows, encode);
   for (int row = 0; row < mine.rows; ++row) encode(row, 0);
@@ -275,10 +274,10 @@ void RankExchange::TakeList(int member, std::span<const ListEntry> list) {
 
 void RankExchange::Decode(int i, float* out) const {
   const ReceivedRow& row = received_[static_cast<size_t>(i)];
-  if (row.payload != nullptr) return DecodePayload(spec_.payload, row.payload, spec_.hidden, out);
+  if (row.payload != nullptr) return format_.DecodePayload(row.payload, out);
   const auto hidden = static_cast<size_t>(spec_.hidden);
   const float* values = values_ + static_cast<size_t>(row.row) * hidden;
-  if (spec_.combine == CombineMode::kPerExpert) return RoundPayload(spec_.payload, values, spec_.hidden, out);
+  if (spec_.combine == CombineMode::kPerExpert) return format_.RoundPayload(values, out);
   std::memcpy(out, values, hidden * sizeof(float));
 }
 
@@ -290,7 +289,7 @@ void RankExchange::PutResult(int i, int choice, const float* values) {
     return;
   }
   const size_t result = first_result_[static_cast<size_t>(i)] + static_cast<size_t>(choice);
-  EncodeResult(spec_.payload, values, spec_.hidden, own_.result(row.source, result));
+  format_.EncodeResult(values, own_.result(row.source, result));
 }
 
 Status RankExchange::CombineSend(int) {
@@ -339,7 +338,7 @@ void RankExchange::AddResults(int row, float* out) const {
   const std::span<const Awaited> awaited(&awaited_[At(row)], static_cast<size_t>(awaited_count_[static_cast<size_t>(row)]));
   const auto add = [&](const Awaited& one, float weight) {
     const Mailbox& theirs = one.owner == self() ? own_ : lanes_[static_cast<size_t>(one.owner)]->theirs();
-    AddResult(spec_.payload, theirs.result(self(), one.result), weight, spec_.hidden, out);
+    format_.AddResult(theirs.result(self(), one.result), weight, out);
   };
   if (spec_.combine == CombineMode::kPerExpert) {
     for (const Awaited& one : awaited) add(one, one.weight);
@@ -350,7 +349,7 @@ void RankExchange::AddResults(int row, float* out) const {
     const auto one = std::find_if(awaited.begin(), awaited.end(), [&](const Awaited& a) { return a.owner == member; });
     if (one == awaited.end()) continue;
     if (member == self()) {
-      AddRow(&own_sums_[static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden)], spec_.hidden, out);
+      format_.AddRow(&own_sums_[static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden)], out);
     } else {
       add(*one, 1);
     }

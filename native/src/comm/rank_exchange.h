@@ -11,6 +11,7 @@
 
 #include "comm/exchange.h"
 #include "comm/lane.h"
+#include "comm/row_format.h"
 #include "comm/wait.h"
 #include "core/link_model.h"
 
@@ -94,6 +95,7 @@ class RankExchange : public ExpertExchange {
 
   const GroupSpec spec_;
   const MailboxLayout layout_;
+  const RowFormat format_;
   const Mailbox own_;
   std::vector<Lane*> lanes_;
   std::optional<LinkModel> link_;

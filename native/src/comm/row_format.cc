@@ -1,52 +1,28 @@
 #include "comm/row_format.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <cstring>
 
-#include "core/number_formats.h"
+#include "kernels/code_path.h"
 
 namespace margay {
 namespace {
 
 constexpr int kScaled = 128;  // values that share a scale
-constexpr float kMostFp8 = 448;
 
 size_t Scales(int hidden) { return (static_cast<size_t>(hidden) + kScaled - 1) / kScaled; }
 
-// To nearest, ties to even; |value| <= 448.
-uint8_t FloatToFp8(float value) {
-  const float magnitude = std::fabs(value);
-  const uint8_t sign = std::signbit(value) ? 0x80 : 0;
-  if (!(magnitude == magnitude)) return 0x7f;
-  const int exponent = std::max(-6, magnitude > 0 ? std::ilogb(magnitude) : -6);
-  const auto code = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));  // mantissa with leading one
-  return static_cast<uint8_t>(sign | ((exponent + 6) * 8 + code));
+// Row-wise operations are the same on every path of an instruction set, so that no timing decides.
+const PointwiseKernels* Kernels() {
+  static const PointwiseKernels* const kBest = UsableCodePaths().back().pointwise;
+  return kBest;
 }
 
-void EncodeFp8(const float* values, int hidden, std::byte* out) {
-  std::byte* scales = out + hidden;
-  for (int first = 0; first < hidden; first += kScaled) {
-    const int end = std::min(hidden, first + kScaled);
-    float most = 0;
-    for (int i = first; i < end; ++i) most = std::max(most, std::fabs(values[i]));
-    const float scale = most > 0 ? most / kMostFp8 : 1;
-    for (int i = first; i < end; ++i) out[i] = static_cast<std::byte>(FloatToFp8(values[i] / scale));
-    std::memcpy(scales, &scale, sizeof scale);
-    scales += sizeof scale;
-  }
-}
-
-void DecodeFp8(const std::byte* row, int hidden, float* out) {
-  const std::byte* scales = row + hidden;
-  for (int first = 0; first < hidden; first += kScaled) {
-    float scale;
-    std::memcpy(&scale, scales, sizeof scale);
-    scales += sizeof scale;
-    for (int i = first; i < std::min(hidden, first + kScaled); ++i)
-      out[i] = kFp8Values[static_cast<uint8_t>(row[i])] * scale;
-  }
-}
+uint8_t* Codes(std::byte* row) { return reinterpret_cast<uint8_t*>(row); }
+uint16_t* Bits(std::byte* row) { return reinterpret_cast<uint16_t*>(row); }
+const uint8_t* Codes(const std::byte* row) { return reinterpret_cast<const uint8_t*>(row); }
+const uint16_t* Bits(const std::byte* row) { return reinterpret_cast<const uint16_t*>(row); }
 
 }  // namespace
 
@@ -64,51 +40,62 @@ size_t ResultBytes(PayloadFormat format, int hidden) {
   return static_cast<size_t>(hidden) * (format == PayloadFormat::kFp32 ? 4 : 2);
 }
 
-void EncodePayload(PayloadFormat format, const float* values, int hidden, std::byte* out) {
-  if (format == PayloadFormat::kFp8) return EncodeFp8(values, hidden, out);
-  EncodeResult(format, values, hidden, out);
-}
+RowFormat::RowFormat(PayloadFormat format, int hidden) : format_(format), hidden_(hidden), kernels_(Kernels()) {}
 
-void DecodePayload(PayloadFormat format, const std::byte* row, int hidden, float* out) {
-  if (format == PayloadFormat::kFp8) return DecodeFp8(row, hidden, out);
-  if (format == PayloadFormat::kFp32) {
-    std::memcpy(out, row, static_cast<size_t>(hidden) * sizeof(float));
-    return;
-  }
-  const auto* bits = reinterpret_cast<const uint16_t*>(row);
-  for (int i = 0; i < hidden; ++i) out[i] = Bf16ToFloat(bits[i]);
-}
-
-void RoundPayload(PayloadFormat format, const float* values, int hidden, float* out) {
-  alignas(4) std::byte row[kScaled * sizeof(float) + sizeof(float)];
-  for (int first = 0; first < hidden; first += kScaled) {
-    const int some = std::min(kScaled, hidden - first);
-    EncodePayload(format, values + first, some, row);
-    DecodePayload(format, row, some, out + first);
+void RowFormat::EncodePayload(const float* values, std::byte* out) const {
+  if (format_ != PayloadFormat::kFp8) return EncodeResult(values, out);
+  std::byte* scales = out + hidden_;
+  for (int first = 0; first < hidden_; first += kScaled, scales += sizeof(float)) {
+    const float scale = kernels_->to_fp8(values + first, std::min(kScaled, hidden_ - first), Codes(out) + first);
+    std::memcpy(scales, &scale, sizeof scale);
   }
 }
 
-void EncodeResult(PayloadFormat format, const float* values, int hidden, std::byte* out) {
-  if (format == PayloadFormat::kFp32) {
-    std::memcpy(out, values, static_cast<size_t>(hidden) * sizeof(float));
-    return;
+void RowFormat::DecodePayload(const std::byte* row, float* out) const {
+  switch (format_) {
+    case PayloadFormat::kBf16: kernels_->from_bf16(Bits(row), hidden_, out); break;
+    case PayloadFormat::kFp32: std::memcpy(out, row, static_cast<size_t>(hidden_) * sizeof(float)); break;
+    case PayloadFormat::kFp8: {
+      const std::byte* scales = row + hidden_;
+      for (int first = 0; first < hidden_; first += kScaled, scales += sizeof(float)) {
+        float scale;
+        std::memcpy(&scale, scales, sizeof scale);
+        kernels_->from_fp8(Codes(row) + first, scale, std::min(kScaled, hidden_ - first), out + first);
+      }
+    }
   }
-  auto* bits = reinterpret_cast<uint16_t*>(out);
-  for (int i = 0; i < hidden; ++i) bits[i] = FloatToBf16(values[i]);
 }
 
-void AddResult(PayloadFormat format, const std::byte* row, float weight, int hidden, float* out) {
-  if (format == PayloadFormat::kFp32) {
-    const auto* values = reinterpret_cast<const float*>(row);
-    for (int i = 0; i < hidden; ++i) out[i] += weight * values[i];
-    return;
+void RowFormat::RoundPayload(const float* values, float* out) const {
+  std::array<uint16_t, kScaled> row;
+  if (format_ == PayloadFormat::kFp32) std::memcpy(out, values, static_cast<size_t>(hidden_) * sizeof(float));
+  for (int first = 0; first < hidden_ && format_ != PayloadFormat::kFp32; first += kScaled) {
+    const int some = std::min(kScaled, hidden_ - first);
+    if (format_ == PayloadFormat::kBf16) {
+      kernels_->to_bf16(values + first, some, row.data());
+      kernels_->from_bf16(row.data(), some, out + first);
+    } else {
+      auto* const codes = reinterpret_cast<uint8_t*>(row.data());
+      const float scale = kernels_->to_fp8(values + first, some, codes);
+      kernels_->from_fp8(codes, scale, some, out + first);
+    }
   }
-  const auto* bits = reinterpret_cast<const uint16_t*>(row);
-  for (int i = 0; i < hidden; ++i) out[i] += weight * Bf16ToFloat(bits[i]);
 }
 
-void AddRow(const float* row, int hidden, float* out) {
-  for (int i = 0; i < hidden; ++i) out[i] += row[i];
+void RowFormat::EncodeResult(const float* values, std::byte* out) const {
+  if (format_ == PayloadFormat::kFp32) {
+    std::memcpy(out, values, static_cast<size_t>(hidden_) * sizeof(float));
+  } else {
+    kernels_->to_bf16(values, hidden_, Bits(out));
+  }
+}
+
+void RowFormat::AddResult(const std::byte* row, float weight, float* out) const {
+  if (format_ == PayloadFormat::kFp32) {
+    kernels_->add_scaled(reinterpret_cast<const float*>(row), weight, hidden_, out);
+  } else {
+    kernels_->add_bf16(Bits(row), weight, hidden_, out);
+  }
 }
 
 }  // namespace margay

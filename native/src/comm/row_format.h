@@ -2,18 +2,29 @@
 #pragma once
 
 #include "comm/exchange.h"
+#include "kernels/pointwise/pointwise.h"
 
 namespace margay {
 
-void EncodePayload(PayloadFormat format, const float* values, int hidden, std::byte* out);
-void DecodePayload(PayloadFormat format, const std::byte* row, int hidden, float* out);
-// What the receiver would decode.
-void RoundPayload(PayloadFormat format, const float* values, int hidden, float* out);
+class RowFormat {
+ public:
+  RowFormat(PayloadFormat format, int hidden);
 
-// Results are bf16, or fp32 where payload is.
-void EncodeResult(PayloadFormat format, const float* values, int hidden, std::byte* out);
-// out += weight * row
-void AddResult(PayloadFormat format, const std::byte* row, float weight, int hidden, float* out);
-void AddRow(const float* row, int hidden, float* out);
+  void EncodePayload(const float* values, std::byte* out) const;
+  void DecodePayload(const std::byte* row, float* out) const;
+  // What a receiver would decode.
+  void RoundPayload(const float* values, float* out) const;
+
+  // Results are bf16, or fp32 where payload is.
+  void EncodeResult(const float* values, std::byte* out) const;
+  // out += weight * row
+  void AddResult(const std::byte* row, float weight, float* out) const;
+  void AddRow(const float* row, float* out) const { kernels_->add_scaled(row, 1, hidden_, out); }
+
+ private:
+  const PayloadFormat format_;
+  const int hidden_;
+  const PointwiseKernels* const kernels_;
+};
 
 }  // namespace margay

@@ -1,8 +1,10 @@
 // Conversions between the number formats of checkpoints, KV pools and packed weights.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -31,5 +33,14 @@ inline constexpr std::array<float, 256> kFp8Values = [] {
   }
   return values;
 }();
+
+// To nearest, ties to even; |value| <= 464, or not a number.
+inline uint8_t FloatToFp8(float value) {
+  if (std::isnan(value)) return 0x7f;
+  const float magnitude = std::fabs(value);
+  const int exponent = std::max(-6, magnitude > 0 ? std::ilogb(magnitude) : -6);
+  const auto mantissa = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));  // leading one included
+  return static_cast<uint8_t>((std::signbit(value) ? 0x80 : 0) | ((exponent + 6) * 8 + mantissa));
+}
 
 }  // namespace margay

@@ -24,6 +24,14 @@ struct PointwiseKernels {
   void (*top_slots)(const float* values, const float* bias, int slots, int count, int32_t* chosen);
   void (*to_bf16)(const float* x, int n, uint16_t* y);
   void (*from_bf16)(const uint16_t* x, int n, float* y);
+  // y += weight * x
+  void (*add_bf16)(const uint16_t* x, float weight, int n, float* y);
+  void (*add_scaled)(const float* x, float weight, int n, float* y);
+  // e4m3 codes of x * (448 / m), to nearest, ties to even, m the largest magnitude, or 448 where that is 2^-100 or less.
+  // Returns m / 448, the scale of the codes.
+  float (*to_fp8)(const float* x, int n, uint8_t* y);
+  // y = scale * value of the code
+  void (*from_fp8)(const uint8_t* x, float scale, int n, float* y);
 };
 
 const PointwiseKernels* GenericPointwise();
