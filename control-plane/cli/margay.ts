@@ -5,6 +5,9 @@ import { status } from "./status.ts";
 import { MOST_TRACE_SECONDS, trace } from "./trace.ts";
 import { up } from "./up.ts";
 
+/** What plans and traces are for, unless they say. */
+const PLANNED_MODEL = "longcat-flash";
+
 const USAGE = `margay up                         run everything on this machine: NATS, control plane, workers
 margay status [--watch | --json]  workers, pages and requests
 margay send [options] QUESTION    ask one question and print the answer as it comes
@@ -14,6 +17,11 @@ margay trace [FILE]               record what the workers do and draw it
     --seconds N
 margay simulate --chaos           break a simulated system under virtual time, from seeds
     --seeds N  --requests N  --seed FIRST
+margay simulate --trace FILE      play a trace on a modelled fleet under the planner, and draw it
+    --model NAME  --gpu NAME  --gpus N  --group-gpus N  --copies N  --ttft MS  --tpot MS  --cold-start SECONDS
+    --compare  --out FILE         against Knative's and the pod autoscaler's rules, each at its best
+margay plan                       how to divide GPUs between prefill and decoding
+    --model NAME  --gpu NAME  --gpus N  --trace FILE  --ttft MS  --tpot MS
 
 Settings are MARGAY_* environment variables; README.md lists them.
 `;
@@ -38,6 +46,16 @@ async function main(argv: readonly string[]): Promise<number> {
       temperature: { type: "string" },
       seconds: { type: "string" },
       chaos: { type: "boolean", default: false },
+      trace: { type: "string" },
+      gpu: { type: "string", default: "h800" },
+      gpus: { type: "string", default: "128" },
+      "group-gpus": { type: "string", default: "16" },
+      copies: { type: "string", default: "1" },
+      ttft: { type: "string", default: "4000" },
+      tpot: { type: "string", default: "50" },
+      "cold-start": { type: "string", default: "60" },
+      compare: { type: "boolean", default: false },
+      out: { type: "string", default: "margay-simulation.svg" },
       seed: { type: "string" },
       seeds: { type: "string" },
       requests: { type: "string" },
@@ -77,11 +95,35 @@ async function main(argv: readonly string[]): Promise<number> {
       return trace({ seconds, file: rest[0] ?? "margay-trace" });
     }
     case "simulate": {
-      if (!values.chaos || rest.length > 0) throw new UsageError("simulate needs --chaos");
+      if (rest.length > 0 || values.chaos === (values.trace !== undefined))
+        throw new UsageError("simulate needs either --chaos or --trace FILE");
+      if (values.trace !== undefined) {
+        const { simulateTrace } = await import("./simulate-trace.ts");
+        return simulateTrace({
+          ...{ trace: values.trace, model: values.model ?? PLANNED_MODEL, gpu: values.gpu, file: values.out },
+          gpus: whole("--gpus", values.gpus),
+          groupGpus: whole("--group-gpus", values["group-gpus"]),
+          copies: whole("--copies", values.copies),
+          ttftGoalMs: whole("--ttft", values.ttft),
+          tpotGoalMs: whole("--tpot", values.tpot),
+          coldStartMs: 1000 * whole("--cold-start", values["cold-start"]),
+          compare: values.compare,
+        });
+      }
       const seeds = positive("--seeds", values.seeds) ?? 200;
       const requests = positive("--requests", values.requests) ?? 100 * seeds;
       const { simulateChaos } = await import("./simulate.ts");
       return simulateChaos({ firstSeed: positive("--seed", values.seed) ?? 1, seeds, requests });
+    }
+    case "plan": {
+      if (rest.length > 0) throw new UsageError("plan takes no argument");
+      const { plan } = await import("./plan.ts");
+      return plan({
+        ...{ model: values.model ?? PLANNED_MODEL, gpu: values.gpu, trace: values.trace ?? null },
+        gpus: whole("--gpus", values.gpus),
+        ttftGoalMs: whole("--ttft", values.ttft),
+        tpotGoalMs: whole("--tpot", values.tpot),
+      });
     }
     default:
       throw new UsageError(`unknown command ${command}`);
@@ -93,6 +135,10 @@ function numeric(option: string, value: string | undefined): number | null {
   const parsed = Number(value);
   if (value.trim() === "" || !Number.isFinite(parsed)) throw new UsageError(`${option} must be a number`);
   return parsed;
+}
+
+function whole(option: string, value: string): number {
+  return positive(option, value)!;
 }
 
 function positive(option: string, value: string | undefined): number | null {

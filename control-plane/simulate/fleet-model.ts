@@ -9,6 +9,8 @@ export interface FleetSpec {
   /** GPUs of one prefill group and of one decode group. */
   readonly prefillGpus: number;
   readonly decodeGpus: number;
+  /** Most groups of one role. */
+  readonly mostGroups: number;
   readonly ttftGoalMs: number;
   readonly tpotGoalMs: number;
   /** From the wish for a group to its first request. */

@@ -1,0 +1,68 @@
+import type { CapacityRules } from "../scaling/capacity-plan.ts";
+import type { FleetModel } from "./fleet-model.ts";
+import { type FleetFigures, figuresOf } from "./fleet-report.ts";
+import { type FleetRun, type Groups, type Policy, runFleet } from "./fleet-run.ts";
+import { hpaPolicy, knativePolicy, plannedPolicy } from "./policies.ts";
+import type { TraceRequest } from "./trace-file.ts";
+
+/** A policy with one setting, and what it came to. */
+export interface Outcome {
+  readonly policy: "planner" | "knative" | "hpa";
+  readonly setting: string;
+  readonly figures: FleetFigures;
+}
+
+/** The share of requests that has to be within both goals. */
+export const ATTAINED = 0.95;
+const FIRST: Groups = { prefill: 2, decode: 2 };
+const WINDOWS = { shortMs: 10_000, longMs: 300_000 } as const;
+
+/** The planner's constants: chosen on Mooncake's and Azure's conversations, used everywhere. */
+export function plannerRules({ spec }: FleetModel): CapacityRules {
+  return {
+    ...{ ttftGoalMs: spec.ttftGoalMs, headroom: 1.25, missed: 0.05, spare: 2, shrinkAfterMs: 60_000 },
+    ...{ least: 1, most: spec.mostGroups },
+  };
+}
+
+export function runPlanner(trace: readonly TraceRequest[], model: FleetModel): FleetRun {
+  return runFleet(trace, model, plannedPolicy(plannerRules(model), WINDOWS), FIRST);
+}
+
+export function figuresFor(run: FleetRun, trace: readonly TraceRequest[], model: FleetModel): FleetFigures {
+  return figuresOf(run, trace.length, trace.at(-1)?.atMs ?? 0, model);
+}
+
+/** The planner once, and each baseline over its settings. */
+export function comparePolicies(trace: readonly TraceRequest[], model: FleetModel): readonly Outcome[] {
+  const outcomes: Outcome[] = [
+    { policy: "planner", setting: "", figures: figuresFor(runPlanner(trace, model), trace, model) },
+  ];
+  const add = (policy: Outcome["policy"], setting: string, rule: Policy): void => {
+    const figures = figuresFor(runFleet(trace, model, rule, FIRST), trace, model);
+    outcomes.push({ policy, setting, figures });
+  };
+  const context = trace.reduce((sum, one) => sum + one.promptTokens + one.outputTokens / 2, 0) / trace.length;
+  const streams = model.mostStreams(context);
+  for (const prefill of [0.5, 0.8, 1, 2, 4, 8]) {
+    for (const share of [0.4, 0.6, 0.8, 1]) {
+      const decode = share * streams;
+      add("knative", `${prefill} prompts, ${Math.round(decode)} streams`, knativePolicy({ prefill, decode }));
+    }
+  }
+  for (const target of [0.25, 1, 3, 10, 30]) {
+    for (const decodePerPrefill of [0.125, 0.25, 0.5, 1]) {
+      add("hpa", `${target} waiting, D/P ${decodePerPrefill}`, hpaPolicy({ target, decodePerPrefill }));
+    }
+  }
+  return outcomes;
+}
+
+/** The cheapest setting of a policy that attains the goals; null: none does. */
+export function bestOf(outcomes: readonly Outcome[], policy: Outcome["policy"]): Outcome | null {
+  const good = outcomes.filter((one) => one.policy === policy && one.figures.attained >= ATTAINED);
+  return good.reduce<Outcome | null>(
+    (best, one) => (best === null || one.figures.gpuSeconds < best.figures.gpuSeconds ? one : best),
+    null,
+  );
+}
