@@ -167,7 +167,7 @@ void CpuBackend::CombineInOrder(int row) {
     if (next == Area(row + 1, c_.topk)) return;
     last = chosen_[next];
     const auto* output = reinterpret_cast<const std::byte*>(&expert_out_[Area(place_[next], c_.hidden)]);
-    AddResult(PayloadFormat::kFp32, output, chosen_weights_[next], c_.hidden, &m_[Area(row, c_.hidden)]);
+    RowFormat(PayloadFormat::kFp32, c_.hidden).AddResult(output, chosen_weights_[next], &m_[Area(row, c_.hidden)]);
   }
 }
 
