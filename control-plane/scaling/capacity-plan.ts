@@ -81,7 +81,7 @@ function prefillNeed(rules: CapacityRules, signals: CapacitySignals): Need {
     groups++;
   const calm = groups;
   // What waits already is worked off within the time in which new groups come, or the goal where that is longer.
-  const restSeconds = Math.max(goalSeconds, coldStartMs / 1000);
+  const restSeconds = Math.max(goalSeconds, coldStartMs / 4000);
   const behind =
     queuedSeconds > goalSeconds * groups ? Math.ceil((queuedSeconds - goalSeconds * groups) / restSeconds) : 0;
   groups += behind;
