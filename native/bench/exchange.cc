@@ -1,10 +1,9 @@
 // exchange: dispatch and combine of one layer between two ranks on this host, rows as wide as LongCat-Flash's (6144, top
-// 12 of 512 experts and 256 zero-computation experts), in the same rounds as their limits: memcpy of the same bytes by
-// two threads, and one connection that carries the same bytes both ways, in the same number of messages.
+// 12 of 512 experts), every row for experts of the other rank. In the same rounds as their limits: memcpy of the same
+// bytes by the rank that is to have them, and one connection that carries them both ways in as many messages.
 //
-// One layer is DispatchSend, DispatchReceive, PutResult of every row, CombineSend and CombineReceive on both ranks. Rows
-// are encoded where the peer reads them, which is the only copy over shared memory. Not in the first lines: what the
-// experts read and the owners add up, which lies where it was sent; "and read" has both.
+// Everything begins as in a model: its owner has just written it. Timed is what brings it to the other side: sending,
+// receiving, reading each row there once, from where it lies or after a memcpy. Making rows and results is not timed.
 #include <poll.h>
 
 #include <array>
@@ -39,24 +38,57 @@ void Must(const Status& status) {
   std::exit(1);
 }
 
-// Runs `body` on two threads, each with its number, and tells how long both took.
-double Seconds(const std::function<void(int)>& body) {
-  std::atomic<int> ready{0};
-  const auto start_together = [&] {
-    ready.fetch_add(1);
-    while (ready.load() < 2) std::this_thread::yield();
-  };
-  double seconds = 0;
-  std::thread other([&] {
-    start_together();
-    body(1);
-  });
-  start_together();
-  const auto start = std::chrono::steady_clock::now();
+// Two threads meet here again and again.
+class Barrier {
+ public:
+  void Meet() {
+    const int turn = turn_.load(std::memory_order_acquire);
+    if (here_.fetch_add(1, std::memory_order_acq_rel) == 1) {
+      here_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int tries = 0; turn_.load(std::memory_order_acquire) == turn; ++tries) {
+      if (tries > 2000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  std::atomic<int> here_{0}, turn_{0};
+};
+
+void OnBoth(const std::function<void(int)>& body) {
+  std::thread other([&] { body(1); });
   body(0);
   other.join();
-  seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Seconds of the timed parts of `laps` laps, on two threads that begin and end each part together.
+struct Part {
+  std::function<void(int member)> prepare, run;
+};
+double Seconds(int laps, const std::vector<Part>& parts) {
+  Barrier barrier;
+  double seconds = 0;
+  OnBoth([&](int member) {
+    for (int lap = 0; lap < laps; ++lap) {
+      for (const Part& part : parts) {
+        part.prepare(member);
+        barrier.Meet();
+        const auto start = std::chrono::steady_clock::now();
+        part.run(member);
+        barrier.Meet();
+        if (member == 0) seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      }
+    }
+  });
   return seconds;
+}
+
+// Writes every value anew.
+void Freshen(std::vector<float>* values) {
+  for (float& value : *values) value = -value;
+  asm volatile("" : : "r"(values->data()) : "memory");
 }
 
 // Two ranks of this process, each with its own endpoint, as if they were processes.
@@ -76,53 +108,81 @@ class Pair {
       endpoints_[member] = Must(ExchangeEndpoint::Open("127.0.0.1", 0));
       spec_.members[member] = {"", "127.0.0.1", endpoints_[member]->port(), shared_memory ? "here" : std::to_string(member)};
     }
-    Seconds([&](int member) {
+    OnBoth([&](int member) {
+      const auto m = static_cast<size_t>(member);
       GroupSpec spec = spec_;
       spec.self = member;
-      exchanges_[static_cast<size_t>(member)] = Must(endpoints_[static_cast<size_t>(member)]->Join(spec, {}));
+      exchanges_[m] = Must(endpoints_[m]->Join(spec, {}));
+      rows_[m] = MakeRows(spec_, rows, m);
+      // Member 0 has the even experts.
+      for (size_t i = 0; i < rows_[m].chosen.size(); ++i) rows_[m].chosen[i] = static_cast<int32_t>(i % 12 * 40 + i / 12 % 20 * 2) + 1 - member;
+      scratch_[m].resize(kHidden, 1);
+      sums_[m].resize(kHidden);
     });
-    for (uint64_t member = 0; member < 2; ++member) rows_[member] = MakeRows(spec_, rows, member);
-    result_.resize(kHidden, 1);
   }
 
-  // `read`: with the experts' reading of rows and the owners' adding up.
-  void Layer(int member, bool read) {
-    ExpertExchange* exchange = exchanges_[static_cast<size_t>(member)].get();
-    const RowsOf& mine = rows_[static_cast<size_t>(member)];
-    std::span<const ReceivedRow> received;
-    thread_local std::vector<float> row(kHidden);
-    Must(exchange->DispatchSend(0, mine.Dispatch()));
-    Must(exchange->DispatchReceive(0, &received));
-    for (int i = 0; i < static_cast<int>(received.size()); ++i) {
-      if (received[static_cast<size_t>(i)].source == member && !read) continue;  // nothing is sent for these
-      if (read) exchange->Decode(i, row.data());
-      exchange->PutResult(i, 0, result_.data());
-    }
-    Must(exchange->CombineSend(0));
-    Must(exchange->CombineReceive(0));
-    for (int own = 0; read && own < mine.rows; ++own) exchange->AddResults(own, row.data());
+  std::vector<Part> Layer() {
+    const auto fresh_rows = [this](int member) {
+      Freshen(&rows_[static_cast<size_t>(member)].values);
+      Must(exchanges_[static_cast<size_t>(member)]->BeginStep());
+    };
+    const auto fresh_results = [this](int member) { Freshen(&scratch_[static_cast<size_t>(member)]); };
+    return {{fresh_rows, [this](int member) { Dispatch(static_cast<size_t>(member)); }},
+            {fresh_results, [this](int member) { Combine(static_cast<size_t>(member)); }}};
   }
-  void Layers(int member, int layers, bool read) {
-    Must(exchanges_[static_cast<size_t>(member)]->BeginStep());
-    for (int layer = 0; layer < layers; ++layer) Layer(member, read);
-  }
-  // That one rank sends in one layer.
-  size_t Bytes() {
-    const ExchangeCounters before = exchanges_[0]->counters();
-    Seconds([&](int member) { Layers(member, 1, false); });
-    const ExchangeCounters after = exchanges_[0]->counters();
-    return after.dispatch_bytes - before.dispatch_bytes + after.combine_bytes - before.combine_bytes;
-  }
+  size_t DispatchBytes() const { return exchanges_[0]->counters().dispatch_bytes; }
+  size_t CombineBytes() const { return exchanges_[0]->counters().combine_bytes; }
 
  private:
+  void Dispatch(size_t m) {
+    Must(exchanges_[m]->DispatchSend(0, rows_[m].Dispatch()));
+    Must(exchanges_[m]->DispatchReceive(0, &received_[m]));
+    for (size_t i = 0; i < received_[m].size(); ++i) exchanges_[m]->Decode(static_cast<int>(i), scratch_[m].data());
+  }
+  void Combine(size_t m) {
+    for (size_t i = 0; i < received_[m].size(); ++i) exchanges_[m]->PutResult(static_cast<int>(i), 0, scratch_[m].data());
+    Must(exchanges_[m]->CombineSend(0));
+    Must(exchanges_[m]->CombineReceive(0));
+    for (int row = 0; row < rows_[m].rows; ++row) exchanges_[m]->AddResults(row, sums_[m].data());
+  }
+
   GroupSpec spec_;
   std::array<std::unique_ptr<ExchangeEndpoint>, 2> endpoints_;
   std::array<std::unique_ptr<ExpertExchange>, 2> exchanges_;
   std::array<RowsOf, 2> rows_;
-  std::vector<float> result_;
+  std::array<std::span<const ReceivedRow>, 2> received_;
+  std::array<std::vector<float>, 2> scratch_, sums_;
 };
 
-// Both directions at once; every message waits for the one before, as dispatch and combine do.
+// The same number of bytes, written by one thread and copied by the other.
+class Copies {
+ public:
+  Copies(size_t first, size_t second) {
+    for (size_t m = 0; m < 2; ++m) {
+      for (const size_t bytes : {first, second}) {
+        from_[m].emplace_back(bytes / sizeof(float), 1.0F);
+        to_[m].emplace_back(bytes / sizeof(float), 1.0F);
+      }
+    }
+  }
+  std::vector<Part> Layer() { return {Copy(0), Copy(1)}; }
+  std::span<const std::byte> From(int member, size_t part) { return std::as_bytes(std::span(from_[static_cast<size_t>(member)][part])); }
+  std::span<std::byte> To(int member, size_t part) { return std::as_writable_bytes(std::span(to_[static_cast<size_t>(member)][part])); }
+  std::function<void(int)> Fresh(size_t part) {
+    return [this, part](int member) { Freshen(&from_[static_cast<size_t>(member)][part]); };
+  }
+
+ private:
+  Part Copy(size_t part) {
+    return {Fresh(part), [this, part](int member) {
+              std::memcpy(To(member, part).data(), From(1 - member, part).data(), To(member, part).size());
+              asm volatile("" : : "r"(To(member, part).data()) : "memory");
+            }};
+  }
+  std::array<std::vector<std::vector<float>>, 2> from_, to_;
+};
+
+// Both directions at once.
 class RawSockets {
  public:
   RawSockets() {
@@ -130,18 +190,16 @@ class RawSockets {
     ends_[0] = Must(StartConnect(Must(TcpAddress("127.0.0.1", PortOf(listener)))));
     while (!(ends_[1] = Accept(listener))) std::this_thread::yield();
   }
-  void Exchange(int member, std::span<const std::byte> from, std::span<std::byte> to, int times) {
+  void Exchange(int member, std::span<const std::byte> from, std::span<std::byte> to) {
     const Fd& end = ends_[static_cast<size_t>(member)];
-    for (int i = 0; i < times; ++i) {
-      for (size_t sent = 0, received = 0; sent < from.size() || received < to.size();) {
-        const size_t out = sent < from.size() ? Moved(Send(end, from.subspan(sent))) : 0;
-        const size_t in = received < to.size() ? Moved(Receive(end, to.subspan(received))) : 0;
-        sent += out;
-        received += in;
-        if (out + in > 0) continue;
-        pollfd polled{end.get(), static_cast<short>((sent < from.size() ? POLLOUT : 0) | (received < to.size() ? POLLIN : 0)), 0};
-        poll(&polled, 1, -1);
-      }
+    for (size_t sent = 0, received = 0; sent < from.size() || received < to.size();) {
+      const size_t out = sent < from.size() ? Moved(Send(end, from.subspan(sent))) : 0;
+      const size_t in = received < to.size() ? Moved(Receive(end, to.subspan(received))) : 0;
+      sent += out;
+      received += in;
+      if (out + in > 0) continue;
+      pollfd polled{end.get(), static_cast<short>((sent < from.size() ? POLLOUT : 0) | (received < to.size() ? POLLIN : 0)), 0};
+      poll(&polled, 1, -1);
     }
   }
 
@@ -153,49 +211,29 @@ class RawSockets {
   std::array<Fd, 2> ends_;
 };
 
-struct Way {
-  std::string name, limited_by;
-  std::function<void()> run, limit;
-  std::optional<Promise> promise;
-};
-
 void Measure(const Bench& bench, int rows, PayloadFormat payload, const std::string& format) {
   Pair local(payload, rows, true), remote(payload, rows, false);
-  const size_t bytes = local.Bytes();
-  remote.Bytes();
-  const int layers = std::max(4, static_cast<int>((size_t{64} << 20) / bytes));
-  const int far_layers = std::max(2, layers / 4);
-  std::array<std::vector<std::byte>, 4> memory;
-  for (auto& area : memory) area.assign(bytes, std::byte{1});
+  Seconds(1, local.Layer());
+  Copies copies(local.DispatchBytes(), local.CombineBytes());
+  const size_t bytes = local.DispatchBytes() + local.CombineBytes();
   RawSockets sockets;
-  const auto copy = [&](int member) {
-    const auto m = static_cast<size_t>(member);
-    for (int i = 0; i < layers; ++i) {
-      std::memcpy(memory[m + 2].data(), memory[m].data(), bytes);
-      asm volatile("" : : "r"(memory[m + 2].data()) : "memory");
-    }
+  std::vector<Part> carried;
+  for (const size_t part : {0, 1}) {
+    carried.push_back({copies.Fresh(part), [&, part](int m) { sockets.Exchange(m, copies.From(m, part), copies.To(m, part)); }});
+  }
+  struct Way {
+    std::string name, limited_by;
+    std::vector<Part> run, limit;
+    int laps;
   };
-  const auto raw = [&](int member) {
-    const auto m = static_cast<size_t>(member);
-    sockets.Exchange(member, std::span(memory[m]).first(bytes / 2), std::span(memory[m + 2]).first(bytes / 2), 2 * far_layers);
-  };
-  // fp8 is made with arithmetic, which no copy has.
-  const std::optional<Promise> promise = payload == PayloadFormat::kBf16 ? std::optional(ShareOfLimit(0.7, 1)) : std::nullopt;
-  const std::vector<Way> ways = {
-      {"shared memory", "memcpy", [&] { Seconds([&](int m) { local.Layers(m, layers, false); }); }, [&] { Seconds(copy); }, promise},
-      {"shared memory and read", "memcpy", [&] { Seconds([&](int m) { local.Layers(m, layers, true); }); }, [&] { Seconds(copy); }, {}},
-      {"TCP", "raw sockets", [&] { Seconds([&](int m) { remote.Layers(m, far_layers, false); }); }, [&] { Seconds(raw); }, promise},
-  };
+  const int laps = std::max(4, static_cast<int>((size_t{32} << 20) / bytes));
+  const std::array<Way, 2> ways = {Way{"shared memory", "memcpy", local.Layer(), copies.Layer(), laps},
+                                   Way{"TCP on this host", "raw socket", remote.Layer(), carried, std::max(2, laps / 4)}};
   for (const Way& way : ways) {
-    const double moved = 2.0 * static_cast<double>(bytes) * (way.limited_by == "memcpy" ? layers : far_layers) / 1e9;
+    const double moved = 2.0 * static_cast<double>(bytes) * way.laps / 1e9;
     std::vector<double> rates, limits, shares;
-    for (int round = -2; round < (bench.quick() ? 5 : 15); ++round) {
-      const auto timed = [](const std::function<void()>& run) {
-        const auto start = std::chrono::steady_clock::now();
-        run();
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      };
-      const double limit = timed(way.limit), seconds = timed(way.run);
+    for (int round = -2; round < (bench.quick() ? 7 : 25); ++round) {
+      const double limit = Seconds(way.laps, way.limit), seconds = Seconds(way.laps, way.run);
       if (round < 0) continue;
       rates.push_back(moved / seconds);
       limits.push_back(moved / limit);
@@ -210,7 +248,8 @@ void Measure(const Bench& bench, int rows, PayloadFormat payload, const std::str
     figure.limit = SpreadOf(limits).median;
     figure.limited_by = way.limited_by;
     figure.share = SpreadOf(shares);
-    figure.promise = way.promise;
+    // fp8 is made with arithmetic, which no copy has.
+    if (payload == PayloadFormat::kBf16) figure.promise = ShareOfLimit(0.7, 1);
     bench.Print(figure);
   }
 }

@@ -10,6 +10,7 @@ const folder = fileURLToPath(new URL("../../.margay/bench/", import.meta.url));
 
 /** Ranks that share experts: their layouts, what of the exchange is hidden, and the picture of such a step. */
 export async function benchExpertParallel(options: BenchOptions): Promise<void> {
+  await benchProgram("ep", "exchange", options);
   const lines = await benchProgram("ep", "expert_parallel", options);
   const traced = lines.find((line) => line.kind === "trace");
   if (traced === undefined) return;
