@@ -38,18 +38,19 @@ export function lint(file: string | null) {
 const rendering = new Map<string, HelmRun>();
 
 /** `helm template` of a release called margay; `values` come after the file. Done once for the same question. */
-export function template(file: string | null, values: object = {}): HelmRun {
+export function template(file: string | null, values: object = {}, namespace = "serving"): HelmRun {
   const given = JSON.stringify(values);
-  const known = rendering.get(`${file} ${given}`);
+  const question = `${file} ${given} ${namespace}`;
+  const known = rendering.get(question);
   if (known !== undefined) return known;
-  const release = ["template", "margay", chartFolder, "--namespace", "serving"];
+  const release = ["template", "margay", chartFolder, "--namespace", namespace];
   const run = runHelm(helm!, [...release, ...(file === null ? [] : ["--values", file]), "--values", "-"], given);
-  rendering.set(`${file} ${given}`, run);
+  rendering.set(question, run);
   return run;
 }
 
-export function rendered(file: string | null, values: object = {}): readonly KubeObject[] {
-  const run = template(file, values);
+export function rendered(file: string | null, values: object = {}, namespace = "serving"): readonly KubeObject[] {
+  const run = template(file, values, namespace);
   if (!run.ok) throw new Error(run.stderr);
   return (loadAll(run.stdout) as (KubeObject | null)[]).filter((object) => object !== null);
 }
