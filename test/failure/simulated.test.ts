@@ -14,7 +14,7 @@ beforeAll(async () => {
 
 /** Seeds of the run below, requests of each. `margay simulate --chaos` takes any. */
 const SEEDS = 200;
-const REQUESTS = 100;
+const REQUESTS = 75;
 
 describe("a whole system under virtual time", () => {
   test("without faults every request is answered, and right", async () => {
