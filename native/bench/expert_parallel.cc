@@ -212,6 +212,16 @@ double BytesOfStep(Group* group, const Work& work) {
   return (sent() - before) / kSteps;
 }
 
+// On average over all steps and ranks so far.
+double WaitedMs(const Exchanges& exchanges) {
+  double waited_ns = 0;
+  for (const auto& exchange : exchanges) {
+    const ExchangeCounters counters = exchange->counters();
+    waited_ns += static_cast<double>(counters.dispatch_wait_ns + counters.combine_wait_ns) / static_cast<double>(counters.steps);
+  }
+  return waited_ns / 1e6 / static_cast<double>(exchanges.size());
+}
+
 void PrintTrace(const std::function<void()>& step, double link_bytes_per_s, double bytes) {
   std::string spans;
   const auto add = [&](int rank, const std::string& thread, const std::string& name, double start_ms, double ms) {
@@ -242,12 +252,14 @@ void PrintTrace(const std::function<void()>& step, double link_bytes_per_s, doub
 void Overlap(Bench* bench, Group* group, const Work& work, bool traced) {
   const std::string table = "single-batch overlap";
   if (!bench->WantsTable(table)) return;
-  const auto plain = [&] { group->Step(work, group->plain(), true); };
+  const Exchanges unlinked = group->Join(0);
+  const auto plain = [&] { group->Step(work, unlinked, true); };
   plain();
   const double dense_ms = DensePathMs(plain);
   const double bytes = BytesOfStep(group, work);
   const double link_ms = kOfDensePath * dense_ms;
   const Exchanges linked = group->Join(bytes / (link_ms / 1000));
+  const Exchanges serial_linked = group->Join(bytes / (link_ms / 1000));
   const std::string path = CpuIsas().back();
   const auto run = [&](const Exchanges& exchanges, bool overlap) {
     return [group, &work, &exchanges, overlap](int64_t) { group->Step(work, exchanges, overlap); };
@@ -255,7 +267,7 @@ void Overlap(Bench* bench, Group* group, const Work& work, bool traced) {
   const std::optional<Figure> figure =
       bench->Measure({.table = table, .name = work.name + ", link as long as 60 % of the dense path", .path = path, .threads = kRanks,
                       .unit = "us", .units = 1, .run = run(linked, true),
-                      .rivals = {{"no link", run(group->plain(), true)}, {"link, no overlap", run(linked, false)}}});
+                      .rivals = {{"no link", run(unlinked, true)}, {"link, no overlap", run(serial_linked, false)}}});
   if (!figure.has_value()) return;
   const double with = figure->value.median / 1000;
   const double without = figure->rivals.at("no link").median / 1000;
@@ -268,8 +280,10 @@ void Overlap(Bench* bench, Group* group, const Work& work, bool traced) {
   print("exchange on the link", link_ms, std::nullopt, "ms");
   print("step against one without a link", with / without, ValueAtMost(1.1, 1.04), "x");
   print("the same without overlap", serial / without, std::nullopt, "x");
-  print("hidden of the exchange", 1 - (with - without) / link_ms, ValueAtLeast(0.9, 0.97), "x");
-  print("the same without overlap, hidden", 1 - (serial - without) / link_ms, std::nullopt, "x");
+  // What a rank waited in a step of its group, beyond what it waits for a peer that computes longer.
+  const auto hidden = [&](const Exchanges& exchanges) { return 1 - (WaitedMs(exchanges) - WaitedMs(unlinked)) / link_ms; };
+  print("hidden of the exchange", hidden(linked), ValueAtLeast(0.9, 0.97), "x");
+  print("the same without overlap, hidden", hidden(serial_linked), std::nullopt, "x");
   if (traced) PrintTrace([&] { group->Step(work, linked, true); }, bytes / (link_ms / 1000), bytes);
 }
 
@@ -310,9 +324,9 @@ void Main(Bench* bench) {
     group = std::make_unique<Group>(threads, checkpoint.folder(), packed.name(), shape.vocabulary);
   }
   Layouts(bench, group.get(), one.get(), shape);
-  Overlap(bench, group.get(), {"prefill, 512 tokens", 1, kPrompt, 0}, false);
-  Overlap(bench, group.get(), {"decode, batch 2", 2, 1, kDecodeAt}, false);
   Overlap(bench, group.get(), {"decode, batch 32", kBatch, 1, kDecodeAt}, true);
+  Overlap(bench, group.get(), {"decode, batch 2", 2, 1, kDecodeAt}, false);
+  Overlap(bench, group.get(), {"prefill, 512 tokens", 1, kPrompt, 0}, false);
 }
 
 }  // namespace
