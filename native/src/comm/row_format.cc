@@ -92,7 +92,9 @@ void RowFormat::EncodeResult(const float* values, std::byte* out) const {
 
 void RowFormat::AddResult(const std::byte* row, float weight, float* out) const {
   if (format_ == PayloadFormat::kFp32) {
-    kernels_->add_scaled(reinterpret_cast<const float*>(row), weight, hidden_, out);
+    // Rounded twice, as `ref` does it on any machine.
+    const auto* values = reinterpret_cast<const float*>(row);
+    for (int i = 0; i < hidden_; ++i) out[i] += weight * values[i];
   } else {
     kernels_->add_bf16(Bits(row), weight, hidden_, out);
   }
