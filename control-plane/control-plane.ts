@@ -21,6 +21,8 @@ import type { Demand } from "./scaling/planner.ts";
 import { Scaler } from "./scaling/scaler.ts";
 import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 
+/** Where others serve too, clients get so long to change over to them before anybody is refused. */
+const LINGER_MS = 2_000;
 /** After the last answer: time for cancellations and acknowledgements to leave. */
 const CLOSE_MS = 1_000;
 /** A grammar that takes longer to compile is refused. */
@@ -142,8 +144,6 @@ export class ControlPlane implements Service {
   async start(): Promise<void> {
     const { clock, logger, tellParent } = this.#context;
     this.#fleet.start();
-    this.#former.start();
-    this.#balancer.start();
     this.#board.start();
     await this.#gateway.start();
     this.#desk = openOperatorDesk({
@@ -157,7 +157,7 @@ export class ControlPlane implements Service {
     });
     await this.#bus.flush(CLOSE_MS);
     this.#demand.start();
-    this.#home.start((leads) => (leads ? this.#scaler.start() : this.#scaler.stop()));
+    this.#home.start((leads) => this.#lead(leads));
     logger.info({ url: this.#gateway.url, models: [...this.#models.keys()] }, "listening");
     tellParent({ kind: "ready", url: this.#gateway.url, models: [...this.#models.keys()] });
   }
@@ -180,14 +180,14 @@ export class ControlPlane implements Service {
   async drain(deadlineMs: number): Promise<void> {
     const { clock } = this.#context;
     await this.#home.yield();
-    await this.#gateway.drain(deadlineMs - clock.now());
-    this.#scaler.stop();
+    await this.#gateway.drain(deadlineMs - clock.now(), this.#home.alone ? 0 : LINGER_MS);
+    this.#lead(false);
     this.#waitingRoom.close();
     await this.#home.target.close(Math.max(CLOSE_MS, deadlineMs - clock.now()));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#scaler.stop();
+    this.#lead(false);
     await this.#gateway[Symbol.asyncDispose]();
     for (const grammars of this.#grammars.values()) await grammars.close();
     await this.#home.yield();
@@ -195,10 +195,16 @@ export class ControlPlane implements Service {
     this.#demand.stop();
     for (const open of this.#desk) open.unsubscribe();
     this.#board.stop();
-    this.#balancer.stop();
-    this.#former.stop();
     this.#fleet.stop();
     await this.#bus.close(CLOSE_MS);
+  }
+
+  /** What only one of several control planes may do. */
+  #lead(leads: boolean): void {
+    for (const one of [this.#scaler, this.#former, this.#balancer]) {
+      if (leads) one.start();
+      else one.stop();
+    }
   }
 
   #ownDemand(model: ModelName): Demand {

@@ -10,6 +10,8 @@ import { ProcessTarget, type ProcessTargetParts, WORKER_PROGRAMS } from "./scali
 /** Where the workers run, and whether this control plane is the one that decides how many there are. */
 export interface WorkerHome {
   readonly target: ScaleTarget;
+  /** No other control plane can serve in this one's place. */
+  readonly alone: boolean;
   /** `onLead` is called with true when this control plane begins to decide, and with false when it ends. */
   start(onLead: (leads: boolean) => void): void;
   /** Somebody else shall decide from now on, if there is somebody. */
@@ -35,6 +37,7 @@ export function processHome(
   });
   return {
     target,
+    alone: true,
     start(onLead) {
       metrics.gauge("margay_leader", {}, 1);
       onLead(true);
@@ -72,6 +75,7 @@ export async function kubeHome(
   });
   return {
     target,
+    alone: false,
     start(onLead) {
       tellLead = (leads) => {
         if (!leads) target.hold();

@@ -19,6 +19,7 @@ import type { Logger } from "#service/logger.ts";
 import {
   EMPTY_FLEET,
   type FleetSnapshot,
+  FORGET_MS,
   PAIR_COOL_MS,
   pairKey,
   type Rank,
@@ -68,6 +69,8 @@ export class FleetWatch {
   readonly #parts: FleetWatchParts;
   readonly #changed = new Set<() => void>();
   readonly #lost = new Set<LostListener>();
+  /** Ranks whose process is known to have ended, and the last epoch it had: what it sent before may still arrive. */
+  readonly #ended = new Map<RankId, { readonly epoch: number; readonly ms: number }>();
   readonly #fetching = new Set<RankId>();
   #open: (Subscription | Timer)[] = [];
   #lastTickMs = 0;
@@ -123,6 +126,8 @@ export class FleetWatch {
 
   /** The process of a rank has ended, as whoever started it knows: nobody needs to wait for its silence. */
   rankEnded(rankId: RankId): void {
+    const known = this.#snapshot.ranks.get(rankId);
+    if (known !== undefined) this.#ended.set(rankId, { epoch: known.epoch, ms: this.#parts.clock.monotonic() });
     this.#move(withoutRank(this.#snapshot, rankId));
   }
 
@@ -170,6 +175,7 @@ export class FleetWatch {
       this.#move(withGoodbye(this.#snapshot, message));
       return;
     }
+    if (message.epoch <= (this.#ended.get(message.rankId)?.epoch ?? 0)) return;
     const { clock, logger } = this.#parts;
     // Of one of several ranks a heartbeat may say what has become of another.
     const only = message.ranks === 1 ? message.rankId : null;
@@ -228,6 +234,7 @@ export class FleetWatch {
     this.#lastTickMs = nowMs;
     if (stalled || bus.state !== "connected") this.#excuse();
     this.#move(withTime(this.#snapshot, nowMs));
+    for (const [rankId, { ms }] of this.#ended) if (nowMs - ms > FORGET_MS) this.#ended.delete(rankId);
   }
 
   #excuse(): void {

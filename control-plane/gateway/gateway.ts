@@ -1,5 +1,5 @@
 import { maxHeaderSize } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
 import { MargayError } from "#protocol/errors.ts";
@@ -61,7 +61,7 @@ const MODEL_PREFIX = "/v1/models/";
 /**
  * Owns the HTTP edge: the listening socket, the requests being answered, their streams.
  *
- *   made -> listening -> draining -> closed
+ *   made -> listening -> (lingering) -> draining -> closed
  *
  * G1 Every answer carries `x-request-id`; every failure has OpenAI's error form.
  * G2 Each generation request is counted once in `margay_requests_total`, however it ends.
@@ -71,7 +71,7 @@ export class Gateway {
   readonly #app: FastifyInstance;
   readonly #options: GatewayOptions;
   readonly #running = new Set<Exchange>();
-  #state: "made" | "listening" | "draining" | "closed" = "made";
+  #state: "made" | "listening" | "lingering" | "draining" | "closed" = "made";
   #url = "";
   #inFlight = 0;
   #onIdle: (() => void) | null = null;
@@ -121,24 +121,43 @@ export class Gateway {
     return this.#url;
   }
 
-  /** Stops accepting, gives what runs `graceMs` to finish, ends the rest, closes. Idempotent. */
-  async drain(graceMs: number): Promise<void> {
-    if (this.#state === "draining" || this.#state === "closed") return;
-    this.#state = "draining";
-    this.#app.server.close();
-    if (this.#inFlight > 0) {
-      const idle = new Promise<void>((resolve) => {
-        this.#onIdle = resolve;
-      });
-      const timer = this.#options.clock.after(graceMs, () => {
-        for (const exchange of this.#running) exchange.abort(new MargayError("shutting_down"));
-        // What is left is written within a moment, or its reader is stuck.
-        this.#options.clock.after(1000, () => this.#onIdle?.());
-      });
-      await idle;
-      timer.cancel();
+  /**
+   * Stops accepting, gives what runs `graceMs` to finish, ends the rest, closes. Idempotent.
+   *
+   * `lingerMs`, where another gateway serves in this one's place: nobody is refused. For so long it serves on as ever,
+   * then those who still have a connection, once each; every answer tells its client to take another connection.
+   */
+  async drain(graceMs: number, lingerMs = 0): Promise<void> {
+    if (this.#state !== "made" && this.#state !== "listening") return;
+    const { clock } = this.#options;
+    const endMs = clock.monotonic() + graceMs;
+    if (lingerMs > 0) {
+      this.#state = "lingering";
+      await clock.sleep(Math.min(lingerMs, graceMs));
+      // Not the HTTP server's own `close`, which cuts idle connections: a request may be on its way on one.
+      TcpServer.prototype.close.call(this.#app.server);
+    } else {
+      this.#state = "draining";
+      this.#app.server.close();
     }
+    await this.#untilIdle(endMs - clock.monotonic());
     await this.#close();
+  }
+
+  /** Waits for the answers under way; ends those that take longer than `graceMs`. */
+  async #untilIdle(graceMs: number): Promise<void> {
+    if (this.#inFlight === 0) return;
+    const { clock } = this.#options;
+    const idle = new Promise<void>((resolve) => {
+      this.#onIdle = resolve;
+    });
+    const timer = clock.after(graceMs, () => {
+      for (const exchange of this.#running) exchange.abort(new MargayError("shutting_down"));
+      // What is left is written within a moment, or its reader is stuck.
+      clock.after(1000, () => this.#onIdle?.());
+    });
+    await idle;
+    timer.cancel();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -177,7 +196,7 @@ export class Gateway {
       done(new MargayError("shutting_down"));
     });
     app.addHook("onSend", (_request, reply, _payload, done) => {
-      if (this.#state === "draining") reply.header("connection", "close");
+      if (this.#state !== "listening") reply.header("connection", "close");
       done();
     });
     app.removeAllContentTypeParsers();
@@ -200,7 +219,7 @@ export class Gateway {
       requestMs: config.requestMs,
       maxN: config.maxN,
       running: this.#running,
-      draining: () => this.#state === "draining",
+      draining: () => this.#state !== "listening",
     };
     const app = this.#app;
     app.post("/v1/chat/completions", (request, reply) => chatCompletions(host, request, reply));

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { type ClientRequest, request as httpRequest, type IncomingMessage } from "node:http";
 import { request as httpsRequest, type RequestOptions } from "node:https";
 import { KubeConfig } from "@kubernetes/client-node";
@@ -9,6 +10,9 @@ const CALL_MS = 10_000;
 /** The server ends a watch itself after this long; one that is silent for longer than the slack beyond it is broken. */
 const WATCH_SECONDS = 240;
 const SILENT_MS = (WATCH_SECONDS + 30) * 1000;
+const ACCOUNT_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+/** What the library falls back to where nothing is configured. */
+const NOBODY = "http://localhost:8080";
 const MOST_ANSWER_BYTES = 64 * 1024 * 1024;
 
 /**
@@ -23,10 +27,13 @@ export function connectKube(
   clock: Clock,
 ): { readonly api: KubeApi /** Of the service account, or of the context. */; readonly namespace: string } {
   const config = new KubeConfig();
-  if (kubeconfig === null) config.loadFromDefault();
-  else config.loadFromString(kubeconfig);
+  if (kubeconfig !== null) config.loadFromString(kubeconfig);
+  else if (existsSync(ACCOUNT_TOKEN)) config.loadFromCluster();
+  else config.loadFromDefault();
   const server = config.getCurrentCluster()?.server;
-  if (server === undefined) throw new Error("No Kubernetes cluster is configured: there is no service account here.");
+  if (server === undefined || server === NOBODY) {
+    throw new Error("There is no Kubernetes cluster: no service account is mounted here and no kubeconfig is found.");
+  }
 
   /** Sends one request; `deadlineMs` null: none, for a watch. Resolves with the answer's head. */
   const send = async (call: KubeCall, deadlineMs: number | null, signal?: AbortSignal): Promise<IncomingMessage> => {

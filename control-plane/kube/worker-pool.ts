@@ -56,7 +56,11 @@ const ContainerState = z.object({
   running: z.looseObject({}).nullish(),
   terminated: z.object({ exitCode: z.number(), reason: z.string().nullish(), message: z.string().nullish() }).nullish(),
 });
-const ContainerStatus = z.object({ state: ContainerState.nullish(), lastState: ContainerState.nullish() });
+const ContainerStatus = z.object({
+  restartCount: z.number().nullish(),
+  state: ContainerState.nullish(),
+  lastState: ContainerState.nullish(),
+});
 export type ContainerStatus = z.output<typeof ContainerStatus>;
 
 /** A pod of a pool; its name is the id of the worker in it. */
@@ -83,6 +87,8 @@ export const WorkerPod = z
     /** Why it failed as a whole: evicted, say. */
     message: status?.message ?? status?.reason ?? null,
     conditions: status?.conditions ?? [],
+    /** How often its containers were started again. */
+    restarts: (status?.containerStatuses ?? []).reduce((sum, one) => sum + (one.restartCount ?? 0), 0),
     containers: [...(status?.initContainerStatuses ?? []), ...(status?.containerStatuses ?? [])],
   }));
 export type WorkerPod = z.output<typeof WorkerPod>;

@@ -19,6 +19,8 @@ export interface RoleState {
   readonly wanted: number;
   /** Processes that were started and do not take requests yet. */
   readonly starting: number;
+  /** Asked for and not yet there at all: no process, no pod. */
+  readonly unmade: number;
 }
 
 export interface Limits {
@@ -41,7 +43,7 @@ export const GROW_AFTER_MS = 1_000;
  * How many workers of each role a model should have: pure.
  *
  * - anything to do wakes both roles together, because a request needs both
- * - a role grows by one while requests wait for it and none of its workers is still starting
+ * - a role grows by one while requests wait for it and none of its workers is still starting or to be made
  * - after the idle time both go back to their minimum; before it nothing shrinks, so that a pause does not flap
  * - a worker that is still starting is never stopped for idleness: what its start costs would be spent again and again
  */
@@ -50,14 +52,14 @@ export function planWorkers(rules: ScalingRules, demand: Demand, current: Readon
   const idle = !busy && (demand.idleMs === null || demand.idleMs >= rules.idleMs);
   const plan = (role: Role): number => {
     const { min, max } = rules[role];
-    const { wanted, starting } = current[role];
+    const { wanted, starting, unmade } = current[role];
     if (idle) return starting > 0 ? Math.max(min, Math.min(wanted, max)) : min;
     const atLeast = Math.max(wanted, min, busy ? 1 : 0);
     const grows =
       demand.waiting > 0 &&
       demand.missing === role &&
       demand.oldestWaitMs > GROW_AFTER_MS &&
-      starting === 0 &&
+      starting + unmade === 0 &&
       wanted > 0;
     return Math.min(max, grows ? atLeast + 1 : atLeast);
   };

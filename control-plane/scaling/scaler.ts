@@ -5,7 +5,7 @@ import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { FleetSnapshot } from "../fleet/fleet.ts";
 import { type Counts, type Demand, planWorkers, type RoleState, type ScalingRules } from "./planner.ts";
-import type { ScaleTarget, TargetRank } from "./scale-target.ts";
+import type { ScaleTarget, TargetRank, TargetWorker } from "./scale-target.ts";
 import { healthOf, type RankHistory, withSighting } from "./worker-health.ts";
 
 const TICK_MS = 100;
@@ -88,7 +88,14 @@ export class Scaler {
     const before = this.wanted(model);
     // Unknown is not zero: what there is stays until it is known what there is.
     if (before === null) return;
-    const state = (role: Role): RoleState => ({ wanted: before[role], starting: this.#starting(model, role) });
+    const state = (role: Role): RoleState => {
+      const live = target.workers().filter((one) => one.model === model && one.role === role && !one.stopping);
+      return {
+        wanted: before[role],
+        starting: this.#starting(live),
+        unmade: Math.max(0, before[role] - live.length),
+      };
+    };
     const asked = demand(model);
     const after = planWorkers(rules, asked, { prefill: state("prefill"), decode: state("decode") });
     for (const role of ["prefill", "decode"] as const) {
@@ -101,12 +108,9 @@ export class Scaler {
     }
   }
 
-  #starting(model: ModelName, role: Role): number {
+  #starting(workers: readonly TargetWorker[]): number {
     const nowMs = this.#parts.clock.monotonic();
-    return this.#parts.target.workers().filter((worker) => {
-      const mine = worker.model === model && worker.role === role && !worker.stopping;
-      return mine && worker.ranks.every((rank) => this.#isStarting(rank, nowMs));
-    }).length;
+    return workers.filter(({ ranks }) => ranks.every((rank) => this.#isStarting(rank, nowMs))).length;
   }
 
   #isStarting(rank: TargetRank, nowMs: number): boolean {

@@ -149,6 +149,7 @@ export class SimWorld {
       ...{ metrics, bus, gatewayId, fleet, models: new Map([[SIM_MODEL, this.#options.model]]) },
       home: {
         target: this.target,
+        alone: true,
         start: (onLead) => onLead(number === 0),
         yield: async () => {},
       },

@@ -46,6 +46,19 @@ async function joined(name = "d1"): Promise<ScriptedRank> {
 const seen = (rank: ScriptedRank) => watch.snapshot.ranks.get(rank.rankId);
 
 describe("ranks", () => {
+  test("a rank whose process has ended stays gone when a heartbeat of it comes late; its next start is a new one", async () => {
+    const rank = await joined();
+    watch.rankEnded(rank.rankId);
+    rank.beat();
+    await clock.settle();
+    expect(seen(rank)).toBeUndefined();
+    expect(lost).toEqual([[rank.rankId, 1]]);
+    rank.epoch = 2;
+    rank.beat();
+    await clock.settle();
+    expect(seen(rank)).toMatchObject({ epoch: 2, state: "ready" });
+  });
+
   test("are known from their first heartbeat, and every change is told", async () => {
     let changes = 0;
     watch.onChange(() => changes++);

@@ -170,6 +170,16 @@ describe("start and drain", () => {
     await draining;
   });
 
+  test("a gateway that lingers still answers who comes, and sends each client elsewhere for the next time", async () => {
+    await using harness = await startHarness(idle);
+    const draining = harness.gateway.drain(60_000, 700);
+    const response = await fetch(`${harness.url}/v1/models`);
+    expect(response.status).toBe(200);
+    expect(response.headers.get("connection")).toBe("close");
+    await draining;
+    await expect(fetch(`${harness.url}/v1/models`)).rejects.toThrow();
+  });
+
   test("drain with nothing running ends at once, twice is once", async () => {
     await using harness = await startHarness(idle);
     expect((await harness.chat()).status).toBe(200);

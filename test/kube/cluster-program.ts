@@ -34,15 +34,25 @@ function programPath(): string {
 /** Why there can be no cluster here, in one sentence; null: there can be one. */
 export function whyNoCluster(): string | null {
   if (process.platform !== "linux") return "the test cluster runs on Linux only";
-  for (const program of ["unshare", "ip", "mount", "setpriv"]) {
+  for (const program of ["unshare", "nsenter", "ip", "mount", "setpriv", "chroot"]) {
     if (spawnSync("sh", ["-c", `command -v ${program}`]).status !== 0) return `there is no ${program} here`;
   }
   if (!existsSync(programPath()) && spawnSync("go", ["version"]).status !== 0) {
     return "there is no Go here to build the API server with";
   }
-  const tried = spawnSync("unshare", [...NAMESPACES, "sh", "-c", "ip link set lo up && mount -t tmpfs none /mnt"]);
-  return tried.status === 0 ? null : "no network and mount namespaces of one's own are allowed here (it needs root)";
+  const tried = spawnSync("unshare", [...NAMESPACES, "sh", "-c", TRY]);
+  return tried.status === 0 ? null : "namespaces, virtual wires or overlay mounts are not allowed here (it needs root)";
 }
+
+/** What the nodes do for every pod: a wire, and a root that is copied on write. */
+const TRY = `
+set -e
+ip link add probe0 type veth peer name probe1
+echo 1 > /proc/sys/net/ipv4/ip_forward
+mount -t tmpfs none /mnt
+mkdir /mnt/up /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work /mnt/root
+`;
 
 /** Its own network, mounts and processes: nothing of it is seen outside, and all of it ends with its first process. */
 export const NAMESPACES = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"] as const;

@@ -13,14 +13,19 @@ import { clusterProgram, NAMESPACES } from "./cluster-program.ts";
 import type { Image } from "./world/container.ts";
 import type { WorldCommand, WorldNews, WorldSetup } from "./world/main.ts";
 import { API_HOST, type PartName } from "./world/parts.ts";
+import { NODE_IP } from "./world/pod-network.ts";
 
 const repository = fileURLToPath(new URL("../..", import.meta.url));
 const START_MS = 120_000;
-/** The cluster's own network: pods and Services have addresses that are local there, and nowhere else. */
+/** The cluster's own network: the addresses of Services are local there, and those of pods are behind a wire each. */
 const ENTER = `
+set -e
 ip link set lo up
+ip addr add ${NODE_IP}/32 dev lo
 ip route add local 10.96.0.0/16 dev lo
-ip route add local 10.244.0.0/16 dev lo
+echo 1 > /proc/sys/net/ipv4/ip_forward
+mkdir -p /run/netns
+mount -t tmpfs none /run/netns
 exec "$0" "$@"
 `;
 
@@ -30,11 +35,16 @@ export class KubeWorld implements AsyncDisposable {
   readonly folder: string;
   readonly #servers: Server[] = [];
   #kubeconfig = "";
+  /** What the nodes complained of last. */
+  #said = "";
   #api: KubeApi | null = null;
 
   private constructor(child: ChildProcess, folder: string) {
     this.#child = child;
     this.folder = folder;
+    child.stderr?.on("data", (bytes: Buffer) => {
+      this.#said = (this.#said + bytes.toString()).slice(-4_000);
+    });
   }
 
   static async start(nodes: readonly string[] = ["node-a", "node-b"]): Promise<KubeWorld> {
@@ -43,14 +53,13 @@ export class KubeWorld implements AsyncDisposable {
     const main = fileURLToPath(new URL("world/main.ts", import.meta.url));
     const argv = ["--pdeathsig", "KILL", "unshare", ...NAMESPACES, "sh", "-c", ENTER, process.execPath, main];
     const child = spawn("setpriv", argv, { stdio: ["ignore", "ignore", "pipe", "ipc"] });
-    let said = "";
-    child.stderr?.on("data", (bytes: Buffer) => (said = (said + bytes.toString()).slice(-4_000)));
     const world = new KubeWorld(child, folder);
     try {
       const news = world.#next();
       child.send({ program, folder, images: images(), nodes } satisfies WorldSetup);
-      const ready = await deadline(news, START_MS, () => `the cluster did not start\n${said}`);
-      if (ready.kind !== "ready") throw new Error(`the cluster did not start: ${JSON.stringify(ready)}\n${said}`);
+      const ready = await deadline(news, START_MS, () => `the cluster did not start\n${world.#said}`);
+      if (ready.kind !== "ready")
+        throw new Error(`the cluster did not start: ${JSON.stringify(ready)}\n${world.#said}`);
       const url = (await world.open(API_HOST, 443)).replace("http:", "https:");
       world.#kubeconfig = ready.kubeconfig.replace("https://GATE", url);
       world.#api = connectKube(world.#kubeconfig, systemClock).api;
@@ -101,14 +110,14 @@ export class KubeWorld implements AsyncDisposable {
 
   /** What the containers of the pods whose names match have written, for messages of failed tests. */
   async logs(pattern: RegExp): Promise<string> {
-    const found: string[] = [];
+    const found: string[] = [this.#said];
     for (const node of await readdir(this.folder)) {
       if (!node.startsWith("node-")) continue;
       for (const pod of await readdir(join(this.folder, node))) {
         if (!pattern.test(pod)) continue;
         for (const container of await readdir(join(this.folder, node, pod))) {
           const text = await readFile(join(this.folder, node, pod, container, "log"), "utf8").catch(() => "");
-          if (text !== "") found.push(`--- ${pod} ${container}\n${text.slice(-6_000)}`);
+          if (text !== "") found.push(`--- ${pod} ${container}\n${excerpt(text)}`);
         }
       }
     }
@@ -138,9 +147,14 @@ export class KubeWorld implements AsyncDisposable {
   }
 }
 
+/** The beginning and the end, for between them much repeats itself. */
+function excerpt(text: string): string {
+  const printable = text.replace(/[^\x20-\x7e\n]/g, ".");
+  return printable.length < 6_000 ? printable : `${printable.slice(0, 2_500)}\n...\n${printable.slice(-3_500)}`;
+}
+
 /** What stands for the images that the chart names. */
 function images(): readonly Image[] {
-  const node = { "/usr/local/bin/node": process.execPath };
   return [
     {
       name: "nats",
@@ -153,8 +167,12 @@ function images(): readonly Image[] {
       name: "margay",
       entrypoint: ["node"],
       command: [],
-      workingDir: "/app",
-      binds: { "/app": repository, ...node },
+      workingDir: "/margay",
+      binds: {
+        "/margay": repository,
+        "/usr/local/bin/node": process.execPath,
+        "/usr/local/bin/nats-server": natsBinary(),
+      },
     },
   ];
 }

@@ -10,7 +10,7 @@ const pool = (changes: Partial<WorkerPool> = {}): WorkerPool => ({
   ...changes,
 });
 const pod = (changes: Partial<WorkerPod> = {}): WorkerPod => ({
-  ...{ name: "d-1", role: "decode", model: NANO, stopping: false, phase: "Pending", message: null },
+  ...{ name: "d-1", role: "decode", model: NANO, stopping: false, phase: "Pending", message: null, restarts: 0 },
   ...{ conditions: [], containers: [] },
   ...changes,
 });

@@ -4,7 +4,7 @@ import { type Demand, GROW_AFTER_MS, planWorkers, type RoleState } from "../../c
 const rules = { prefill: { min: 0, max: 3 }, decode: { min: 0, max: 2 }, idleMs: 300_000 };
 const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null };
 const busy: Demand = { ...quiet, running: 3, idleMs: 0 };
-const state = (wanted: number, starting = 0): RoleState => ({ wanted, starting });
+const state = (wanted: number, starting = 0, unmade = 0): RoleState => ({ wanted, starting, unmade });
 const plan = (demand: Partial<Demand>, prefill: RoleState, decode: RoleState, changes: Partial<typeof rules> = {}) =>
   planWorkers({ ...rules, ...changes }, { ...quiet, ...demand }, { prefill, decode });
 
@@ -35,6 +35,7 @@ describe("growing", () => {
   test("not for a wait that is short, nor while a worker of the role is on its way", () => {
     expect(plan({ ...late, missing: "prefill", oldestWaitMs: 500 }, state(1), state(1)).prefill).toBe(1);
     expect(plan({ ...late, missing: "prefill" }, state(2, 1), state(1)).prefill).toBe(2);
+    expect(plan({ ...late, missing: "prefill" }, state(2, 0, 1), state(1)).prefill).toBe(2);
   });
 
   test("never beyond the maximum", () => {

@@ -74,6 +74,8 @@ async function dial(options: NatsOptions): Promise<NatsConnection> {
           maxReconnectAttempts: -1,
           ignoreAuthErrorAbort: true,
           ignoreClusterUpdates: true,
+          // Names are found as every other program of the machine finds them: search domains and /etc/hosts included.
+          resolve: false,
           reconnectDelayHandler: () => RECONNECT_MS + random.uniform() * RECONNECT_JITTER_MS,
           ...(user === null ? {} : { user }),
           ...(password === null ? {} : { pass: password }),
@@ -146,7 +148,14 @@ class NatsLink implements Link {
         // A denial comes here and to the status iterator; it is told once, there.
         if (error !== null) return;
         const noResponders = message.data.byteLength === 0 && message.headers?.code === 503;
-        onDelivery({ subject: message.subject, data: message.data, reply: message.reply || null, noResponders });
+        try {
+          onDelivery({ subject: message.subject, data: message.data, reply: message.reply || null, noResponders });
+        } catch (thrown) {
+          // Thrown from here it would leave the client's parser in the middle of a message; so it ends the process alone.
+          queueMicrotask(() => {
+            throw thrown;
+          });
+        }
       },
     });
     return {

@@ -71,7 +71,7 @@ export class KubeTarget implements ScaleTarget {
         workerId: pod.name as WorkerId,
         model: pod.model,
         role: pod.role,
-        ranks: [{ rankId: rankIdOf(pod.name as WorkerId, 0), instance: "" }],
+        ranks: [{ rankId: rankIdOf(pod.name as WorkerId, 0), instance: String(pod.restarts) }],
         stopping: pod.stopping,
         runs: pod.phase === "Running",
       }));

@@ -21,6 +21,8 @@ export interface ContainerRun {
   readonly environment: Readonly<Record<string, string>>;
   readonly volumes: ReadonlyMap<string, string>;
   readonly hostsFile: string;
+  /** Its pod's network. */
+  readonly networkPath: string;
   /** Scratch and log of this container. */
   readonly folder: string;
   readonly security: SecurityContext;
@@ -46,8 +48,10 @@ mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/up,workdir=$scratch/wo
 root=$scratch/root
 for name in dev proc sys; do mount --rbind "/$name" "$root/$name"; done
 while [ "$1" != -- ]; do
-  if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; [ -e "$root$2" ] || : > "$root$2"; fi
-  mount --bind "$1" "$root$2"
+  # Links on the way, such as /var/run, lead to places in the container and not in this machine.
+  target=$root$(chroot "$root" readlink -m "$2")
+  if [ -d "$1" ]; then mkdir -p "$target"; else mkdir -p "$(dirname "$target")"; [ -e "$target" ] || : > "$target"; fi
+  mount --bind "$1" "$target"
   shift 2
 done
 shift
@@ -64,7 +68,7 @@ export class RunningContainer {
   readonly ended: Promise<Ended>;
 
   constructor(run: ContainerRun) {
-    const { container, image, environment, volumes, hostsFile, folder, security } = run;
+    const { container, image, environment, volumes, hostsFile, networkPath, folder, security } = run;
     const scratch = join(folder, "scratch");
     mkdirSync(scratch, { recursive: true });
     const binds = Object.entries(image?.binds ?? {}).flatMap(([target, source]) => [source, target]);
@@ -84,7 +88,7 @@ export class RunningContainer {
       container.workingDir ?? image?.workingDir ?? "/",
       ...[hostsFile, "/etc/hosts", ...binds, ...mounts, "--", ...command],
     ];
-    const child = spawn("unshare", argv, {
+    const child = spawn("nsenter", [`--net=${networkPath}`, "unshare", ...argv], {
       env: { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", HOME: "/root", ...environment },
       stdio: ["ignore", "pipe", "pipe"],
       detached: true,
@@ -122,7 +126,7 @@ export class RunningContainer {
   /** Runs a command beside it, in its mounts. Resolves with whether it succeeded in time. */
   exec(command: readonly string[], timeoutMs: number): Promise<boolean> {
     return new Promise((resolve) => {
-      const argv = ["--mount", "--root", "--wd", "--target", String(this.pid), "--", ...command];
+      const argv = ["--net", "--mount", "--root", "--wd", "--target", String(this.pid), "--", ...command];
       const child = spawn("nsenter", argv, { stdio: "ignore", timeout: timeoutMs, killSignal: "SIGKILL" });
       child.once("error", () => resolve(false));
       child.once("exit", (code) => resolve(code === 0));

@@ -8,14 +8,14 @@ import { silentLogger } from "../../../control-plane/service/logger.ts";
 import type { Image } from "./container.ts";
 import type { Pod } from "./objects.ts";
 import { PodLife } from "./pod-life.ts";
+import { NODE_IP, type PodNetworks } from "./pod-network.ts";
 
 export interface KubeletParts {
   readonly api: KubeApi;
   readonly node: string;
   readonly folder: string;
   readonly images: readonly Image[];
-  /** The next free pod address. */
-  readonly takeIp: () => string;
+  readonly networks: PodNetworks;
   /** The file of host names for pods of a namespace. */
   readonly hostsFile: (namespace: string) => string;
 }
@@ -62,7 +62,7 @@ export class Kubelet {
           capacity: CAPACITY,
           allocatable: CAPACITY,
           conditions,
-          addresses: [{ type: "InternalIP", address: "10.244.0.1" }],
+          addresses: [{ type: "InternalIP", address: NODE_IP }],
         },
       },
     });
@@ -91,7 +91,7 @@ export class Kubelet {
   }
 
   #look(): void {
-    const { api, folder, images, takeIp, hostsFile } = this.#parts;
+    const { api, folder, images, networks, hostsFile } = this.#parts;
     for (const [uid, pod] of this.#pods.items) {
       const { metadata, status } = pod;
       let life = this.#lives.get(uid);
@@ -103,7 +103,7 @@ export class Kubelet {
         life = new PodLife({
           api,
           pod,
-          podIp: takeIp(),
+          network: networks.add(),
           images,
           folder: own,
           hostsFile: hostsFile(metadata.namespace),

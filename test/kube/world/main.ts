@@ -5,6 +5,7 @@ import type { Image } from "./container.ts";
 import { openGate } from "./gate.ts";
 import { Kubelet } from "./kubelet.ts";
 import { ClusterParts, type PartName } from "./parts.ts";
+import { PodNetworks } from "./pod-network.ts";
 import { ServiceProxy } from "./service-proxy.ts";
 
 /**
@@ -33,7 +34,7 @@ async function run({ program, folder, images, nodes }: WorldSetup): Promise<void
   await parts.startAll();
   const proxy = new ServiceProxy(parts.api, folder);
   proxy.start();
-  let ips = 1;
+  const networks = new PodNetworks();
   for (const node of nodes) {
     const own = join(folder, node);
     mkdirSync(own);
@@ -41,7 +42,7 @@ async function run({ program, folder, images, nodes }: WorldSetup): Promise<void
       api: parts.api,
       ...{ node, images },
       folder: own,
-      takeIp: () => `10.244.${1 + Math.floor(ips / 250)}.${1 + (ips++ % 250)}`,
+      networks,
       hostsFile: (namespace) => proxy.hostsFile(namespace),
     });
     await kubelet.start();

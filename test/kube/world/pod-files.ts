@@ -1,7 +1,8 @@
-import { mkdir, writeFile } from "node:fs/promises";
+import { chmod, mkdir, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { KubeApi } from "../../../control-plane/kube/kube-api.ts";
 import type { Container, EnvVar, KeyPath, Pod, Volume, VolumeSource } from "./objects.ts";
+import { NODE_IP } from "./pod-network.ts";
 
 /** Environment and volumes of one pod, read from the API server as a kubelet reads them. */
 export class PodFiles {
@@ -64,7 +65,7 @@ export class PodFiles {
       "spec.serviceAccountName": spec.serviceAccountName ?? "default",
       "status.podIP": this.#podIp,
       "status.podIPs": this.#podIp,
-      "status.hostIP": "10.244.0.1",
+      "status.hostIP": NODE_IP,
     };
     const found = fields[path];
     if (found === undefined) throw new Error(`the field ${path} is not known here`);
@@ -75,7 +76,9 @@ export class PodFiles {
     if (volume.hostPath !== undefined) return volume.hostPath.path;
     if (volume.persistentVolumeClaim !== undefined) return this.#claimed(volume.persistentVolumeClaim.claimName);
     const folder = join(this.#folder, "volumes", volume.name);
-    await mkdir(folder, { recursive: true, mode: 0o777 });
+    await mkdir(folder, { recursive: true });
+    // Whoever the pod's user is.
+    await chmod(folder, 0o777);
     for (const source of volume.projected?.sources ?? [volume]) await this.#fill(folder, source);
     return folder;
   }

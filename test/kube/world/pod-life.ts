@@ -6,11 +6,12 @@ import type { Image } from "./container.ts";
 import { ContainerLife } from "./container-life.ts";
 import type { Container, Pod } from "./objects.ts";
 import { PodFiles } from "./pod-files.ts";
+import { NODE_IP, type PodNetwork } from "./pod-network.ts";
 
 export interface PodLifeParts {
   readonly api: KubeApi;
   readonly pod: Pod;
-  readonly podIp: string;
+  readonly network: PodNetwork;
   readonly hostsFile: string;
   readonly images: readonly Image[];
   /** Scratch of this pod. */
@@ -53,7 +54,8 @@ export class PodLife {
     this.#stopping = true;
     await Promise.all([...this.#inits, ...this.#containers].map((one) => one.stop(graceMs)));
     await this.#started.catch(() => {});
-    const { api, pod } = this.#parts;
+    const { api, network, pod } = this.#parts;
+    network.remove();
     const { name, namespace, uid } = pod.metadata;
     const path = `/api/v1/namespaces/${namespace}/pods/${name}`;
     for (let tries = 0; !this.#gone && tries < 600; tries++) {
@@ -72,7 +74,9 @@ export class PodLife {
   kill(): void {
     this.#stopping = true;
     this.#gone = true;
-    for (const one of [...this.#inits, ...this.#containers]) one.kill();
+    const lives = [...this.#inits, ...this.#containers];
+    for (const one of lives) one.kill();
+    void Promise.all(lives.map((one) => one.ended)).then(() => this.#parts.network.remove());
   }
 
   async #start(): Promise<void> {
@@ -105,8 +109,8 @@ export class PodLife {
   async #prepared(): Promise<
     ((container: Container, restart: "Always" | "OnFailure" | "Never") => Promise<ContainerLife>) | null
   > {
-    const { api, pod, podIp, folder, images, hostsFile } = this.#parts;
-    const files = new PodFiles(api, pod, podIp, folder);
+    const { api, pod, network, folder, images, hostsFile } = this.#parts;
+    const files = new PodFiles(api, pod, network.ip, folder);
     while (!this.#stopping) {
       try {
         const volumes = await files.volumes();
@@ -119,7 +123,7 @@ export class PodLife {
           await mkdir(own, { recursive: true });
           return new ContainerLife(
             {
-              ...{ container, volumes, hostsFile, folder: own },
+              ...{ container, volumes, hostsFile, folder: own, networkPath: network.path },
               image: images.find(({ name }) => container.image.includes(name)) ?? null,
               environment: {
                 HOSTNAME: pod.metadata.name,
@@ -129,7 +133,7 @@ export class PodLife {
               },
               security: { ...pod.spec.securityContext, ...container.securityContext },
             },
-            podIp,
+            network.ip,
             restart,
             () => this.#changed(),
           );
@@ -168,7 +172,7 @@ export class PodLife {
   }
 
   #status(): object {
-    const { pod, podIp } = this.#parts;
+    const { pod, network } = this.#parts;
     const ready = this.#phase === "Running" && this.#containers.every((one) => one.ready);
     const at = new Date().toISOString().replace(/\.\d+Z$/, "Z");
     const condition = (type: string, yes: boolean): object => ({
@@ -189,7 +193,7 @@ export class PodLife {
       containers.map((container, index) => lives[index]?.status() ?? waiting(container));
     return {
       phase: this.#phase,
-      ...{ podIP: podIp, podIPs: [{ ip: podIp }], hostIP: "10.244.0.1", startTime: this.#startTime },
+      ...{ podIP: network.ip, podIPs: [{ ip: network.ip }], hostIP: NODE_IP, startTime: this.#startTime },
       conditions: [
         condition("Initialized", this.#initialized),
         condition("ContainersReady", ready),
