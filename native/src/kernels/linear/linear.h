@@ -17,6 +17,8 @@ inline constexpr int kScaleBlock = 128;
 // Most rows of a strip, whatever the instruction set.
 inline constexpr int kMostStripRows = 16;
 inline constexpr int kMostPanels = 8;
+// Strips that can share what a kernel makes of the weights.
+inline constexpr int kStripsTogether = 16;
 
 // Layouts of packed weights: panel_layout.h.
 enum class WeightFormat : uint8_t { kBf16, kF32, kFp8, kInt8 };
@@ -58,6 +60,8 @@ struct LinearKernel {
   int64_t (*packed_bytes)(int rows, int in);
   void (*pack)(const LinearRows* rows);
   void (*multiply)(const LinearStrip* strip);
+  // The same for up to kStripsTogether strips that differ in x, rows and y alone; null: nothing would be gained.
+  void (*multiply_together)(const LinearStrip* strips, int count) = nullptr;
 };
 
 // By WeightFormat. Within one kernel the result of a row never depends on the other rows of a call: every output is

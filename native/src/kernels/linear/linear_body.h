@@ -56,6 +56,10 @@ struct Weights<WeightFormat::kInt8> {
 // and P are; for fp8 one chain per block of inputs, then one chain over the blocks with their scales.
 template <int R, int P, WeightFormat kFormat>
 class Block {
+  using Reg = Vec::Reg;
+  using W = Weights<kFormat>;
+  static constexpr int kVecs = P * kPanelVecs;
+
  public:
   Block(const LinearStrip& strip, int panel) : t_(strip), panel_(panel), x_(static_cast<const float*>(strip.x)), w_(strip.w + panel * strip.panel_bytes) {}
 
@@ -93,11 +97,6 @@ class Block {
     }
   }
 
- private:
-  using Reg = Vec::Reg;
-  using W = Weights<kFormat>;
-  static constexpr int kVecs = P * kPanelVecs;
-
   __attribute__((always_inline)) static void Clear(Reg (*sum)[kVecs]) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -106,6 +105,21 @@ class Block {
     }
   }
 
+  // sum[r] += x[r] * w
+  __attribute__((always_inline)) static void Multiply(const float* x, const Reg* w, Reg (*sum)[kVecs]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      if constexpr (kVecs == 1) {
+        Vec::AddProduct(&sum[r][0], w[0], x + r);
+      } else {
+        const Reg factor = Vec::Set(x[r]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) Vec::AddProduct(&sum[r][v], w[v], factor);
+      }
+    }
+  }
+
+ private:
   __attribute__((always_inline)) void Accumulate(int first, int end, int64_t ahead, Reg (*sum)[kVecs]) const {
 #pragma GCC unroll 1
     for (int k = first; k < end; k += 2 * W::kPairs) {
@@ -137,19 +151,6 @@ class Block {
     }
     Multiply(x, even, sum);
     Multiply(x + R, odd, sum);
-  }
-
-  __attribute__((always_inline)) static void Multiply(const float* x, const Reg* w, Reg (*sum)[kVecs]) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      if constexpr (kVecs == 1) {
-        Vec::AddProduct(&sum[r][0], w[0], x + r);
-      } else {
-        const Reg factor = Vec::Set(x[r]);
-#pragma GCC unroll 16
-        for (int v = 0; v < kVecs; ++v) Vec::AddProduct(&sum[r][v], w[v], factor);
-      }
-    }
   }
 
   // Panels that begin in another block of outputs have another scale.
@@ -185,7 +186,6 @@ class Block {
   const int panel_;
   const float* const x_;
   const uint8_t* const w_;
-  Reg sum_[R][kVecs];
 };
 
 template <int R, int P, WeightFormat kFormat>
@@ -202,8 +202,105 @@ void RunStrip(const LinearStrip& strip) {
   if constexpr (R > 1) RunStrip<kFormat, R - 1>(strip);
 }
 
+constexpr int kUnpacked = kScaleBlock * kPanel;  // codes at a time
+
+// One panel's inputs [first, end) as floats: [inputs][16].
+template <WeightFormat kFormat>
+void UnpackBlock(const uint8_t* panel, int first, int end, float* to) {
+  using W = Weights<kFormat>;
+  for (int k = first; k < end; k += 2 * W::kPairs) {
+    const uint8_t* at = panel + k / 2 * W::kPairBytes;
+#pragma GCC unroll 2
+    for (int pair = 0; pair < W::kPairs; ++pair, to += 2 * kPanel) {
+      for (int lane = 0; lane < kPanel; lane += Vec::kWidth) {
+        Vec::Reg even;
+        Vec::Reg odd;
+        W::Load(at, pair, lane, &even, &odd);
+        Vec::Store(to + lane, even);
+        Vec::Store(to + kPanel + lane, odd);
+      }
+    }
+  }
+}
+
+// total[r] += scale * (sum over `inputs` of x[.][r] * w[.]), as Block does it. x: [inputs][R]; total: [R][16]; ahead: 64
+// bytes of codes for four inputs, fetched for the next block and for one that comes later.
+template <int R>
+void AddBlock(const float* w, const float* x, const uint8_t* ahead, int inputs, float scale, float* total) {
+  using Rows = Block<R, 1, WeightFormat::kFp8>;
+  Vec::Reg sum[R][kPanelVecs];
+  Rows::Clear(sum);
+#pragma GCC unroll 1
+  for (int k = 0; k < inputs; k += 4, ahead += 64) {
+    __builtin_prefetch(ahead + kUnpacked, 0, 3);
+    __builtin_prefetch(ahead + Far(1), 0, 2);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i, w += kPanel, x += R) {
+      if (R >= 4) __builtin_prefetch(x + kAheadX, 0, 3);
+      Vec::Reg weights[kPanelVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVecs; ++v) weights[v] = Vec::Load(w + v * Vec::kWidth);
+      Rows::Multiply(x, weights, sum);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVecs; ++v) {
+      float* at = total + r * kPanel + v * Vec::kWidth;
+      Vec::Store(at, Vec::Fma(sum[r][v], Vec::Set(scale), Vec::Load(at)));
+    }
+  }
+}
+
+template <int R = LinearShape::kRows>
+void AddBlockOf(const LinearStrip& t, const float* w, const uint8_t* ahead, int first, int inputs, float scale, float* total) {
+  if (t.rows == R) return AddBlock<R>(w, static_cast<const float*>(t.x) + int64_t{first} * R, ahead, inputs, scale, total);
+  if constexpr (R > 1) AddBlockOf<R - 1>(t, w, ahead, first, inputs, scale, total);
+}
+
+// Codes cost as much to unpack as some rows to multiply: strips that run together unpack them once.
+void MultiplyFp8Together(const LinearStrip* strips, int count) {
+  const LinearStrip& t = strips[0];
+  alignas(64) float unpacked[kUnpacked];
+  alignas(64) float totals[kStripsTogether][LinearShape::kRows * kPanel];
+  const int in = (t.in + 3) / 4 * 4;
+  const int blocks = (t.in + kScaleBlock - 1) / kScaleBlock;
+  for (int panel = 0; panel < t.panels; ++panel) {
+    const float* scales = t.scales + (t.first_panel + panel) * kPanel / kScaleBlock * blocks;
+    for (int i = 0; i < count; ++i) {
+      for (int o = 0; o < LinearShape::kRows * kPanel; ++o) totals[i][o] = 0;
+    }
+    for (int block = 0; block < blocks; ++block) {
+      const int first = block * kScaleBlock;
+      const int end = first + kScaleBlock < in ? first + kScaleBlock : in;
+      const uint8_t* codes = t.w + panel * t.panel_bytes;
+      UnpackBlock<WeightFormat::kFp8>(codes, first, end, unpacked);
+      for (int i = 0; i < count; ++i) {
+        AddBlockOf(strips[i], unpacked, codes + first * kPanel, first, end - first, scales[block] * Vec::kFp8Factor, totals[i]);
+      }
+    }
+    const int left = t.outputs - panel * kPanel < kPanel ? t.outputs - panel * kPanel : kPanel;
+    for (int i = 0; i < count; ++i) {
+      for (int r = 0; r < strips[i].rows; ++r) {
+        float* y = strips[i].y + r * strips[i].y_stride + panel * kPanel;
+        for (int o = 0; o < left; ++o) y[o] = totals[i][r * kPanel + o];
+      }
+    }
+  }
+}
+
 template <WeightFormat kFormat>
 void MultiplyStrip(const LinearStrip* strip) { RunStrip<kFormat>(*strip); }
+
+// Rows whose chains fill the pipelines with the vectors of one panel: from there on unpacked codes are the better source.
+constexpr int kUnpackRows = 10 / kPanelVecs;
+
+template <>
+void MultiplyStrip<WeightFormat::kFp8>(const LinearStrip* strip) {
+  constexpr int kRows = kUnpackRows - 1 < LinearShape::kRows ? kUnpackRows - 1 : LinearShape::kRows;
+  strip->rows > kRows ? MultiplyFp8Together(strip, 1) : RunStrip<WeightFormat::kFp8, kRows>(*strip);
+}
 
 int PackedInputs(int in) { return (in + 3) / 4 * 4; }
 
@@ -219,7 +316,8 @@ void PackRows(const LinearRows* rows) {
 }
 
 template <WeightFormat kFormat>
-constexpr LinearKernel kFloatKernel = {Activations::kF32, LinearShape::kRows, LinearShape::Panels, PackedBytes, PackRows, MultiplyStrip<kFormat>};
+constexpr LinearKernel kFloatKernel = {Activations::kF32, LinearShape::kRows, LinearShape::Panels, PackedBytes, PackRows, MultiplyStrip<kFormat>,
+                                       kFormat == WeightFormat::kFp8 ? MultiplyFp8Together : nullptr};
 
 constexpr LinearKernels kFloatKernels = {
     {kFloatKernel<WeightFormat::kBf16>, kFloatKernel<WeightFormat::kF32>, kFloatKernel<WeightFormat::kFp8>, kFloatKernel<WeightFormat::kInt8>}};

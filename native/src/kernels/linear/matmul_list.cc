@@ -13,7 +13,7 @@ constexpr int64_t kLeastItem = 32 << 10;    // products of an item of work
 constexpr int kItemsPerThread = 12;         // for balance
 constexpr size_t kCachedWeights = 640 << 10;  // weights of an item that several strips find in the second cache
 constexpr size_t kPackedBytes = size_t{24} << 20;
-constexpr int kFusedPanels = 24;             // a multiple of what any kernel runs together
+constexpr int kFusedPanels = 24;             // of one strip: a multiple of what any kernel runs together
 constexpr size_t kFusedBlock = size_t{kMostStripRows} * kFusedPanels * kPanel;
 
 int Panels(const MatmulWeights& w) { return (w.out + kPanel - 1) / kPanel; }
@@ -36,6 +36,10 @@ LinearStrip StripTimes(const MatmulWeights& w, const void* packed, int rows, int
           .outputs = std::min(w.out - panel * kPanel, panels * kPanel),
           .y = nullptr,
           .y_stride = 0};
+}
+
+void MultiplyAll(const LinearKernel& kernel, const LinearStrip* strips, int count) {
+  count == 1 ? kernel.multiply(strips) : kernel.multiply_together(strips, count);
 }
 
 }  // namespace
@@ -101,6 +105,11 @@ bool MatmulList::SharesActivations(const Part& before, const Part& part) const {
 int MatmulList::StripRows(const MatmulJob& job) const {
   const int rows = KernelOf(job.w).strip_rows;
   return job.up == nullptr ? rows : std::min(rows, KernelOf(*job.up).strip_rows);
+}
+
+int MatmulList::StripsTogether(const MatmulJob& job) const {
+  const auto gains = [&](const MatmulWeights& w) { return KernelOf(w).multiply_together != nullptr; };
+  return gains(job.w) && (job.up == nullptr || gains(*job.up)) ? kStripsTogether : 1;
 }
 
 size_t MatmulList::PackedBytes(const MatmulWeights& w) const {
@@ -185,37 +194,52 @@ void MatmulList::RunItem(const Part& part, int item, int thread) {
   const int panel = item / part.bands * part.panels;
   const int panels = std::min(part.panels, Panels(job.w) - panel);
   const int band = item % part.bands;
-  for (int i = band * part.strips / part.bands; i < (band + 1) * part.strips / part.bands; ++i) {
-    const Strip strip = StripOf(part, i);
+  const int end = (band + 1) * part.strips / part.bands;
+  const int most = StripsTogether(job);
+  for (int i = band * part.strips / part.bands; i < end; i += most) {
+    const int strips = std::min(most, end - i);
     if (job.up != nullptr) {
-      RunFused(part, strip, panel, panels, thread);
+      RunFused(part, i, strips, panel, panels, thread);
       continue;
     }
-    LinearStrip product = StripTimes(job.w, strip.packed, strip.rows, panel, panels);
-    product.y = job.y + strip.first_row * job.y_stride + panel * kPanel;
-    product.y_stride = job.y_stride;
-    KernelOf(job.w).multiply(&product);
-    if (job.w.bias != nullptr) AddBias(job.w.bias + panel * kPanel, product.outputs, strip.rows, product.y, job.y_stride);
+    LinearStrip products[kStripsTogether];
+    for (int s = 0; s < strips; ++s) {
+      const Strip strip = StripOf(part, i + s);
+      products[s] = StripTimes(job.w, strip.packed, strip.rows, panel, panels);
+      products[s].y = job.y + strip.first_row * job.y_stride + panel * kPanel;
+      products[s].y_stride = job.y_stride;
+    }
+    MultiplyAll(KernelOf(job.w), products, strips);
+    if (job.w.bias == nullptr) continue;
+    for (int s = 0; s < strips; ++s) AddBias(job.w.bias + panel * kPanel, products[s].outputs, products[s].rows, products[s].y, job.y_stride);
   }
 }
 
-void MatmulList::RunFused(const Part& part, const Strip& strip, int panel, int panels, int thread) {
+void MatmulList::RunFused(const Part& part, int first_strip, int strips, int panel, int panels, int thread) {
   const MatmulJob& job = *part.job;
+  const int at_once = std::max(1, kFusedPanels / strips);
   float* gate = &scratch_[static_cast<size_t>(thread) * 2 * kFusedBlock];
   float* up = gate + kFusedBlock;
-  for (int first = panel; first < panel + panels; first += kFusedPanels) {
-    const int some = std::min(kFusedPanels, panel + panels - first);
-    LinearStrip product = StripTimes(job.w, strip.packed, strip.rows, first, some);
-    product.y = gate;
-    product.y_stride = some * kPanel;
-    KernelOf(job.w).multiply(&product);
-    product = StripTimes(*job.up, strip.packed_up, strip.rows, first, some);
-    product.y = up;
-    product.y_stride = some * kPanel;
-    KernelOf(*job.up).multiply(&product);
-    for (int r = 0; r < strip.rows; ++r) {
-      pointwise_->silu_mul(gate + r * product.y_stride, up + r * product.y_stride, product.outputs,
-                           job.y + (strip.first_row + r) * job.y_stride + first * kPanel);
+  for (int first = panel; first < panel + panels; first += at_once) {
+    const int some = std::min(at_once, panel + panels - first);
+    LinearStrip gates[kStripsTogether];
+    LinearStrip ups[kStripsTogether];
+    for (int s = 0; s < strips; ++s) {
+      const Strip strip = StripOf(part, first_strip + s);
+      gates[s] = StripTimes(job.w, strip.packed, strip.rows, first, some);
+      ups[s] = StripTimes(*job.up, strip.packed_up, strip.rows, first, some);
+      gates[s].y_stride = ups[s].y_stride = some * kPanel;
+      gates[s].y = gate + s * kMostStripRows * gates[s].y_stride;
+      ups[s].y = up + s * kMostStripRows * ups[s].y_stride;
+    }
+    MultiplyAll(KernelOf(job.w), gates, strips);
+    MultiplyAll(KernelOf(*job.up), ups, strips);
+    for (int s = 0; s < strips; ++s) {
+      const int first_row = StripOf(part, first_strip + s).first_row;
+      for (int r = 0; r < gates[s].rows; ++r) {
+        pointwise_->silu_mul(gates[s].y + r * gates[s].y_stride, ups[s].y + r * ups[s].y_stride, gates[s].outputs,
+                             job.y + (first_row + r) * job.y_stride + first * kPanel);
+      }
     }
   }
 }

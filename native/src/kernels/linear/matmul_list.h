@@ -67,6 +67,7 @@ class MatmulList {
   bool PacksTwice(const MatmulJob& job) const { return job.up != nullptr && KernelOf(*job.up).pack != KernelOf(job.w).pack; }
   bool SharesActivations(const Part& before, const Part& part) const;
   int StripRows(const MatmulJob& job) const;
+  int StripsTogether(const MatmulJob& job) const;
   size_t PackedBytes(const MatmulWeights& w) const;
   size_t StripBytes(const MatmulJob& job) const;
   // Takes jobs from (*job, *row) on until the packed activations are full.
@@ -76,7 +77,7 @@ class MatmulList {
   void Multiply();
   Strip StripOf(const Part& part, int index) const;
   void RunItem(const Part& part, int item, int thread);
-  void RunFused(const Part& part, const Strip& strip, int panel, int panels, int thread);
+  void RunFused(const Part& part, int first_strip, int strips, int panel, int panels, int thread);
 
   const LinearKernels* linear_;
   const PointwiseKernels* pointwise_;
