@@ -56,6 +56,7 @@ bool Allowed(const std::string& path, const std::string& unit) {
   const bool amx = Spells(path, "amx");
   if (Spells(unit, "generic")) return true;
   if (Spells(unit, "amx")) return amx;
+  if (Spells(unit, "neon")) return path == "neon";
   if (Spells(unit, "avx2")) return path != "generic" && path != "ref";
   return amx || Spells(path, "avx512");
 }
@@ -78,6 +79,8 @@ Limits::Limits() : memory_(kMemory) {
     units_.push_back({"bf16 amx", Arithmetic::kFloat, Bf16Amx()});
     units_.push_back({"int8 amx", Arithmetic::kInt8, Int8Amx()});
   }
+#elif defined(__aarch64__)
+  units_.push_back({"fp32 neon", Arithmetic::kFloat, Fp32Neon()});
 #endif
   constexpr int64_t kPasses = 100'000;
   for (Unit& unit : units_) {

@@ -20,6 +20,8 @@ RegisterLoop Int8Avx512();
 // The process must have been granted the tiles.
 RegisterLoop Bf16Amx();
 RegisterLoop Int8Amx();
+#elif defined(__aarch64__)
+RegisterLoop Fp32Neon();
 #endif
 
 }  // namespace margay::bench

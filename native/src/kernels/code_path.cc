@@ -27,6 +27,8 @@ std::vector<CodePath> UsableCodePaths() {
     if (!Bf16DotIsFaster()) std::swap(usable.back(), usable[usable.size() - 2]);
   }
   if (FindLinearPath("amx") != nullptr) add("amx", "amx", AmxAttention(), Avx512Pointwise(), Avx512Sample());
+#elif defined(__aarch64__)
+  add("neon", "neon", NeonAttention(), NeonPointwise(), NeonSample());
 #endif
   return usable;
 }

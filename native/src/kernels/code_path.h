@@ -19,8 +19,8 @@ struct CodePath {
   const SampleKernels* sample;
 };
 
-// generic, avx2, avx512, avx512bf16 and amx. Which of the two before the last is the better one differs between
-// processors: the first call times them.
+// generic, avx2, avx512, avx512bf16 and amx; on 64-bit ARM generic and neon. Which of the two before amx is the better
+// one differs between processors: the first call times them.
 std::vector<CodePath> UsableCodePaths();
 
 // The last one, or the best that is known without timing: the same on every start.

@@ -94,6 +94,8 @@ const AttentionKernels* GenericAttention();
 const AttentionKernels* Avx2Attention();
 const AttentionKernels* Avx512Attention();
 const AttentionKernels* AmxAttention();
+#elif defined(__aarch64__)
+const AttentionKernels* NeonAttention();
 #endif
 
 }  // namespace margay

@@ -80,6 +80,8 @@ const LinearKernel* Avx512VnniLinear();
 const LinearKernel* Avx512Bf16Linear();
 // kBf16 alone, on tiles.
 const LinearKernel* AmxLinear();
+#elif defined(__aarch64__)
+const LinearKernels* NeonLinear();
 #endif
 
 }  // namespace margay

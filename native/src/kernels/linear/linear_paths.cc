@@ -26,6 +26,8 @@ std::vector<LinearPath> MakePaths() {
   if (features.avx512_vnni) paths.push_back({"avx512vnni", With(*Avx512Linear(), WeightFormat::kInt8, Avx512VnniLinear())});
   if (features.avx512_bf16) paths.push_back({"avx512bf16", With(paths.back().kernels, WeightFormat::kBf16, Avx512Bf16Linear())});
   if (features.amx && GrantTileState()) paths.push_back({"amx", With(paths.back().kernels, WeightFormat::kBf16, AmxLinear())});
+#elif defined(__aarch64__)
+  paths.push_back({"neon", *NeonLinear()});
 #endif
   return paths;
 }

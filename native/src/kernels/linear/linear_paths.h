@@ -14,8 +14,7 @@ struct LinearPath {
 };
 
 // From the plainest on: generic, avx2, avx512 (fp32 products), avx512vnni (int8 by the integer dot product, else the
-// same), avx512bf16 (bf16 by its dot product as well), amx (bf16 on
-// tiles instead).
+// same), avx512bf16 (bf16 by its dot product as well), amx (bf16 on tiles instead); on 64-bit ARM generic and neon.
 const std::vector<LinearPath>& UsableLinearPaths();
 
 // Null where this machine cannot run it.

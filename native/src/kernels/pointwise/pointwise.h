@@ -38,6 +38,8 @@ const PointwiseKernels* GenericPointwise();
 #if defined(__x86_64__)
 const PointwiseKernels* Avx2Pointwise();
 const PointwiseKernels* Avx512Pointwise();
+#elif defined(__aarch64__)
+const PointwiseKernels* NeonPointwise();
 #endif
 
 }  // namespace margay

@@ -27,6 +27,8 @@ const SampleKernels* GenericSample();
 #if defined(__x86_64__)
 const SampleKernels* Avx2Sample();
 const SampleKernels* Avx512Sample();
+#elif defined(__aarch64__)
+const SampleKernels* NeonSample();
 #endif
 
 }  // namespace margay

@@ -1,0 +1,24 @@
+// Matrix products for 64-bit ARM.
+#if defined(__aarch64__)
+#include "kernels/vec/vec_neon.h"
+
+namespace margay {
+namespace {
+
+struct LinearShape {
+  static constexpr int kRows = 5;
+  static constexpr int Panels(int rows) { return rows == 1 ? 2 : 1; }
+};
+
+}  // namespace
+}  // namespace margay
+
+// The vector type and the shape come first.
+#include "kernels/linear/linear_body.h"
+
+namespace margay {
+
+const LinearKernels* NeonLinear() { return &kFloatKernels; }
+
+}  // namespace margay
+#endif

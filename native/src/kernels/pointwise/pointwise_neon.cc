@@ -1,0 +1,16 @@
+// Row-wise operations for 64-bit ARM.
+#if defined(__aarch64__)
+#include "kernels/vec/vec_neon.h"
+// The vector type comes first.
+#include "kernels/pointwise/pointwise_body.h"
+
+namespace margay {
+
+const PointwiseKernels* NeonPointwise() {
+  static constexpr PointwiseKernels kTable = {RmsNorm, RmsNormBf16, AddNorm, WeightedSum, SiluMul,
+                                             Softmax, TopSlots,    ToBf16,  FromBf16};
+  return &kTable;
+}
+
+}  // namespace margay
+#endif
