@@ -156,8 +156,8 @@ void CheckGrouped(const LinearPath& path, ThreadPool* pool) {
     std::vector<Packed> ups;
     std::vector<std::vector<int32_t>> picks;
     std::vector<std::vector<float>> results;
-    for (const int rows : {1, 17, 0, 65, 4}) {
-      const WeightFormat format = rows == 17 ? WeightFormat::kFp8 : rows == 4 ? WeightFormat::kInt8 : WeightFormat::kBf16;
+    for (const int rows : {1, 17, 0, 65, 4, 70}) {
+      const WeightFormat format = rows == 17 || rows == 70 ? WeightFormat::kFp8 : rows == 4 ? WeightFormat::kInt8 : WeightFormat::kBf16;
       gates.push_back(Pack(&random, out, in, format, false));
       ups.push_back(Pack(&random, out, in, rows == 65 ? WeightFormat::kF32 : format, false));
       for (auto& r : picks.emplace_back(static_cast<size_t>(rows))) r = random.Below(70);

@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -82,12 +83,15 @@ Limits::Limits() : memory_(kMemory) {
 #elif defined(__aarch64__)
   units_.push_back({"fp32 neon", Arithmetic::kFloat, Fp32Neon()});
 #endif
-  constexpr int64_t kPasses = 100'000;
+  // The best of some: another process that takes the core must not change which unit is called the fastest.
+  constexpr int64_t kPasses = 20'000;
+  constexpr int kTries = 8;
   for (Unit& unit : units_) {
-    unit.loop.run(kPasses);
-    const auto start = std::chrono::steady_clock::now();
-    unit.loop.run(kPasses);
-    unit.rate = kPasses * unit.loop.operations / Seconds(start);
+    for (int i = 0; i < kTries; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      unit.loop.run(kPasses);
+      unit.rate = std::max(unit.rate, kPasses * unit.loop.operations / Seconds(start));
+    }
   }
 }
 

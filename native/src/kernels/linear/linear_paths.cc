@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 
-LinearKernels With(LinearKernels kernels, WeightFormat format, const LinearKernel* kernel) {
+[[maybe_unused]] LinearKernels With(LinearKernels kernels, WeightFormat format, const LinearKernel* kernel) {
   kernels.formats[static_cast<size_t>(format)] = *kernel;
   return kernels;
 }
