@@ -8,7 +8,8 @@ namespace margay {
 
 const PointwiseKernels* NeonPointwise() {
   static constexpr PointwiseKernels kTable = {RmsNorm, RmsNormBf16, AddNorm, WeightedSum, SiluMul,
-                                             Softmax, TopSlots,    ToBf16,  FromBf16};
+                                             Softmax, TopSlots,    ToBf16,  FromBf16,
+                                             AddBf16, AddScaled,   ToFp8,   FromFp8};
   return &kTable;
 }
 
