@@ -51,6 +51,8 @@ export interface GatewayOptions {
 const CLIENT_MS = 60_000;
 /** An idle connection is closed after this: longer than the idle time of usual proxies. */
 const KEEP_ALIVE_MS = 75_000;
+/** A quiet time of a gateway that lingers, before it cuts what connections are left. */
+const LAST_WORD_MS = 500;
 /** Paths and what they answer; HEAD comes with GET. */
 const GENERATION_PATHS: readonly string[] = ["/v1/chat/completions", "/v1/completions", "/v1/messages"];
 const WRITE_PATHS: readonly string[] = [...GENERATION_PATHS, "/v1/messages/count_tokens"];
@@ -136,6 +138,9 @@ export class Gateway {
       await clock.sleep(Math.min(lingerMs, graceMs));
       // Not the HTTP server's own `close`, which cuts idle connections: a request may be on its way on one.
       TcpServer.prototype.close.call(this.#app.server);
+      await this.#untilIdle(endMs - clock.monotonic());
+      // Who just had an answer may have sent the next request before it read that this connection ends.
+      await clock.sleep(Math.max(0, Math.min(LAST_WORD_MS, endMs - clock.monotonic())));
     } else {
       this.#state = "draining";
       this.#app.server.close();
