@@ -32,7 +32,7 @@ export interface GroupBalancerParts {
 interface GroupView {
   readonly epoch: number;
   readonly map: { readonly version: number; readonly owners: Owners };
-  /** Choices per expert of all its ranks, when last asked. */
+  /** Choices per expert of all its ranks, at the last look that had enough to go by. */
   readonly counted: readonly number[];
 }
 
@@ -49,7 +49,7 @@ const FEWEST_CHOICES = 1_000;
  *
  * E1 nobody is told to switch before every rank has prepared; one that fails leaves the map as it is
  * E2 a group that ends meanwhile refuses what is still ordered for it, and its successor begins with a map of its own
- * E3 loads are those since the last look, so that what was hot once does not count for ever
+ * E3 loads are those since the last look that had enough to go by, so that what was hot once does not count for ever
  */
 export class GroupBalancer {
   readonly #parts: GroupBalancerParts;
@@ -98,9 +98,11 @@ export class GroupBalancer {
       return;
     }
     const map = same?.map ?? { version: 0, owners: contiguousOwners(counted.length, members.length) };
-    this.#views.set(workerId, { epoch, map, counted });
-    const loads = counted.map((count, expert) => Math.max(0, count - (same?.counted[expert] ?? 0)));
-    if (loads.reduce((sum, load) => sum + load, 0) < FEWEST_CHOICES) return;
+    const base = same?.counted ?? counted.map(() => 0);
+    const loads = counted.map((count, expert) => Math.max(0, count - (base[expert] ?? 0)));
+    const tells = loads.reduce((sum, load) => sum + load, 0) >= FEWEST_CHOICES;
+    this.#views.set(workerId, { epoch, map, counted: tells ? counted : base });
+    if (!tells) return;
 
     const hosts = members.map(({ exchange }) => exchange?.hostKey ?? "");
     const before = imbalanceOf(map.owners, loads, members.length);
