@@ -19,7 +19,7 @@ export interface RoleState {
   readonly wanted: number;
   /** Processes that were started and do not take requests yet. */
   readonly starting: number;
-  /** Asked for and not yet there at all: no process, no pod. */
+  /** Asked for and without a process yet. */
   readonly unmade: number;
 }
 

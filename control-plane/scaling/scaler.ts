@@ -92,8 +92,9 @@ export class Scaler {
       const live = target.workers().filter((one) => one.model === model && one.role === role && !one.stopping);
       return {
         wanted: before[role],
-        starting: this.#starting(live),
-        unmade: Math.max(0, before[role] - live.length),
+        // One without a place to run has spent nothing yet: idleness may take it back.
+        starting: this.#starting(live.filter(({ runs }) => runs)),
+        unmade: Math.max(0, before[role] - live.filter(({ runs }) => runs).length),
       };
     };
     const asked = demand(model);
