@@ -176,7 +176,8 @@ void Slice(Bench* bench, const Format& format, const Peer* peer) {
                     .threads = threads,
                     .unit = "x",
                     .value = SpreadOf({figure->value.median / alone->value.median}),
-                    .promise = bf16 ? std::optional(ValueAtLeast(6, 10)) : std::nullopt});
+                    .promise = bf16 ? std::optional(ValueAtLeast(6, 10)) : std::nullopt,
+                    .disturbed = figure->disturbed || alone->disturbed});
     }
   }
   Case c{.table = "layer slice, prefill",
@@ -200,7 +201,8 @@ void Slice(Bench* bench, const Format& format, const Peer* peer) {
                   .threads = threads,
                   .unit = "x",
                   .value = SpreadOf({figure->value.median / rate.median}),
-                  .promise = tiles ? ValueAtLeast(10, 15) : ValueAtLeast(1, 2)});
+                  .promise = tiles ? ValueAtLeast(10, 15) : ValueAtLeast(1, 2),
+                  .disturbed = figure->disturbed});
   }
 }
 
@@ -217,7 +219,7 @@ void Deterministic(Bench* bench) {
                                                          .rivals = {{"usual mode", other}}});
     if (!figure.has_value()) return;
     bench->Print({.table = figure->table, .name = name + ", against the usual mode", .path = exact.path(), .threads = threads, .unit = "x",
-                  .value = SpreadOf({figure->value.median / figure->rivals.begin()->second.median}), .promise = ValueAtLeast(0.3, 0.6)});
+                  .value = SpreadOf({figure->value.median / figure->rivals.begin()->second.median}), .promise = ValueAtLeast(0.3, 0.6), .disturbed = figure->disturbed});
   };
   measure("bf16, batch 1", 1, [&](int64_t) { exact.Decode(1); }, [&](int64_t) { usual.Decode(1); });
   measure("bf16, batch 16", 16, [&](int64_t) { exact.Decode(16); }, [&](int64_t) { usual.Decode(16); });
@@ -232,7 +234,8 @@ void Deep(Bench* bench) {
     Subject subject(shape, kBf16, false, bench->pool(threads), threads);
     for (const int batch : {1, kMostBatch}) {
       bench->Measure({.table = "28 narrow layers", .name = "decode, batch " + std::to_string(batch), .path = subject.path(), .threads = threads,
-                      .operations = batch * RowOperations(shape, kDecodeAt), .arithmetic = Arithmetic::kFloat, .unit = "us", .units = 1,
+                      .bytes = DecodeBytes(shape, kBf16, subject.ExpertsRead(batch), batch), .operations = batch * RowOperations(shape, kDecodeAt),
+                      .arithmetic = Arithmetic::kFloat, .unit = "us", .units = 1,
                       .run = [&](int64_t) { subject.Decode(batch); }});
     }
   }

@@ -49,7 +49,7 @@ function bar(figure: Figure, y: number): string {
 
 /** One picture of how close every operation comes to what the machine allows. */
 export function drawShares(figures: readonly Figure[], subtitle: string): string {
-  const shown = figures.filter(({ share }) => share[0] !== null);
+  const shown = figures.filter(({ share, disturbed }) => share[0] !== null && !disturbed);
   const parts: string[] = [];
   let y = TOP;
   for (const table of new Set(shown.map((figure) => figure.table))) {

@@ -26,7 +26,7 @@ function bounds(promise: FigurePromise | undefined): readonly [string, string] {
   return [sign + text(promise.floor), sign + text(promise.goal)];
 }
 
-const MARKS = { goal: "goal", floor: "floor", missed: "MISSED", "": "" } as const;
+const MARKS = { goal: "goal", floor: "floor", missed: "MISSED", disturbed: "DISTURBED", "": "" } as const;
 
 function row(figure: Figure, rivals: readonly string[]): readonly string[] {
   const { name, path, threads, unit, value, limit, limitedBy, share, promise } = figure;
@@ -35,7 +35,7 @@ function row(figure: Figure, rivals: readonly string[]): readonly string[] {
     `${path}, ${threads} thr`,
     `${range(value)} ${unit}`,
     limit === null ? "-" : `${spell(limit)} ${limitedBy}`,
-    percent(share[0]),
+    figure.disturbed ? "disturbed" : percent(share[0]),
     ...rivals.map((rival) => (figure.rivals[rival] === undefined ? "" : range(figure.rivals[rival]))),
     ...bounds(promise),
     MARKS[verdictOf(figure)],
@@ -65,6 +65,8 @@ export function printFigures(machine: MachineLine, limits: readonly LimitLine[],
 
 /** Counts and lists the figures below their floor. */
 export function checkFigures(figures: readonly Figure[], promises: Promises): void {
+  const disturbed = figures.filter((figure) => figure.disturbed).length;
+  if (disturbed > 0) process.stdout.write(`  ${disturbed} of ${figures.length} figures were disturbed: run again\n`);
   for (const figure of figures) {
     if (verdictOf(figure) !== "missed") continue;
     const { table, name, threads, promise, share, value, unit } = figure;

@@ -48,6 +48,8 @@ export interface Figure {
   /** Of the limit, taken within each round. */
   readonly share: Spread;
   readonly promise?: FigurePromise;
+  /** Other processes took cores, or the limit wavered, in too many rounds: it judges nothing. */
+  readonly disturbed: boolean;
   /** Others that did the same work by turns, in the same unit. */
   readonly rivals: Readonly<Record<string, Spread>>;
 }
@@ -91,11 +93,12 @@ export async function* benchLines(name: string, args: readonly string[]): AsyncG
   if (wrong !== "") throw new Error(`the benchmark ${name} failed: ${wrong}`);
 }
 
-/** Whether a figure kept its promise: `goal` and `floor` are reached, `missed` is not. */
-export type Verdict = "goal" | "floor" | "missed" | "";
+/** Whether a figure kept its promise: `goal` and `floor` are reached, `missed` is not, `disturbed` was not seen. */
+export type Verdict = "goal" | "floor" | "missed" | "disturbed" | "";
 
-export function verdictOf({ promise, share, value }: Figure): Verdict {
+export function verdictOf({ promise, share, value, disturbed }: Figure): Verdict {
   if (promise === undefined) return "";
+  if (disturbed) return "disturbed";
   const seen = promise.of === "share" ? share[0] : value[0];
   if (seen === null) return "missed";
   const reaches = (bound: number) => (promise.atMost ? seen <= bound : seen >= bound);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <string_view>
@@ -25,6 +26,8 @@ constexpr double kQuickCaseSeconds = 4;
 constexpr int kLeastRounds = 3;
 constexpr int kQuickLeastRounds = 1;
 constexpr double kLongSeconds = 0.5;
+constexpr double kMostStolen = 0.03;  // of a round's time, by other processes
+constexpr double kMostApart = 0.1;    // the limit before and after the operation
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -32,6 +35,18 @@ double TimeRuns(const Run& run, int64_t first, int64_t count) {
   const double start = Now();
   for (int64_t i = first; i < first + count; ++i) run(i);
   return Now() - start;
+}
+
+// Seconds for which threads of this process wanted a core that others had.
+double StolenSeconds() {
+  double ns = 0;
+  std::error_code failed;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", failed)) {
+    std::ifstream file(task.path() / "schedstat");
+    double ran = 0, waited = 0;
+    if (file >> ran >> waited) ns += waited;
+  }
+  return ns / 1e9;
 }
 
 std::string SpreadJson(const Spread& spread) {
@@ -84,6 +99,7 @@ struct Bench::Round {
   std::vector<double> rivals;
   double limit = 0;
   std::string limited_by;
+  bool disturbed = false;
 };
 
 Bench::Bench(int argc, char** argv) {
@@ -125,19 +141,26 @@ Bench::Round Bench::TimeRound(const Case& c, const Unit* unit, int64_t repeats, 
     *run += repeats;
     return seconds;
   };
-  round.own = timed(c.run);
-  const auto limit = [&](double seconds, const std::string& by) {
-    if (seconds > round.limit) {
-      round.limit = seconds;
-      round.limited_by = by;
-    }
+  const auto limits = [&] {
+    std::map<std::string, double> seconds;
+    if (c.bytes > 0) seconds["stream"] = c.bytes / Limits::StreamBytes() * limits_.StreamSeconds(threads);
+    if (c.copied_bytes > 0) seconds["memcpy"] = c.copied_bytes / Limits::CopyBytes() * limits_.CopySeconds(threads);
+    if (unit != nullptr) seconds[unit->name] = c.operations / unit->SampleOperations() * limits_.ArithmeticSeconds(*unit, threads);
+    return seconds;
   };
-  if (c.bytes > 0) limit(c.bytes / Limits::StreamBytes() * limits_.StreamSeconds(threads), "stream");
-  if (c.copied_bytes > 0) limit(c.copied_bytes / Limits::CopyBytes() * limits_.CopySeconds(threads), "memcpy");
-  if (unit != nullptr) {
-    limit(c.operations / unit->SampleOperations() * limits_.ArithmeticSeconds(*unit, threads), unit->name);
+  const double start = Now();
+  const double stolen = StolenSeconds();
+  const std::map<std::string, double> before = limits();
+  round.own = timed(c.run);
+  for (const auto& [name, after] : limits()) {
+    const double best = std::min(before.at(name), after);
+    if (best <= round.limit) continue;
+    round.limit = best;
+    round.limited_by = name;
+    round.disturbed = std::abs(after - before.at(name)) > kMostApart * best;
   }
   for (const Rival& rival : c.rivals) round.rivals.push_back(timed(rival.run));
+  round.disturbed |= StolenSeconds() - stolen > kMostStolen * (Now() - start);
   return round;
 }
 
@@ -165,12 +188,16 @@ std::optional<Figure> Bench::Measure(const Case& c) {
     units = (c.bytes + c.copied_bytes > 0 ? c.bytes + c.copied_bytes : c.operations) / 1e9;
   }
   const auto value = [&](double seconds) { return microseconds ? seconds * 1e6 / units : units / seconds; };
+  std::vector<Round> seen;
+  const auto sound = [&] { return static_cast<int>(std::count_if(seen.begin(), seen.end(), [](const Round& round) { return !round.disturbed; })); };
+  for (int i = 0; i < rounds || (sound() < rounds && i < 2 * rounds); ++i) seen.push_back(TimeRound(c, unit, repeats, &run));
+  figure.disturbed = 2 * sound() < rounds;
+  if (!figure.disturbed) std::erase_if(seen, [](const Round& round) { return round.disturbed; });
   std::vector<double> own;
   std::vector<double> limit;
   std::vector<double> share;
   std::vector<std::vector<double>> rivals(c.rivals.size());
-  for (int i = 0; i < rounds; ++i) {
-    const Round round = TimeRound(c, unit, repeats, &run);
+  for (const Round& round : seen) {
     own.push_back(value(round.own));
     for (size_t j = 0; j < rivals.size(); ++j) rivals[j].push_back(value(round.rivals[j]));
     if (round.limit == 0) continue;
@@ -190,7 +217,7 @@ void Bench::Print(const Figure& figure) const {
   JsonLine line("figure");
   line.Text("table", figure.table).Text("name", figure.name).Text("path", figure.path);
   line.Number("threads", figure.threads).Text("unit", figure.unit).Raw("value", SpreadJson(figure.value));
-  line.Number("limit", figure.limit).Text("limitedBy", figure.limited_by).Raw("share", SpreadJson(figure.share));
+  line.Number("limit", figure.limit).Text("limitedBy", figure.limited_by).Raw("share", SpreadJson(figure.share)).Flag("disturbed", figure.disturbed);
   if (figure.promise.has_value()) {
     const Promise& promise = *figure.promise;
     JsonLine promised("promise");

@@ -1,8 +1,9 @@
 // Times operations by turns with the machine's limits and prints one JSON object per line for test/bench to tabulate.
 //
-// A round times every member of a case once: the operation, its rivals, the limits it is measured against. The share of
-// the limit is taken within each round, so that a machine that slows down for a while slows both sides; medians and
-// spread are over the rounds. Everything runs once before it is timed. In each sample the operation is repeated until
+// A round times every member of a case once: the limits, the operation, the limits again, its rivals. The share of the
+// limit is taken within each round, so that a machine that slows down for a while slows both sides; medians and spread
+// are over the rounds. A round in which other processes took cores from this one, or the limit before and after the
+// operation differ, says nothing: it is made again, and a figure with too few sound rounds is marked as disturbed. Everything runs once before it is timed. In each sample the operation is repeated until
 // it has lasted some milliseconds; the running number lets it take other weights each time, as a model does.
 //
 //   Bench bench(argc, argv);                       // --threads 2 --only linear --path avx512 --quick
@@ -86,6 +87,7 @@ struct Figure {
   Spread share = kNoSpread;  // of the limit
   std::optional<Promise> promise = {};
   std::map<std::string, Spread> rivals = {};  // in the same unit
+  bool disturbed = false;  // too few sound rounds: it judges nothing
 };
 
 // Where another engine is to be had (frame/peer.h).
