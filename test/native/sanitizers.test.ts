@@ -27,6 +27,7 @@ const MEMORY: Runs = {
 /** Everything with more than one thread. */
 const THREADS: Runs = {
   thread_pool: [],
+  engine_tier: [],
   kv_transfer: [],
   kv_refusals: [],
   kv_lost_peers: [],

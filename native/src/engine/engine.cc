@@ -201,7 +201,7 @@ Status Engine::CheckSpec(const SequenceSpec& spec) const {
 }
 
 Result<OpenedSequence> Engine::OpenSequence(SequenceSpec spec) {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (Status usable = CheckUsable(); !usable.ok()) return usable;
   if (Status good = CheckSpec(spec); !good.ok()) return good;
   const int slot = sequences_.FreeSlot();
@@ -224,10 +224,17 @@ Result<OpenedSequence> Engine::OpenSequence(SequenceSpec spec) {
   sequence->tokens = std::move(spec.tokens);
   sequence->tokens.reserve(static_cast<size_t>(sequence->token_limit));  // a step allocates nothing
 
+  // Blocks may be copied to the second tier or back (E6): no step waits for that.
+  lock.unlock();
   Result<OpenedKv> kv =
       pool_->Open(sequence->tokens, sequence->capacity, spec.receive ? KvUse::kReceive : KvUse::kCompute);
+  lock.lock();
   EmitCacheChanges();  // also when it failed: blocks may have been evicted in vain
   if (!kv.ok()) return kv.status();
+  if (Status usable = CheckUsable(); !usable.ok()) {
+    pool_->Close(kv->id, true);
+    return usable;
+  }
   sequence->kv = kv->id;
   sequence->table = pool_->BlockTable(kv->id);
   sequence->cached_tokens = kv->cached_tokens;

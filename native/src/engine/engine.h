@@ -11,6 +11,8 @@
 // E3 tokens and table of a sequence in the running step are changed by the engine thread alone; the table may get longer
 // E4 a call returns without waiting for a step; the mutex is never held while the model computes
 // E5 transport threads only leave outcomes for the keeper: the transport may be called under the mutex
+// E6 slots and blocks are taken by one thread, that of the calls, which may copy blocks without the mutex: nothing else
+//    makes fewer of them available
 #pragma once
 
 #include <algorithm>
@@ -203,7 +205,8 @@ class Engine {
   static Plan ReadPlan(std::span<const int32_t> values);
   Status CheckPlan(const Plan& plan);
   Status CheckEntry(const PlanEntry& entry, const Sequence& sequence) const;
-  Status Reserve(const Plan& plan);
+  // Lets go of the mutex while blocks are copied to the second tier.
+  Status Reserve(const Plan& plan, std::unique_lock<std::mutex>* lock);
   void Queue(Plan plan);
   void SetWillRun(Sequence* sequence, bool will_run);
   void Join(Sequence* sequence);
@@ -285,6 +288,11 @@ class Engine {
   EngineStats counters_;
   std::unique_ptr<GroupSeat> seat_;  // null: its worker's only rank
   CallId next_call_ = 0;
+  struct Growth {
+    Sequence* sequence = nullptr;
+    int capacity = 0;
+  };
+  std::vector<Growth> growing_;  // of the plan that is checked
   std::vector<uint64_t> seen_;  // per slot: stamp of the plan check that met it last
   uint64_t seen_stamp_ = 0;
 

@@ -66,28 +66,32 @@ Status Engine::CheckEntry(const PlanEntry& entry, const Sequence& sequence) cons
 }
 
 // Blocks for every sequence that is to grow, or for none.
-Status Engine::Reserve(const Plan& plan) {
-  const auto wanted = [](const PlanEntry& entry, const Sequence& sequence) {
-    return std::clamp(entry.reserve, sequence.capacity, std::max(sequence.capacity, sequence.token_limit));
-  };
+Status Engine::Reserve(const Plan& plan, std::unique_lock<std::mutex>* lock) {
   const auto blocks = [](int tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; };
+  growing_.clear();
   int more = 0;
   for (const PlanEntry& entry : plan.entries) {
-    const Sequence& sequence = *sequences_.Find(entry.ref);
-    if (!sequence.ended()) more += blocks(wanted(entry, sequence)) - blocks(sequence.capacity);
+    Sequence* sequence = sequences_.Find(entry.ref);
+    const int capacity = std::clamp(entry.reserve, sequence->capacity, std::max(sequence->capacity, sequence->token_limit));
+    if (sequence->ended() || capacity == sequence->capacity) continue;
+    growing_.push_back({sequence, capacity});
+    more += blocks(capacity) - blocks(sequence->capacity);
   }
-  // Blocks leave the pool under the engine's mutex only: what is there now is there below.
   const int available = more == 0 ? 0 : pool_->Available();
   if (more > available) {
     return {Code::kNoBlocks, Number(more) + " blocks needed to grow, " + Number(available) + " available"};
   }
-  for (const PlanEntry& entry : plan.entries) {
-    Sequence* sequence = sequences_.Find(entry.ref);
-    const int capacity = wanted(entry, *sequence);
-    if (sequence->ended() || capacity == sequence->capacity) continue;
-    if (Status grown = pool_->Grow(sequence->kv, capacity); !grown.ok()) return grown;
-    sequence->capacity = capacity;
-    sequence->table = pool_->BlockTable(sequence->kv);
+  // What is available now is so below, and no sequence goes away meanwhile (E6).
+  if (more > 0) lock->unlock();
+  Status grown;
+  for (const Growth& growth : growing_) {
+    if (grown.ok()) grown = pool_->Grow(growth.sequence->kv, growth.capacity);
+  }
+  if (more > 0) lock->lock();
+  if (!grown.ok()) return grown;
+  for (const Growth& growth : growing_) {
+    growth.sequence->capacity = growth.capacity;
+    growth.sequence->table = pool_->BlockTable(growth.sequence->kv);
   }
   if (more > 0) EmitCacheChanges();
   return Status::Ok();
@@ -116,11 +120,12 @@ Result<int64_t> Engine::Submit(std::span<const int32_t> values) {
   Plan plan = ReadPlan(values);
   int64_t number;
   {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (Status usable = CheckUsable(); !usable.ok()) return usable;
     if (queue_.size() >= kQueueDepth) return Status(Code::kQueueFull, "two plans are queued");
+    // Steps that end while blocks are copied take rows and sequences away, in the plan's favour.
     if (Status good = CheckPlan(plan); !good.ok()) return good;
-    if (Status reserved = Reserve(plan); !reserved.ok()) return reserved;
+    if (Status reserved = Reserve(plan, &lock); !reserved.ok()) return reserved;
     number = plan.number = next_plan_++;
     Queue(std::move(plan));
   }
