@@ -24,7 +24,9 @@ void CutConnections() {
     const int fd = std::atoi(entry.path().filename().c_str());
     sockaddr_storage peer{};
     socklen_t bytes = sizeof peer;
-    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) == 0) shutdown(fd, SHUT_RDWR);
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) != 0) continue;
+    // Not what it prints to, which may be a socket as well.
+    if (peer.ss_family == AF_INET || peer.ss_family == AF_INET6) shutdown(fd, SHUT_RDWR);
   }
 }
 
