@@ -17,6 +17,7 @@ const LINKED = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"]
   .map((name) => `-X ${name}.gitVersion=${KUBERNETES_VERSION}`)
   .join(" ");
 const BUILD_MS = 40 * 60_000;
+const DOWNLOAD_MS = 10 * 60_000;
 
 /** Where the program is kept from one checkout to the next. */
 function cacheFolder(): string {
@@ -37,8 +38,10 @@ export function whyNoCluster(): string | null {
   for (const program of ["unshare", "nsenter", "ip", "mount", "setpriv", "chroot"]) {
     if (spawnSync("sh", ["-c", `command -v ${program}`]).status !== 0) return `there is no ${program} here`;
   }
-  if (!existsSync(programPath()) && spawnSync("go", ["version"]).status !== 0) {
-    return "there is no Go here to build the API server with";
+  if (!existsSync(programPath())) {
+    if (spawnSync("go", ["version"]).status !== 0) return "there is no Go here to build the API server with";
+    const fetched = spawnSync("go", ["mod", "download"], { cwd: source, timeout: DOWNLOAD_MS });
+    if (fetched.status !== 0) return "the Go modules of the API server can't be had here";
   }
   const tried = spawnSync("unshare", [...NAMESPACES, "sh", "-c", TRY]);
   return tried.status === 0 ? null : "namespaces, virtual wires or overlay mounts are not allowed here (it needs root)";
