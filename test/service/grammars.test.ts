@@ -128,3 +128,18 @@ test("a grammar that takes too long to read is refused in time", async () => {
   const hostile = { kind: "regex", text: "((((a{1,200}){1,200}){1,200}){1,200})" } as const;
   expect(await grammars.vet(hostile)).toMatch(/longer than 300 ms|too|large|limit|exceed/i);
 });
+
+test("where no thread can be opened a vet fails, is not remembered as a verdict, and does not wait for ever", async () => {
+  await grammars.close();
+  const parts = { clock: systemClock, logger: silentLogger, vocabSize: 2048, vetMs: 15_000, maskMs: 15_000 };
+  grammars = new Grammars({ ...parts, folder: "/nowhere" });
+  const grammar = schema({ type: "null" });
+  for (let i = 0; i < 2; i++) await expect(grammars.vet(grammar)).rejects.toMatchObject({ code: "internal" });
+});
+
+test("a vet that is under way when the server stops is no verdict", async () => {
+  const verdict = grammars.vet(schema({ type: "null" }));
+  verdict.catch(() => {});
+  await grammars.close();
+  await expect(verdict).rejects.toMatchObject({ code: "shutting_down" });
+});

@@ -10,6 +10,8 @@ const MOST_VETS = 64;
 const KEPT_VERDICTS = 1_000;
 /** Library and vocabulary are loaded by then. */
 const OPEN_MS = 20_000;
+/** Threads that one vet may lose. */
+const MOST_LOST = 2;
 /** On a busy machine a thread's time passes more slowly than the clock's, but not for ever. */
 const MOST_LOOKS = 10;
 
@@ -39,7 +41,13 @@ export interface GrammarText {
 interface Vet {
   readonly grammar: Grammar;
   readonly settle: (fault: string | null) => void;
+  readonly fail: (error: MargayError) => void;
+  /** Threads that ended, without a fault of anybody's grammar, while it waited. */
+  lost: number;
 }
+
+/** Why a thread is over: the oldest question's grammar, something else, or `close`. */
+type Cause = "grammar" | "thread" | "closed";
 
 interface Thread {
   readonly worker: Worker;
@@ -56,7 +64,9 @@ interface Thread {
  *
  * 1 a thread is opened by the first question, and anew by the first one after it was over
  * 2 answers come in the order of the questions; the oldest has a deadline, a vet one in the thread's own time
- * 3 with a thread the texts it followed are over; of the vets the one it was at, the others are asked again
+ * 3 with a thread the texts it followed are over; a vet whose grammar ended it has its verdict, the others are asked
+ *   again, and fail when that is in vain
+ * 4 a verdict is remembered, a failure is not
  */
 export class Grammars {
   readonly #parts: GrammarsParts;
@@ -72,7 +82,10 @@ export class Grammars {
     this.#parts = parts;
   }
 
-  /** Null: the grammar can be compiled within the limit; else why not, in words for whoever wrote it. */
+  /**
+   * Null: the grammar can be compiled within the limit; else why not, in words for whoever wrote it. Rejects with
+   * `queue_full`, `timeout`, `internal` or `shutting_down` where that could not be found out.
+   */
   vet(grammar: Grammar): Promise<string | null> {
     const key = `${grammar.kind} ${grammar.text}`;
     const known = this.#verdicts.get(key);
@@ -83,10 +96,11 @@ export class Grammars {
       );
     }
     this.#vets++;
-    const verdict = new Promise<string | null>((resolve) => {
-      this.#ask({ kind: "vet", grammar }, { grammar, settle: resolve });
+    const verdict = new Promise<string | null>((settle, fail) => {
+      this.#ask({ kind: "vet", grammar }, { grammar, settle, fail, lost: 0 });
     }).finally(() => this.#vets--);
     this.#verdicts.set(key, verdict);
+    verdict.catch(() => this.#verdicts.delete(key));
     if (this.#verdicts.size > KEPT_VERDICTS) this.#verdicts.delete(this.#verdicts.keys().next().value!);
     return verdict;
   }
@@ -110,7 +124,7 @@ export class Grammars {
   async close(): Promise<void> {
     this.#texts.clear();
     const thread = this.#thread;
-    if (thread !== null) this.#over(thread, "the server is shutting down", false);
+    if (thread !== null) this.#over(thread, "closed", "the server is shutting down");
     await thread?.worker.terminate();
   }
 
@@ -151,15 +165,15 @@ export class Grammars {
     thread.asked.push(null);
     this.#expect(thread, OPEN_MS);
     worker.on("message", (answer: GrammarAnswer) => this.#hear(thread, answer));
-    worker.on("error", (error) => this.#over(thread, error.message.slice(0, 300), true));
-    worker.on("exit", () => this.#over(thread, "the grammar thread ended", true));
+    worker.on("error", (error) => this.#over(thread, "thread", error.message.slice(0, 300)));
+    worker.on("exit", () => this.#over(thread, "thread", "it ended"));
     return thread;
   }
 
   #hear(thread: Thread, answer: GrammarAnswer): void {
     if (thread.over) return;
     if (answer.kind === "fault") {
-      this.#over(thread, answer.sentence, true);
+      this.#over(thread, "grammar", answer.sentence);
       return;
     }
     thread.asked.shift()?.settle(null);
@@ -187,37 +201,45 @@ export class Grammars {
   }
 
   #expect(thread: Thread, ms: number): void {
-    thread.watch = this.#parts.clock.after(ms, () => this.#over(thread, `it gave no answer in ${ms} ms`, true));
+    thread.watch = this.#parts.clock.after(ms, () => this.#over(thread, "thread", `it gave no answer in ${ms} ms`));
   }
 
   #expectVet(thread: Thread, vet: Vet, before: Promise<NodeJS.CpuUsage>, looks: number): void {
     const { vetMs, clock } = this.#parts;
     thread.watch = clock.after(vetMs, () => {
       if (looks < MOST_LOOKS) this.#expectVet(thread, vet, before, looks + 1);
-      else this.#over(thread, tooLong(vetMs), true);
+      else {
+        thread.asked.shift();
+        vet.fail(new MargayError("timeout", "The grammar could not be read in time."));
+        this.#over(thread, "thread", "a grammar was not read in time");
+      }
       before
         .then((start) => thread.worker.cpuUsage(start))
         .then(({ user, system }) => {
-          if (thread.asked[0] === vet && (user + system) / 1_000 >= vetMs) this.#over(thread, tooLong(vetMs), true);
+          if (thread.asked[0] === vet && (user + system) / 1_000 >= vetMs)
+            this.#over(thread, "grammar", tooLong(vetMs));
         })
         // A thread that is over tells no times.
         .catch(() => {});
     });
   }
 
-  #over(thread: Thread, sentence: string, again: boolean): void {
+  #over(thread: Thread, cause: Cause, sentence: string): void {
     if (thread.over) return;
     thread.over = true;
     thread.watch.cancel();
     if (this.#thread === thread) this.#thread = null;
     void thread.worker.terminate();
-    const [first, ...rest] = thread.asked;
-    if (first === null) this.#parts.logger.warn({ reason: sentence }, "the grammar thread is over");
-    first?.settle(sentence);
-    for (const vet of rest) {
-      if (vet === null) continue;
-      if (again) this.#ask({ kind: "vet", grammar: vet.grammar }, vet);
-      else vet.settle(sentence);
+    const judged = cause === "grammar" ? (thread.asked[0] ?? null) : null;
+    if (judged === null && cause !== "closed")
+      this.#parts.logger.warn({ reason: sentence }, "the grammar thread is over");
+    judged?.settle(sentence);
+    for (const vet of thread.asked) {
+      if (vet === null || vet === judged) continue;
+      if (cause === "closed") vet.fail(new MargayError("shutting_down"));
+      else if (judged === null && ++vet.lost >= MOST_LOST)
+        vet.fail(new MargayError("internal", `grammars: ${sentence}`));
+      else this.#ask({ kind: "vet", grammar: vet.grammar }, vet);
     }
     const texts = [...this.#texts.values()];
     this.#texts.clear();
