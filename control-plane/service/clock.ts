@@ -36,6 +36,42 @@ export function isoTime(epochMs: number): string {
   return new Date(epochMs).toISOString();
 }
 
+/** `every` and `sleep` of a clock that has only `after` of its own. */
+export function timersFrom(after: Clock["after"]): Pick<Clock, "every" | "sleep"> {
+  return {
+    every(ms, fn) {
+      const intervalMs = Math.max(1, ms);
+      let cancelled = false;
+      const tick = (): void => {
+        next = after(intervalMs, tick);
+        fn();
+        if (cancelled) next.cancel();
+      };
+      let next = after(intervalMs, tick);
+      return {
+        cancel: () => {
+          cancelled = true;
+          next.cancel();
+        },
+      };
+    },
+    sleep(ms, signal) {
+      return new Promise((resolve, reject) => {
+        if (signal?.aborted) return reject(signal.reason);
+        const onAbort = () => {
+          timer.cancel();
+          reject(signal?.reason);
+        };
+        const timer = after(ms, () => {
+          signal?.removeEventListener("abort", onAbort);
+          resolve();
+        });
+        signal?.addEventListener("abort", onAbort, { once: true });
+      });
+    },
+  };
+}
+
 /** The longest wait a timer of Node can hold; a longer one would fire at once. */
 const LONGEST_MS = 2 ** 31 - 1;
 

@@ -1,4 +1,4 @@
-import type { Clock, Timer } from "#service/clock.ts";
+import { type Clock, type Timer, timersFrom } from "#service/clock.ts";
 import type { VirtualTime } from "./virtual-time.ts";
 
 /** What a thread was late for. */
@@ -24,6 +24,7 @@ export const BEGIN_MS = 1_800_000_000_000;
 export class SimThread implements Clock {
   readonly #time: VirtualTime;
   readonly #late: Late[] = [];
+  readonly #derived = timersFrom((ms, fn) => this.after(ms, fn));
   #pausedUntilMs = 0;
   #dead = false;
   #posted = 0;
@@ -62,34 +63,11 @@ export class SimThread implements Clock {
   }
 
   every(ms: number, fn: () => void): Timer {
-    let next = this.after(ms, () => tick());
-    let cancelled = false;
-    const tick = (): void => {
-      next = this.after(ms, tick);
-      fn();
-      if (cancelled) next.cancel();
-    };
-    return {
-      cancel: () => {
-        cancelled = true;
-        next.cancel();
-      },
-    };
+    return this.#derived.every(ms, fn);
   }
 
   sleep(ms: number, signal?: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (signal?.aborted) return reject(signal.reason);
-      const onAbort = () => {
-        timer.cancel();
-        reject(signal?.reason);
-      };
-      const timer = this.after(ms, () => {
-        signal?.removeEventListener("abort", onAbort);
-        resolve();
-      });
-      signal?.addEventListener("abort", onAbort, { once: true });
-    });
+    return this.#derived.sleep(ms, signal);
   }
 
   /** Something from outside reaches the thread: at once, or when it wakes. */

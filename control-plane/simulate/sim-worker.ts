@@ -14,6 +14,7 @@ import { createPrefillNode, type PrefillNode } from "../../prefill-node/prefill-
 import type { TargetRank, TargetWorker } from "../scaling/scale-target.ts";
 import type { SimLink, SimNetwork } from "./sim-network.ts";
 import { SimThread } from "./sim-thread.ts";
+import { simWorkerConfig } from "./sim-worker-config.ts";
 import type { VirtualTime } from "./virtual-time.ts";
 
 /** What the worker processes of a simulation share. */
@@ -193,38 +194,7 @@ export class SimWorker implements TargetWorker {
   }
 
   #config(kvPort: number): WorkerConfig {
-    const { slots, kvBlocks, maxStepTokens } = this.#site.pool;
-    return {
-      logLevel: "silent",
-      drainMs: 5_000,
-      workerId: this.workerId,
-      rank: 0,
-      ranks: 1,
-      modelName: this.model,
-      nats: { url: "nats://127.0.0.1:1", user: null, password: null },
-      health: { host: "127.0.0.1", port: 0 },
-      kvAdvertise: null,
-      exchangeAdvertise: null,
-      tpotGoalMs: 0,
-      engine: {
-        modelFolder: "sim",
-        backend: "auto",
-        threads: 0,
-        packedFolder: null,
-        latentNormEps: null,
-        weightFormat: "checkpoint",
-        deterministic: false,
-        speculation: 1,
-        slots,
-        kvBlocks,
-        kvBytes: 0,
-        kvTierBytes: 0,
-        kvTierFolder: null,
-        maxStepTokens,
-        kvHost: "127.0.0.1",
-        kvPort,
-        kvTransport: "auto",
-      },
-    };
+    const given = { workerId: this.workerId, modelName: this.model, drainMs: 5_000 };
+    return simWorkerConfig(given, { ...this.#site.pool, kvPort });
   }
 }

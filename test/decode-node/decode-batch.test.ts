@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { Generation } from "#protocol/request.ts";
+import { SIM_ENGINE } from "../../control-plane/simulate/sim-worker-config.ts";
 import { DecodeBatch, type DecodeSequence } from "../../decode-node/decode-batch.ts";
 import { FINISH } from "../../native/binding/native.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
@@ -26,25 +27,8 @@ async function harness(kvBlocks: number, slots = 16) {
   let batch: DecodeBatch | null = null;
   engine = await simEngineOpener(simModel(clock, new SimFabric()))(
     {
-      modelFolder: "sim",
-      backend: "auto",
-      threads: 0,
-      packedFolder: null,
-      latentNormEps: null,
-      weightFormat: "checkpoint",
-      deterministic: false,
-      speculation: 0,
-      slots,
-      kvBlocks,
-      kvBytes: 0,
-      kvTierBytes: 0,
-      kvTierFolder: null,
-      maxStepTokens: 64,
-      role: "decode",
-      rankId: "decode-r0",
-      kvHost: "127.0.0.1",
-      kvPort: 0,
-      kvTransport: "auto",
+      ...SIM_ENGINE,
+      ...{ speculation: 0, slots, kvBlocks, maxStepTokens: 64, role: "decode", rankId: "decode-r0" },
     },
     {
       onStep: (result) => batch!.onStep(result),

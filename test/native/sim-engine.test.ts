@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { blockHashes, splitHashes } from "#protocol/block-hash.ts";
 import type { SequenceHandle } from "#protocol/kv.ts";
+import { SIM_ENGINE } from "../../control-plane/simulate/sim-worker-config.ts";
 import type { EngineEvent, EngineOptions, ExportTarget, StepResult } from "../../native/binding/native.ts";
 import { FINISH } from "../../native/binding/native.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
@@ -30,25 +31,8 @@ async function openRank(
   const rank = { steps: [] as StepResult[], events: [] as EngineEvent[], fatal: [] as string[] };
   const engine = await simEngineOpener(simModel(clock, fabric, model))(
     {
-      modelFolder: "sim",
-      backend: "auto",
-      threads: 0,
-      packedFolder: null,
-      latentNormEps: null,
-      weightFormat: "checkpoint",
-      deterministic: false,
-      speculation: 1,
-      slots: 4,
-      kvBlocks: 16,
-      kvBytes: 0,
-      kvTierBytes: 0,
-      kvTierFolder: null,
-      maxStepTokens: 128,
-      role,
-      rankId: `${role}-r0`,
-      kvHost: "127.0.0.1",
-      kvPort: 0,
-      kvTransport: "auto",
+      ...SIM_ENGINE,
+      ...{ slots: 4, kvBlocks: 16, role, rankId: `${role}-r0` },
       ...changes,
     },
     {

@@ -1,5 +1,5 @@
 import { setImmediate as macrotask } from "node:timers/promises";
-import type { Clock, Random, Timer } from "#service/clock.ts";
+import { type Clock, type Random, type Timer, timersFrom } from "#service/clock.ts";
 import { seededRandom } from "../../control-plane/simulate/seeded-random.ts";
 
 interface Pending {
@@ -19,6 +19,7 @@ interface Pending {
  */
 export class FakeClock implements Clock {
   readonly #timers = new Set<Pending>();
+  readonly #derived = timersFrom((ms, fn) => this.after(ms, fn));
   readonly #startMs: number;
   #elapsedMs = 0;
   #order = 0;
@@ -47,35 +48,11 @@ export class FakeClock implements Clock {
   }
 
   every(ms: number, fn: () => void): Timer {
-    const intervalMs = Math.max(1, ms);
-    let cancelled = false;
-    const tick = () => {
-      next = this.after(intervalMs, tick);
-      fn();
-      if (cancelled) next.cancel();
-    };
-    let next = this.after(intervalMs, tick);
-    return {
-      cancel: () => {
-        cancelled = true;
-        next.cancel();
-      },
-    };
+    return this.#derived.every(ms, fn);
   }
 
   sleep(ms: number, signal?: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (signal?.aborted) return reject(signal.reason);
-      const onAbort = () => {
-        timer.cancel();
-        reject(signal?.reason);
-      };
-      const timer = this.after(ms, () => {
-        signal?.removeEventListener("abort", onAbort);
-        resolve();
-      });
-      signal?.addEventListener("abort", onAbort, { once: true });
-    });
+    return this.#derived.sleep(ms, signal);
   }
 
   /** Lets everything settle that waits for no timer. */

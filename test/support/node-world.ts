@@ -10,6 +10,7 @@ import type { Generation, RequestHead } from "#protocol/request.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import type { WorkerConfig } from "#service/worker-config.ts";
+import { simWorkerConfig } from "../../control-plane/simulate/sim-worker-config.ts";
 import { createDecodeNode, type DecodeNode } from "../../decode-node/decode-node.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
@@ -209,36 +210,6 @@ export function simTokens({ tokens, promptLength }: Generation, from: number, to
 }
 
 function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
-  return {
-    logLevel: "silent",
-    drainMs: 1_000,
-    workerId,
-    rank: 0,
-    ranks: 1,
-    modelName: ModelName.parse("sim"),
-    nats: { url: "nats://127.0.0.1:1", user: null, password: null },
-    health: { host: "127.0.0.1", port: 0 },
-    kvAdvertise: null,
-    exchangeAdvertise: null,
-    tpotGoalMs: 0,
-    engine: {
-      modelFolder: "sim",
-      backend: "auto",
-      threads: 0,
-      packedFolder: null,
-      latentNormEps: null,
-      weightFormat: "checkpoint",
-      deterministic: false,
-      speculation: 1,
-      slots: options.slots ?? 8,
-      kvBlocks: options.kvBlocks ?? 64,
-      kvBytes: 0,
-      kvTierBytes: 0,
-      kvTierFolder: null,
-      maxStepTokens: options.maxStepTokens ?? 128,
-      kvHost: "127.0.0.1",
-      kvPort: 0,
-      kvTransport: "auto",
-    },
-  };
+  const { slots = 8, kvBlocks = 64, maxStepTokens = 128 } = options;
+  return simWorkerConfig({ workerId, modelName: ModelName.parse("sim") }, { slots, kvBlocks, maxStepTokens });
 }

@@ -13,6 +13,7 @@ import { Flow, type Settled } from "../../control-plane/flow/request-flow.ts";
 import { WaitingRoom } from "../../control-plane/flow/waiting-room.ts";
 import { GroupBalancer } from "../../control-plane/groups/group-balancer.ts";
 import { GroupFormer } from "../../control-plane/groups/group-former.ts";
+import { simWorkerConfig } from "../../control-plane/simulate/sim-worker-config.ts";
 import { createDecodeNode, type DecodeNode } from "../../decode-node/decode-node.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
@@ -259,37 +260,8 @@ function configOf(workerId: WorkerId, rank: number, ranks: number): WorkerConfig
     exchangeTransport: "auto" as const,
     exchangeDeadlineMs: 1_000,
   };
-  return {
-    logLevel: "silent",
-    drainMs: 1_000,
-    workerId,
-    rank,
-    ranks,
-    modelName: MODEL,
-    nats: { url: "nats://127.0.0.1:1", user: null, password: null },
-    health: { host: "127.0.0.1", port: 0 },
-    kvAdvertise: null,
-    exchangeAdvertise: null,
-    tpotGoalMs: 0,
-    engine: {
-      modelFolder: "sim",
-      backend: "auto",
-      threads: 0,
-      packedFolder: null,
-      latentNormEps: null,
-      weightFormat: "checkpoint",
-      deterministic: false,
-      speculation: 1,
-      slots: 8,
-      kvBlocks: 128,
-      kvBytes: 0,
-      kvTierBytes: 0,
-      kvTierFolder: null,
-      maxStepTokens: 128,
-      kvHost: "127.0.0.1",
-      kvPort: 0,
-      kvTransport: "auto",
-      ...(ranks === 1 ? {} : { group }),
-    },
-  };
+  return simWorkerConfig(
+    { workerId, modelName: MODEL, rank, ranks },
+    { kvBlocks: 128, ...(ranks === 1 ? {} : { group }) },
+  );
 }
