@@ -121,6 +121,17 @@ test("a map is switched under load, and the group left in order, without a token
   expect(told(await generateTogether(second!, tasks(0)))).toEqual(wanted);
 });
 
+test("a group formed at once after one that was left in order is not taken for the old one", async () => {
+  const several = await group(2);
+  const wanted = told(await generateTogether(several.ranks[0]!, tasks(0)));
+  for (let again = 0; again < 40; again++) {
+    await Promise.all(several.ranks.map((rank) => several.seatOf(rank).leaveGroup(false)));
+    await several.form(again % 2 === 0 ? several.ranks : several.ranks.toReversed());
+  }
+  for (const rank of several.ranks) expect(rank.events.filter(({ kind }) => kind === "group-lost")).toEqual([]);
+  expect(told(await generateTogether(several.ranks[1]!, tasks(0)))).toEqual(wanted);
+});
+
 test("a group that cannot be is refused with the reason", async () => {
   const several = await group(2);
   const [first] = several.ranks;

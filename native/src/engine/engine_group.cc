@@ -83,7 +83,7 @@ Result<CallId> Engine::JoinGroup(const GroupOrder& order) {
   seat_->lost = false;
   seat_->epoch = spec.epoch;
   seat_->self = spec.self;
-  const CallId call = next_call_++;
+  const CallId call = seat_->joined_by = next_call_++;
   seat_->errands.Leave([this, spec = std::move(spec), call] { Join(spec, call); });
   return call;
 }
@@ -91,10 +91,11 @@ Result<CallId> Engine::JoinGroup(const GroupOrder& order) {
 // On the errands' thread.
 void Engine::Join(const GroupSpec& spec, CallId call) {
   model_->TouchExperts(HeldBy(spec.self, spec.owners));
-  const auto wake = [this, seat = seat_.get()](bool lost) {
+  const auto wake = [this, call, seat = seat_.get()](bool lost) {
     {
       std::lock_guard lock(mutex_);
-      seat->lost = seat->lost || lost;
+      // A group that was left may tell of its loss when the next one is being joined already.
+      seat->lost = seat->lost || (lost && seat->joined_by == call);
     }
     work_.notify_one();
   };

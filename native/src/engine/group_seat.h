@@ -54,6 +54,7 @@ struct GroupSeat {
   // Under the engine's mutex.
   bool joining = false;
   bool lost = false;  // as the exchange told
+  CallId joined_by = 0;  // the call that began the latest group
   uint64_t epoch = 0;
   int self = 0;
   std::shared_ptr<ExpertExchange> exchange;  // null: alone
