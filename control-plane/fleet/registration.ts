@@ -47,6 +47,9 @@ function withoutPartner(fleet: FleetSnapshot, hello: Hello): string | null {
 
 /** What keeps KV made for one from being read for the other; null: nothing. */
 function differenceOf(mine: ModelCard, theirs: ModelCard): string | null {
+  if (mine.numerics !== theirs.numerics) {
+    return `its numerics are ${mine.numerics}, the other's ${theirs.numerics}`;
+  }
   if (mine.modelHash !== theirs.modelHash) {
     return `its model hash is ${mine.modelHash.slice(0, SHOWN)}, the other's ${theirs.modelHash.slice(0, SHOWN)}`;
   }

@@ -1,5 +1,6 @@
 import type { Bus } from "#protocol/bus/bus.ts";
 import { asMargayError } from "#protocol/errors.ts";
+import type { ExpertMap } from "#protocol/expert-map.ts";
 import { GroupOrder, GroupReply, unpackLoads } from "#protocol/group-orders.ts";
 import type { WorkerId } from "#protocol/ids.ts";
 import { subjects } from "#protocol/subjects.ts";
@@ -8,7 +9,7 @@ import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { Rank } from "../fleet/fleet.ts";
 import type { FleetWatch } from "../fleet/fleet-watch.ts";
-import { contiguousOwners, imbalanceOf, type Owners, planRebalance } from "./expert-placement.ts";
+import { imbalanceOf, type Owners, planRebalance } from "./expert-placement.ts";
 import { groupedRanks } from "./group-former.ts";
 import { candidatesOf, isWhole } from "./group-plan.ts";
 
@@ -28,10 +29,9 @@ export interface GroupBalancerParts {
   readonly rules: BalanceRules;
 }
 
-/** What is known of one group. */
+/** What was counted of one group. */
 interface GroupView {
   readonly epoch: number;
-  readonly map: { readonly version: number; readonly owners: Owners };
   /** Choices per expert of all its ranks, at the last look that had enough to go by. */
   readonly counted: readonly number[];
 }
@@ -50,6 +50,7 @@ const FEWEST_CHOICES = 1_000;
  * E1 nobody is told to switch before every rank has prepared; one that fails leaves the map as it is
  * E2 a group that ends meanwhile refuses what is still ordered for it, and its successor begins with a map of its own
  * E3 loads are those since the last look that had enough to go by, so that what was hot once does not count for ever
+ * E4 the map in use is what the ranks say: whoever begins to lead goes on from it
  */
 export class GroupBalancer {
   readonly #parts: GroupBalancerParts;
@@ -88,20 +89,15 @@ export class GroupBalancer {
 
   async #balance(workerId: WorkerId, members: readonly Rank[]): Promise<void> {
     const { logger, metrics, rules } = this.#parts;
-    const { epoch, mapVersion } = members[0]!.membership!;
-    const counts = await Promise.all(members.map((rank) => this.#loadsOf(rank, epoch)));
-    const counted = counts[0]!.map((_, expert) => counts.reduce((sum, loads) => sum + (loads[expert] ?? 0), 0));
+    const { epoch } = members[0]!.membership!;
+    const told = await Promise.all(members.map((rank) => this.#loadsOf(rank, epoch)));
+    const map = told.reduce((a, b) => (a.map.version >= b.map.version ? a : b)).map;
+    const counted = map.owners.map((_, expert) => told.reduce((sum, { loads }) => sum + (loads[expert] ?? 0), 0));
     const known = this.#views.get(workerId);
-    const same = known?.epoch === epoch && known.map.version === mapVersion ? known : null;
-    if (same === null && mapVersion > 0) {
-      // Another control plane moved experts of this group: its next formation makes the map known again.
-      return;
-    }
-    const map = same?.map ?? { version: 0, owners: contiguousOwners(counted.length, members.length) };
-    const base = same?.counted ?? counted.map(() => 0);
+    const base = known?.epoch === epoch ? known.counted : counted.map(() => 0);
     const loads = counted.map((count, expert) => Math.max(0, count - (base[expert] ?? 0)));
     const tells = loads.reduce((sum, load) => sum + load, 0) >= FEWEST_CHOICES;
-    this.#views.set(workerId, { epoch, map, counted: tells ? counted : base });
+    this.#views.set(workerId, { epoch, counted: tells ? counted : base });
     if (!tells) return;
 
     const hosts = members.map(({ exchange }) => exchange?.hostKey ?? "");
@@ -113,17 +109,20 @@ export class GroupBalancer {
     const next = { version: map.version + 1, owners: plan.owners.map((owners) => [...owners]) };
     await this.#order(members, { kind: "prepare-experts", groupEpoch: epoch, map: next }, PREPARE_MS);
     await this.#order(members, { kind: "switch-experts", groupEpoch: epoch, version: next.version }, ANSWER_MS);
-    this.#views.set(workerId, { epoch, map: next, counted });
     const moves = movesBetween(map.owners, plan.owners);
     metrics.gauge("margay_expert_imbalance", { worker: workerId, map: "after" }, plan.after);
     metrics.count("margay_expert_moves_total", { role: members[0]!.role }, moves);
     logger.info({ worker: workerId, before: plan.before, after: plan.after, moves }, "experts were moved");
   }
 
-  async #loadsOf(rank: Rank, groupEpoch: number): Promise<readonly number[]> {
+  async #loadsOf(
+    rank: Rank,
+    groupEpoch: number,
+  ): Promise<{ readonly loads: readonly number[]; readonly map: ExpertMap }> {
     const query = { kind: "expert-loads-query", groupEpoch } as const;
     const reply = await this.#ask(rank, query, ANSWER_MS);
-    return reply.kind === "expert-loads" ? unpackLoads(reply) : [];
+    if (reply.kind !== "expert-loads") throw new Error(`${rank.rankId} told no loads`);
+    return { loads: unpackLoads(reply.loads), map: reply.map };
   }
 
   async #order(ranks: readonly Rank[], order: GroupOrder, timeoutMs: number): Promise<void> {

@@ -47,15 +47,18 @@ export const SwitchExperts = z.strictObject({
 });
 export type SwitchExperts = z.infer<typeof SwitchExperts>;
 
-/** Control plane -> rank: how often did your rows choose each expert? Answered by `ExpertLoads`. */
+/** Control plane -> rank: how often did your rows choose each expert, and who holds them? Answered by `ExpertLoads`. */
 export const ExpertLoadsQuery = z.strictObject({
   kind: z.literal("expert-loads-query"),
   groupEpoch: z.int().min(1),
 });
 export type ExpertLoadsQuery = z.infer<typeof ExpertLoadsQuery>;
 
-/** Per real expert, as little-endian doubles: choices of this rank's own rows over all layers since it started. */
-export const ExpertLoads = z.strictObject({ kind: z.literal("expert-loads"), loads: Bytes });
+/**
+ * Per real expert, as little-endian doubles: choices of this rank's own rows over all layers since it started. `map` is the
+ * one that it was last told to use.
+ */
+export const ExpertLoads = z.strictObject({ kind: z.literal("expert-loads"), loads: Bytes, map: ExpertMap });
 export type ExpertLoads = z.infer<typeof ExpertLoads>;
 
 export const GroupOrder = z.discriminatedUnion("kind", [JoinGroup, PrepareExperts, SwitchExperts, ExpertLoadsQuery]);
@@ -64,15 +67,15 @@ export const GroupReply = z.discriminatedUnion("kind", [Done, ExpertLoads, Refus
 export type GroupReply = z.infer<typeof GroupReply>;
 
 /** `ExpertLoads.loads` as numbers. */
-export function unpackLoads({ loads }: ExpertLoads): readonly number[] {
+export function unpackLoads(loads: Uint8Array): readonly number[] {
   const view = new DataView(loads.buffer, loads.byteOffset, loads.byteLength);
   return Array.from({ length: Math.floor(loads.byteLength / 8) }, (_, expert) => view.getFloat64(8 * expert, true));
 }
 
 /** The other way round. */
-export function packLoads(counts: Float64Array): ExpertLoads {
+export function packLoads(counts: Float64Array): Uint8Array {
   const loads = new Uint8Array(8 * counts.length);
   const view = new DataView(loads.buffer);
   for (const [expert, count] of counts.entries()) view.setFloat64(8 * expert, count, true);
-  return { kind: "expert-loads", loads };
+  return loads;
 }

@@ -3,12 +3,14 @@ import { ModelName } from "./ids.ts";
 
 /**
  * What two ranks must agree on before KV may pass between them. `modelHash` is the digest of config and tensors;
- * `layout` spells dtype, attentions, row width and block size of the pool.
+ * `layout` spells dtype, attentions, row width and block size of the pool. `numerics` says in words what of the settings
+ * the hash holds, so that a refusal can name it.
  */
 export const ModelCard = z.strictObject({
   name: ModelName,
   modelHash: z.string().min(1).max(128),
   layout: z.string().min(1).max(128),
+  numerics: z.string().min(1).max(128),
   vocabSize: z.int().min(1),
   /** Longest prompt plus output, in tokens. */
   contextLength: z.int().min(1),

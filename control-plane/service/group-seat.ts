@@ -72,7 +72,9 @@ export class GroupSeat {
   #membership: Membership | null = null;
   #members: readonly number[] = [];
   #lost: LostGroup | null = null;
-  #preparedVersion: number | null = null;
+  /** The one in use, and the one that is ready to be; null: none. */
+  #map: ExpertMap | null = null;
+  #preparedMap: ExpertMap | null = null;
   /** The order that is being obeyed: one at a time. */
   #turn: Promise<unknown> = Promise.resolve();
 
@@ -91,7 +93,9 @@ export class GroupSeat {
     }
     if (order.kind === "prepare-experts") return this.#prepare(order);
     if (order.kind === "switch-experts") return this.#switch(order);
-    return packLoads(this.#parts.engine.exchangeStats().expertLoads);
+    if (this.#map === null) return refuse("internal", "no expert map is in use");
+    const loads = packLoads(this.#parts.engine.exchangeStats().expertLoads);
+    return { kind: "expert-loads", loads, map: this.#map };
   }
 
   /** The engine's event. */
@@ -139,6 +143,7 @@ export class GroupSeat {
     }
     this.#lost = null;
     this.#members = members.map(({ rank }) => rank);
+    this.#map = map;
     this.#setMembership({ epoch: groupEpoch, members: [...this.#members], mapVersion: map.version });
     return { kind: "done" };
   }
@@ -166,22 +171,23 @@ export class GroupSeat {
     } catch (thrown) {
       return refuse("internal", asMargayError(thrown).message);
     }
-    this.#preparedVersion = map.version;
+    this.#preparedMap = map;
     return { kind: "done" };
   }
 
   #switch({ version }: SwitchExperts): GroupReply {
-    if (this.#membership === null || version !== this.#preparedVersion) {
+    if (this.#membership === null || version !== this.#preparedMap?.version) {
       return refuse("invalid_request", `expert map ${version} was not prepared`);
     }
     this.#parts.engine.switchExperts(version);
+    this.#map = this.#preparedMap;
     this.#setMembership({ ...this.#membership, mapVersion: version });
     return { kind: "done" };
   }
 
   #setMembership(membership: Membership | null): void {
     this.#membership = membership;
-    if (membership === null) this.#preparedVersion = null;
+    if (membership === null) this.#map = this.#preparedMap = null;
     this.#parts.onChange(membership, this.#lost);
   }
 }

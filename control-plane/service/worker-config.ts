@@ -147,6 +147,12 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
   };
 }
 
+/** What of an engine's settings makes its numbers, and so its KV, others than those of another one: in words. */
+export function numericsOf(engine: Pick<WorkerConfig["engine"], "deterministic" | "weightFormat">): string {
+  const words = [engine.deterministic ? "deterministic" : "", engine.weightFormat === "int8" ? "int8" : ""];
+  return words.filter((word) => word !== "").join(" ") || "plain";
+}
+
 /** Ranks of one worker share their settings: each has a port of its own from the first rank's on. */
 function portOf(first: number, rank: number): number {
   return first === 0 ? 0 : first + rank;

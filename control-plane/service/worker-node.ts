@@ -15,7 +15,7 @@ import type { Metrics } from "./metrics.ts";
 import type { Service } from "./run-service.ts";
 import { type NativeTracer, Tracer, type TraceSpan } from "./tracer.ts";
 import { WorkerAgent } from "./worker-agent.ts";
-import { type WorkerConfig, workerNames } from "./worker-config.ts";
+import { numericsOf, type WorkerConfig, workerNames } from "./worker-config.ts";
 
 /** What surrounds a node, whatever its role. */
 export interface WorkerNodeParts {
@@ -37,7 +37,7 @@ export interface WorkerNodeParts {
 
 /** The part of an engine that is the same work for every role. */
 export interface NodeEngine extends NativeTracer {
-  readonly info: Omit<ModelCard, "name"> & {
+  readonly info: Omit<ModelCard, "name" | "numerics"> & {
     readonly backend: string;
     readonly isa: string;
     readonly kvBlocks: number;
@@ -136,7 +136,8 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const { warnings, backend, isa, kvBlocks, ...info } = engine.info;
     for (const warning of warnings) logger.warn({}, warning);
     const { modelHash, layout, vocabSize, contextLength, attentions, pageBytes } = info;
-    const model = { name: config.modelName, modelHash, layout, vocabSize, contextLength, attentions, pageBytes };
+    const named = { name: config.modelName, numerics: numericsOf(config.engine) };
+    const model = { ...named, modelHash, layout, vocabSize, contextLength, attentions, pageBytes };
     const kvEndpoint = this.#role.endpoint(engine);
     const agent = new WorkerAgent({
       ...this.#parts,

@@ -34,6 +34,7 @@ describe("a rank is refused", () => {
 
   test.each([
     ["model hash", cardOf({ modelHash: "hash-2" }), "its model hash is hash-1, the other's hash-2"],
+    ["settings", cardOf({ numerics: "deterministic" }), "its numerics are plain, the other's deterministic"],
     ["dtype or shape", cardOf({ layout: "fp32-4x64" }), "its pages have the layout bf16-4x64, the other's fp32-4x64"],
     ["page size", cardOf({ pageBytes: 4096 }), "its pages have 9216 bytes, the other's 4096"],
   ])("when no rank of the other role could exchange KV with it: %s", (_, model, reason) => {

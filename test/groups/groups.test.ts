@@ -294,6 +294,27 @@ describe("experts that are chosen unevenly", () => {
     expect(await system.held()).toEqual([]);
   });
 
+  test("are moved on from where they are by a control plane that began anew (E4)", async () => {
+    const system = new SimSystem();
+    const ranks = await system.worker("decode", "d", 2);
+    await system.until(() => system.ready("decode") === 2);
+    const heat = (hot: number) => {
+      for (const { engine } of ranks) engine.group!.expertLoads[hot]! += 1e6;
+    };
+    const maps = () => ranks.map(({ engine }) => engine.group!.map!);
+    heat(0);
+    system.balancer.look();
+    await system.until(() => maps().every(({ version }) => version === 1));
+    const before = maps()[0]!;
+    const successor = system.anotherBalancer();
+    for (const [expert, owners] of before.owners.entries()) if (owners.length === 1) heat(expert);
+    heat(11);
+    successor.look();
+    await system.until(() => maps().every(({ version }) => version === 2));
+    expect(maps()[0]!.owners).not.toEqual(before.owners);
+    expect(system.ready("decode")).toBe(2);
+  });
+
   test("stay where they are when a rank cannot prepare (E1)", async () => {
     const system = new SimSystem();
     const ranks = await system.worker("decode", "d", 2);

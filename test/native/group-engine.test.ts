@@ -5,6 +5,7 @@ import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
 import { type Generated, generateTogether } from "../support/native-batch.ts";
 import { NativeGroup } from "../support/native-group.ts";
 import { NativeRank, planOf } from "../support/native-rank.ts";
+import { mostStepsSatOut } from "../support/steps-sat-out.ts";
 
 const ranks: NativeRank[] = [];
 const groups: NativeGroup[] = [];
@@ -108,13 +109,14 @@ test("a map is switched under load, and the group left in order, without a token
   const wanted = told(await generateTogether(one, tasks(0)));
   const several = await group(2, { deterministic: true });
   const [first, second] = several.ranks;
-  const running = generateTogether(first!, tasks(0));
+  const running = Promise.all(several.ranks.map((rank) => generateTogether(rank, tasks(0))));
   const { owners } = contiguousMap(12, 2);
   const turned = { version: 7, owners: owners.map((held, expert) => (expert % 3 === 0 ? [0, 1] : [1 - held[0]!])) };
   await Promise.all(several.ranks.map((rank) => several.seatOf(rank).prepareExperts(turned)));
   for (const rank of several.ranks) several.seatOf(rank).switchExperts(7);
   expect(() => several.seatOf(first!).switchExperts(8)).toThrow(/was not prepared/);
-  expect(told(await running)).toEqual(wanted);
+  for (const given of await running) expect(told(given)).toEqual(wanted);
+  for (const { steps } of several.ranks) expect(mostStepsSatOut(steps)).toBe(0);
   await Promise.all(several.ranks.map((rank) => several.seatOf(rank).leaveGroup(false)));
   for (const rank of several.ranks) expect(rank.events.filter(({ kind }) => kind === "group-lost")).toEqual([]);
   await several.form([first!, second!]);

@@ -27,6 +27,7 @@ const identity = {
     name: "nano" as ModelName,
     modelHash: "abc",
     layout: "bf16",
+    numerics: "plain",
     vocabSize: 100,
     contextLength: 1000,
     attentions: 4,

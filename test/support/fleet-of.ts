@@ -10,6 +10,7 @@ export function cardOf(changes: Partial<ModelCard> = {}): ModelCard {
     name: NANO,
     modelHash: "hash-1",
     layout: "bf16-4x64",
+    numerics: "plain",
     vocabSize: 100_000,
     contextLength: 4096,
     attentions: 4,

@@ -59,6 +59,8 @@ export class SimSystem {
   readonly flow: Flow;
   readonly former: GroupFormer;
   readonly balancer: GroupBalancer;
+  /** One that knows nothing of what this one did, as of a control plane that began anew. */
+  readonly anotherBalancer: () => GroupBalancer;
   readonly #model: SimModel;
   #calls = 0;
 
@@ -77,7 +79,8 @@ export class SimSystem {
     const random = fakeRandom(5);
     this.former = new GroupFormer({ bus, clock, random, logger, metrics, fleet, rules: { leastRanks: 1 } });
     const rules = { sparePerRank: 2, balanceMs: 0 };
-    this.balancer = new GroupBalancer({ bus, clock, logger, metrics, fleet, rules });
+    this.anotherBalancer = () => new GroupBalancer({ bus, clock, logger, metrics, fleet, rules });
+    this.balancer = this.anotherBalancer();
     const waitingRoom = new WaitingRoom({
       ...{ fleet, clock, metrics, waitMs },
       mostWaiting: 1_000,

@@ -15,7 +15,7 @@ export interface RankInfo {
   readonly healthUrl: string;
   readonly epoch: number;
   readonly requests: number;
-  readonly group: { readonly epoch: number; readonly size: number } | null;
+  readonly group: { readonly epoch: number; readonly size: number; readonly mapVersion: number } | null;
 }
 
 /** A whole system of real processes on random ports, in a state folder of its own. */

@@ -1,4 +1,4 @@
-import { nanoModel } from "./dialogues.ts";
+import { NANO, nanoModel } from "./dialogues.ts";
 import { generationOf } from "./generation.ts";
 import { generateTogether } from "./native-batch.ts";
 import { NativeRank } from "./native-rank.ts";
@@ -9,9 +9,10 @@ export interface Truth extends AsyncDisposable {
   complete(prompt: string, tokens: number): Promise<string>;
 }
 
-export async function openTruth(): Promise<Truth> {
+/** `modelFolder`: another checkpoint that has its tokenizer. */
+export async function openTruth(modelFolder: string = NANO): Promise<Truth> {
   const model = await nanoModel();
-  const rank = await NativeRank.open("prefill", { kvBlocks: 256 });
+  const rank = await NativeRank.open("prefill", { kvBlocks: 256, modelFolder });
   return {
     async complete(prompt, tokens) {
       const generation = generationOf(model.tokenizer.encode(prompt), {
