@@ -19,6 +19,7 @@ import { openOperatorDesk } from "./operator-desk.ts";
 import { DemandExchange } from "./scaling/demand-exchange.ts";
 import type { Demand } from "./scaling/planner.ts";
 import { Scaler } from "./scaling/scaler.ts";
+import { StartWatch } from "./scaling/start-watch.ts";
 import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 
 /** Where others serve too, clients get so long to change over to them before anybody is refused. */
@@ -57,6 +58,7 @@ export class ControlPlane implements Service {
   readonly #home: WorkerHome;
   readonly #demand: DemandExchange;
   readonly #scaler: Scaler;
+  readonly #starts: StartWatch;
   readonly #gateway: Gateway;
   readonly #grammars = new Map<ModelName, Grammars>();
   readonly #gatewayId: GatewayId;
@@ -129,11 +131,13 @@ export class ControlPlane implements Service {
       demand: (model) => this.#demand.demand(model),
       snapshot: () => fleet.snapshot,
     });
+    this.#starts = new StartWatch({ clock, target: home.target, snapshot: () => fleet.snapshot });
     for (const [name, { folder, vocabSize }] of models) {
       this.#grammars.set(name, new Grammars({ clock, logger, folder, vocabSize, vetMs: VET_MS, maskMs: VET_MS }));
     }
     this.#gateway = new Gateway({
       ...{ clock, random, logger, metrics, models, flow },
+      outlook: (model) => this.#starts.outlook(model),
       vet: (model, grammar) => this.#grammars.get(model.name)!.vet(grammar),
       config: config.gateway,
       readiness: () => ({ ready: bus.state === "connected", checks: { bus: bus.state === "connected" } }),
@@ -157,6 +161,7 @@ export class ControlPlane implements Service {
     });
     await this.#bus.flush(CLOSE_MS);
     this.#demand.start();
+    this.#starts.start();
     this.#home.start((leads) => this.#lead(leads));
     logger.info({ url: this.#gateway.url, models: [...this.#models.keys()] }, "listening");
     tellParent({ kind: "ready", url: this.#gateway.url, models: [...this.#models.keys()] });
@@ -193,6 +198,7 @@ export class ControlPlane implements Service {
     await this.#home.yield();
     await this.#home.target.close(CLOSE_MS);
     this.#demand.stop();
+    this.#starts.stop();
     for (const open of this.#desk) open.unsubscribe();
     this.#board.stop();
     this.#fleet.stop();

@@ -74,7 +74,7 @@ export class Attempt {
     passage.tell(awake ? "waiting" : "waking", null, null);
     const beganMs = clock.monotonic();
     const query = passage.query(this.#generation, localPrefillTokens);
-    const turn = { arrivedMs: passage.beganMs, again: passage.attempt > 0 };
+    const turn = { arrivedMs: passage.beganMs, untilMs: passage.waitsUntilMs, again: passage.attempt > 0 };
     const seat = await waitingRoom.enter(query, turn, passage.interruption);
     this.#seat = seat;
     this.#leavePrefill = seat.leavePrefill;

@@ -33,6 +33,8 @@ export class Passage {
   readonly avoid = new Set<RankId>();
   readonly timings: Timings = { queueMs: 0, prefillMs: 0, transferMs: 0, decodeMs: 0 };
   attempt = 0;
+  /** Monotonic time until which it may wait for ranks with room. */
+  waitsUntilMs = 0;
   /** Prompt tokens nobody had to compute, as the first attempt found them. */
   cachedTokens: number | null = null;
   /** The listener has all it wants. */

@@ -20,6 +20,8 @@ export interface FlowRequest {
   readonly generation: Generation;
   /** Epoch milliseconds. */
   readonly deadlineMs: number;
+  /** Longest wait for ranks with room, where that is shorter than everybody's; null: everybody's. */
+  readonly maxWaitMs: number | null;
   readonly signal: AbortSignal;
 }
 
@@ -87,7 +89,7 @@ const BUSY_RETRY_AFTER_MS = 5_000;
  * R1 exactly one end per request, before its deadline
  * R2 an attempt that ended in any way has given back its seat and cancelled what its ranks still hold
  * R3 a failure's verdict alone decides whether another attempt follows
- * R4 waiting for ranks with room is bounded by `waitMs`, counted anew when tokens came
+ * R4 waiting for ranks with room is bounded by `waitMs` or the request's own limit, counted anew when tokens came
  */
 export class Flow implements RequestFlow {
   readonly #parts: FlowParts;
@@ -124,11 +126,13 @@ export class Flow implements RequestFlow {
 
   /** Attempt after attempt, as the verdicts of their failures allow. */
   async #untilSettled(passage: Passage): Promise<Settled> {
-    const { clock, logger, metrics } = this.#parts;
+    const { clock, logger, metrics, waitMs } = this.#parts;
+    const mostMs = Math.min(waitMs, passage.request.maxWaitMs ?? waitMs);
     let busySinceMs: number | null = null;
     for (let failed = 0; ; passage.attempt++) {
       const beganMs = clock.monotonic();
       const { generated } = passage;
+      passage.waitsUntilMs = (busySinceMs ?? beganMs) + mostMs;
       try {
         return await this.#attempt(passage);
       } catch (thrown) {
@@ -141,8 +145,8 @@ export class Flow implements RequestFlow {
         const served = passage.generated > generated;
         if (move.counts || served) busySinceMs = null;
         else busySinceMs ??= beganMs;
-        if (busySinceMs !== null && clock.monotonic() - busySinceMs > this.#parts.waitMs) {
-          throw new MargayError("no_worker", undefined, { retryAfterMs: BUSY_RETRY_AFTER_MS, cause: error });
+        if (busySinceMs !== null && clock.monotonic() - busySinceMs > mostMs) {
+          throw new MargayError("capacity_timeout", undefined, { retryAfterMs: BUSY_RETRY_AFTER_MS, cause: error });
         }
         metrics.count("margay_retries_total", { code: error.code });
         logger.info(

@@ -7,7 +7,7 @@ import type { ErrorCode, MargayError } from "#protocol/errors.ts";
 export const MOST_FAILED_ATTEMPTS = 8;
 
 /** What was waited for already, in vain. */
-const WAITED_FOR: ReadonlySet<ErrorCode> = new Set(["no_worker", "queue_full", "bus_unavailable"]);
+const WAITED_FOR: ReadonlySet<ErrorCode> = new Set(["no_worker", "capacity_timeout", "queue_full", "bus_unavailable"]);
 
 /** What follows a failed attempt. */
 export type NextMove =

@@ -22,6 +22,7 @@ interface Guest {
   readonly query: PlacementQuery;
   readonly arrivedMs: number;
   readonly enteredMs: number;
+  readonly untilMs: number;
   readonly resolve: (seat: Seat) => void;
   readonly reject: (error: MargayError) => void;
 }
@@ -31,6 +32,7 @@ export interface WaitingRoomParts {
   readonly clock: Clock;
   readonly metrics: Metrics;
   readonly mostWaiting: number;
+  /** Longest wait of any request, for the time to come back that the next one is told. */
   readonly waitMs: number;
   /** Why a model's workers do not come, if somebody knows, and whether that may pass by itself. */
   readonly whyNone: (model: ModelName) => { readonly sentence: string; readonly mayPass: boolean } | null;
@@ -38,6 +40,16 @@ export interface WaitingRoomParts {
   readonly waitingElsewhere: (model: ModelName) => number;
   /** A request came that has to wait: whoever makes workers may look at once. */
   readonly onArrival: () => void;
+}
+
+/** Who asks for a place. */
+export interface Turn {
+  /** Monotonic time at which the request first came. */
+  readonly arrivedMs: number;
+  /** Monotonic time until which it may wait. */
+  readonly untilMs: number;
+  /** It comes back after a failure: it keeps its turn, and is not turned away for a full queue. */
+  readonly again: boolean;
 }
 
 /** Cooling ranks open again without a message: looked at this often while somebody waits. */
@@ -54,8 +66,8 @@ const HOPELESS_MS = 10_000;
  *   entered -> (waiting) -> seated | refused | left
  *
  * Q1 first come, first served within a model: nobody is seated while an earlier request of the model waits
- * Q2 never more than `mostWaiting` new ones per model, none longer than `waitMs` at a time, nor than HOPELESS_MS when the
- *    model's workers say why they cannot start
+ * Q2 never more than `mostWaiting` new ones per model, none longer than it may, nor than HOPELESS_MS when the model's
+ *    workers say why they cannot start
  * Q3 a seat is counted on its ranks from the moment it is given
  */
 export class WaitingRoom {
@@ -91,15 +103,10 @@ export class WaitingRoom {
   }
 
   /**
-   * A place for a request that first came at `arrivedMs` (monotonic): one that comes back after a failure (`again`) keeps
-   * its turn, and is not turned away for a full queue.
-   * Rejects with `queue_full`, `no_worker` or `context_length_exceeded`, or with the interruption's reason.
+   * A place for a request, now or when there is one.
+   * Rejects with `queue_full`, `capacity_timeout`, `no_worker` or `context_length_exceeded`, or with the interruption's reason.
    */
-  async enter(
-    query: PlacementQuery,
-    { arrivedMs, again }: { readonly arrivedMs: number; readonly again: boolean },
-    interruption: Interruption,
-  ): Promise<Seat> {
+  async enter(query: PlacementQuery, { arrivedMs, untilMs, again }: Turn, interruption: Interruption): Promise<Seat> {
     const { clock, metrics, mostWaiting } = this.#parts;
     if (this.#closed) throw new MargayError("shutting_down");
     const queue = this.#queues.get(query.model) ?? [];
@@ -111,6 +118,7 @@ export class WaitingRoom {
     const guest: Guest = {
       query,
       arrivedMs,
+      untilMs,
       enteredMs: clock.monotonic(),
       resolve: seated.resolve,
       reject: seated.reject,
@@ -206,15 +214,18 @@ export class WaitingRoom {
   /** Those that waited too long: not always the first, for one that came back stands before them. */
   #dismiss(model: ModelName, queue: Guest[]): void {
     if (queue.length === 0) return;
+    const nowMs = this.#parts.clock.monotonic();
     const why = this.#parts.whyNone(model);
-    const limitMs = why === null || why.mayPass ? this.#parts.waitMs : Math.min(this.#parts.waitMs, HOPELESS_MS);
-    const entered = this.#parts.clock.monotonic() - limitMs;
-    const late = queue.filter((guest) => guest.enteredMs <= entered);
-    if (late.length === 0) return;
-    const text = `No worker became available within ${limitMs / 1000} seconds.${why === null ? "" : ` ${why.sentence}`}`;
-    for (const guest of late) {
+    const hopeless = why !== null && !why.mayPass;
+    const limitMs = ({ enteredMs, untilMs }: Guest): number =>
+      Math.min(untilMs - enteredMs, hopeless ? HOPELESS_MS : Number.POSITIVE_INFINITY);
+    for (const guest of queue.filter((one) => one.enteredMs + limitMs(one) <= nowMs)) {
       queue.splice(queue.indexOf(guest), 1);
-      guest.reject(new MargayError("no_worker", text, { retryAfterMs: RETRY_AFTER_MS }));
+      const seconds = Number((limitMs(guest) / 1000).toFixed(1));
+      const text = `No worker became available within ${seconds} seconds.${why === null ? "" : ` ${why.sentence}`}`;
+      guest.reject(
+        new MargayError(hopeless ? "no_worker" : "capacity_timeout", text, { retryAfterMs: RETRY_AFTER_MS }),
+      );
     }
   }
 

@@ -1,14 +1,16 @@
 import type { ServerResponse } from "node:http";
 import type { FastifyReply } from "fastify";
 import { asMargayError, type ErrorCode, MargayError } from "#protocol/errors.ts";
-import type { RequestId } from "#protocol/ids.ts";
+import type { ModelName, RequestId } from "#protocol/ids.ts";
 import type { Generation, Logprobs } from "#protocol/request.ts";
+import type { RoleOutlook } from "#protocol/scaling.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
 import type { ChoiceSink } from "./choice.ts";
+import { maxWaitOf, progressComment } from "./progress.ts";
 import { type ReaderLimits, SseStream, type StreamDialect } from "./sse.ts";
 import { storyComment, timing, workerHeaders } from "./story.ts";
 
@@ -22,6 +24,8 @@ export interface ExchangeHost {
   readonly metrics: Metrics;
   readonly logger: Logger;
   readonly flow: RequestFlow;
+  /** What the workers are that a request waits for. */
+  readonly outlook: (model: ModelName) => readonly RoleOutlook[];
   readonly readerLimits: ReaderLimits;
   /** Longest life of a request, milliseconds. */
   readonly requestMs: number;
@@ -50,6 +54,7 @@ export class Exchange {
   readonly #stream: SseStream | null;
   readonly #dialect: StreamDialect;
   readonly #startedMs: number;
+  readonly #maxWaitMs: number | null;
   #progress: FlowProgress | null = null;
   #sawFirstToken = false;
 
@@ -73,6 +78,7 @@ export class Exchange {
     this.#response = reply.raw;
     this.#dialect = options.dialect;
     this.#startedMs = host.clock.monotonic();
+    this.#maxWaitMs = maxWaitOf(reply.request.headers);
     this.#stream = options.streamed
       ? new SseStream({
           response: reply.raw,
@@ -145,7 +151,7 @@ export class Exchange {
         const listener = new ChoiceListener(this, sinks[index]!);
         try {
           const settled = await flow.serve(
-            { requestId, model: this.#model.name, generation, deadlineMs, signal },
+            { requestId, model: this.#model.name, generation, deadlineMs, maxWaitMs: this.#maxWaitMs, signal },
             listener,
           );
           signal.throwIfAborted();
@@ -192,7 +198,8 @@ export class Exchange {
     stream.checkReader();
     if (stream.idleMs < (stream.opened ? KEEP_ALIVE_MS : LOOK_MS)) return;
     const phase = this.#progress?.phase ?? "waiting";
-    stream.comment(`waiting ${Math.round((this.clock.monotonic() - this.#startedMs) / 1000)} s (${phase})`);
+    const waitedMs = this.clock.monotonic() - this.#startedMs;
+    stream.comment(progressComment(phase, waitedMs, this.#host.outlook(this.#model.name)));
   }
 
   /** The stream is about to send its first byte: takes the response from fastify, with what is known by now. */

@@ -10,7 +10,7 @@ import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
-import type { Exchange } from "./exchange.ts";
+import type { Exchange, ExchangeHost } from "./exchange.ts";
 import { findModel, type GenerationHost } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
 import { errorBody, errorHeaders, fromThrown } from "./http-errors.ts";
@@ -40,6 +40,7 @@ export interface GatewayOptions {
   /** By name; in the order they are listed. */
   readonly models: ReadonlyMap<string, ServedModel>;
   readonly flow: RequestFlow;
+  readonly outlook: ExchangeHost["outlook"];
   readonly vet: Vet;
   readonly metrics: Metrics;
   readonly logger: Logger;
@@ -217,9 +218,10 @@ export class Gateway {
   }
 
   #addRoutes(): void {
-    const { clock, metrics, logger, flow, random, models, vet, readiness, config, readerLimits } = this.#options;
+    const { clock, metrics, logger, flow, outlook, random, models, vet, readiness, config, readerLimits } =
+      this.#options;
     const host: GenerationHost = {
-      ...{ clock, metrics, logger, flow, random, models, vet },
+      ...{ clock, metrics, logger, flow, outlook, random, models, vet },
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
       maxN: config.maxN,

@@ -1,5 +1,5 @@
 import type { z } from "zod";
-import { asMargayError, ERRORS, MargayError } from "#protocol/errors.ts";
+import { asMargayError, ERRORS, type ErrorCode, MargayError } from "#protocol/errors.ts";
 
 /** OpenAI's error form. */
 export interface ErrorBody {
@@ -8,21 +8,33 @@ export interface ErrorBody {
     readonly type: string;
     readonly param: string | null;
     readonly code: string;
+    /** Seconds after which coming back may help: a stream that has begun has no header for it. */
+    readonly retry_after?: number;
   };
 }
+
+/** Failures whose own words say what is missing, and hold nothing else. */
+const TOLD: ReadonlySet<ErrorCode> = new Set(["no_worker", "capacity_timeout"]);
 
 /** What a client is told. The text of a server's own failure stays in the log, except why there are no workers. */
 export function errorBody(error: MargayError): ErrorBody {
   const rule = ERRORS[error.code];
-  const message = rule.status < 500 || error.code === "no_worker" ? error.message : rule.text;
-  return { error: { message, type: rule.type, param: error.param, code: error.code } };
+  const message = rule.status < 500 || TOLD.has(error.code) ? error.message : rule.text;
+  const seconds = retryAfterSeconds(error);
+  const later = error.retryAfterMs === null || seconds === null ? {} : { retry_after: seconds };
+  return { error: { message, type: rule.type, param: error.param, code: error.code, ...later } };
 }
 
 /** Headers that belong to an error: `retry-after` (whole seconds) wherever coming back may help. */
 export function errorHeaders(error: MargayError): Record<string, string> {
+  const seconds = retryAfterSeconds(error);
+  return seconds === null ? {} : { "retry-after": String(seconds) };
+}
+
+function retryAfterSeconds(error: MargayError): number | null {
   const retriable = error.status === 429 || error.status === 503;
   const waitMs = error.retryAfterMs ?? (retriable ? 1000 : null);
-  return waitMs === null ? {} : { "retry-after": String(Math.max(1, Math.ceil(waitMs / 1000))) };
+  return waitMs === null ? null : Math.max(1, Math.ceil(waitMs / 1000));
 }
 
 /** `["messages", 0, "role"]` in OpenAI's spelling: `messages[0].role`; null for the body itself. */

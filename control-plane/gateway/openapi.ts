@@ -53,6 +53,7 @@ export function openApiDocument(): object {
         post: {
           operationId: "createMessage",
           summary: "Answer a conversation, in the form of Anthropic's Messages API; streams are its events.",
+          parameters: [MAX_WAIT],
           requestBody: { required: true, content: json("MessagesRequest") },
           responses: {
             200: {
@@ -90,6 +91,11 @@ export function openApiDocument(): object {
 
 const anyJson = { "application/json": { schema: { type: "object" } } };
 
+const MAX_WAIT = {
+  ...{ name: "x-margay-max-wait", in: "header", required: false, schema: { type: "number", minimum: 0 } },
+  description: "Longest wait for workers with room, in seconds; then 503 `capacity_timeout` with Retry-After.",
+};
+
 function reference(name: keyof typeof SCHEMAS) {
   return { $ref: `#/components/schemas/${name}` };
 }
@@ -110,6 +116,7 @@ function generation(operationId: string, summary: string, form: "Chat" | "") {
   const chunks = { "text/event-stream": { schema: reference(`${form}CompletionChunk`) } };
   return {
     ...read(operationId, summary, { ...json(`${form}Completion`), ...chunks }),
+    parameters: [MAX_WAIT],
     requestBody: { required: true, content: json(form === "Chat" ? "ChatRequest" : "CompletionRequest") },
   };
 }

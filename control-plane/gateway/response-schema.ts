@@ -10,6 +10,7 @@ export const ErrorResponse = z.strictObject({
     type: z.enum(["invalid_request_error", "rate_limit_error", "server_error", "timeout_error"]),
     param: z.string().nullable(),
     code: z.string(),
+    retry_after: z.int().min(1).optional(),
   }),
 });
 

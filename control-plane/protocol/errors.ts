@@ -44,7 +44,15 @@ export const ERRORS = {
   /** A rank has no free slot or pages now; another rank, or the same one later, may. */
   busy: { status: 503, retry: "elsewhere", type: "server_error", text: "The worker is busy." },
   draining: { status: 503, retry: "elsewhere", type: "server_error", text: "The worker is shutting down." },
-  no_worker: { status: 503, retry: "same", type: "server_error", text: "No worker became available in time." },
+  /** Workers cannot be had, and why is known. */
+  no_worker: { status: 503, retry: "same", type: "server_error", text: "No worker is available." },
+  /** A request waited for workers with room for as long as it may. */
+  capacity_timeout: {
+    status: 503,
+    retry: "same",
+    type: "server_error",
+    text: "No worker with room became available in time.",
+  },
   worker_lost: { status: 503, retry: "elsewhere", type: "server_error", text: "A worker was lost." },
   transfer_failed: { status: 503, retry: "elsewhere", type: "server_error", text: "The KV transfer failed." },
   reservation_expired: { status: 503, retry: "elsewhere", type: "server_error", text: "The KV reservation expired." },
@@ -75,7 +83,8 @@ export type ErrorCode = keyof typeof ERRORS;
 export const ErrorCode = z.enum(Object.keys(ERRORS) as [ErrorCode, ...ErrorCode[]]);
 
 /**
- * A failure with a code. `message` is for logs and, for status < 500 and `no_worker`, for the client; it never holds prompt text.
+ * A failure with a code. `message` is for logs and, for status < 500 and a lack of workers, for the client; it never holds
+ * prompt text.
  * `param` names the request field at fault, `retryAfterMs` when to come back.
  */
 export class MargayError extends Error {

@@ -21,6 +21,7 @@ const TOLD_MS = 1_000;
 /** Ends that a request may come to when things fail. */
 const ALLOWED: ReadonlySet<string> = new Set([
   "no_worker",
+  "capacity_timeout",
   "worker_lost",
   "transfer_failed",
   "reservation_expired",

@@ -25,13 +25,29 @@ describe("a fleet at zero", () => {
     expect(await world.heldAfterwards()).toEqual([]);
   });
 
-  test("that stays there: no_worker at the wait limit, with a time to come back", async () => {
+  test("that stays there: capacity_timeout at the wait limit, with a time to come back", async () => {
     const world = new FlowWorld({ waitMs: 3_000 });
     const ride = world.send();
     await world.clock.advance(2_900);
     expect(ride.ends).toBe(0);
     await world.clock.advance(200);
-    expect(ride.error).toMatchObject({ code: "no_worker", status: 503, retryAfterMs: expect.any(Number) });
+    expect(ride.error).toMatchObject({ code: "capacity_timeout", status: 503, retryAfterMs: expect.any(Number) });
+    expect(await world.heldAfterwards()).toEqual([]);
+  });
+
+  test("of a request that waits no longer than it says: capacity_timeout then, whatever others may wait", async () => {
+    const world = new FlowWorld({ waitMs: 60_000 });
+    const [brief, never, patient] = [world.send({ maxWaitMs: 1_500 }), world.send({ maxWaitMs: 0 }), world.send()];
+    await world.clock.advance(10);
+    expect(never.error).toMatchObject({ code: "capacity_timeout", retryAfterMs: expect.any(Number) });
+    await world.clock.advance(1_400);
+    expect(brief.ends).toBe(0);
+    await world.clock.advance(200);
+    expect(brief.error?.message).toMatch(/within 1\.5 seconds/);
+    await world.fleetOf(1, 1);
+    expect((await world.end(patient)).tokens).toEqual(answerOf(20));
+    const placed = world.send({ maxWaitMs: 0 });
+    expect((await world.end(placed)).tokens).toEqual(answerOf(20));
     expect(await world.heldAfterwards()).toEqual([]);
   });
 
@@ -46,6 +62,18 @@ describe("a fleet at zero", () => {
     expect(ride.error).toMatchObject({ code: "no_worker", message: expect.stringContaining("tensor x is missing") });
     expect(await world.heldAfterwards()).toEqual([]);
   });
+});
+
+test("a stream that lost its rank waits no longer than it said, and keeps the tokens it has", async () => {
+  const world = new FlowWorld({ waitMs: 60_000 });
+  const { d } = await world.fleetOf(1, 1);
+  const ride = world.send({ maxNewTokens: 400, maxWaitMs: 2_000 });
+  await world.until(() => ride.tokens.length > 50);
+  d[0]!.kill();
+  await world.end(ride, 10_000);
+  expect(ride.error?.code).toBe("capacity_timeout");
+  expect(ride.tokens).toEqual(answerOf(ride.tokens.length));
+  expect(await world.heldAfterwards()).toEqual([]);
 });
 
 describe("the queue", () => {
@@ -122,7 +150,7 @@ describe("the queue", () => {
     await world.clock.advance(1_000);
     d[0]!.kill();
     await world.clock.advance(4_100);
-    expect(second.error?.code).toBe("no_worker");
+    expect(second.error?.code).toBe("capacity_timeout");
     expect(first.ends).toBe(0);
     await world.end(first);
     expect(await world.heldAfterwards()).toEqual([]);
@@ -152,12 +180,12 @@ describe("the queue", () => {
 });
 
 describe("trying again", () => {
-  test("a rank that is always busy: no_worker by the wait limit, not by the budget", async () => {
+  test("a rank that is always busy: capacity_timeout by the wait limit, not by the budget", async () => {
     const world = new FlowWorld({ waitMs: 5_000 });
     const { d } = await world.fleetOf(1, 1);
     d[0]!.onReserve = () => refusal("busy", 50);
     const ride = await world.end(world.send());
-    expect(ride.error?.code).toBe("no_worker");
+    expect(ride.error?.code).toBe("capacity_timeout");
     expect(d[0]!.count("reserve-kv")).toBeGreaterThan(MOST_FAILED_ATTEMPTS);
     expect(world.clock.monotonic()).toBeLessThan(11_000);
     expect(await world.heldAfterwards()).toEqual([]);

@@ -64,7 +64,7 @@ describe("while a request waits", () => {
     await clock.advance(10_000);
     open();
     const { comments, events, done } = await readStream(response);
-    expect(comments.slice(0, -1)).toEqual(["waiting 1 s (waking)", "waiting 6 s (waking)", "waiting 11 s (waking)"]);
+    expect(comments.slice(0, -1)).toEqual(["margay waking 1 s", "margay waking 6 s", "margay waking 11 s"]);
     expect(comments.at(-1)).toContain("x-margay-decode: d-1");
     expect(events.map((event) => ChatChunkResponse.parse(event).choices[0]!.delta.content ?? "").join("")).toBe(
       "Hello you.",
@@ -112,6 +112,73 @@ describe("while a request waits", () => {
     expect(ErrorResponse.parse(events[0]).error.code).toBe("no_worker");
     expect(done).toBe(false);
     expect(await outcomes(harness)).toEqual(["no_worker 1"]);
+  });
+});
+
+describe("waiting for workers", () => {
+  test("comments name what is waited for: workers asked for, how far they are, how long it takes", async () => {
+    const clock = new FakeClock();
+    const { script, open } = gated(waking, answering(HELLO));
+    const loading = { role: "prefill", wanted: 1, started: 1, ready: 0, phase: "loading" } as const;
+    const ready = {
+      role: "decode",
+      wanted: 2,
+      started: 2,
+      ready: 2,
+      phase: "ready",
+      share: null,
+      leftMs: null,
+    } as const;
+    const outlook = () => [{ ...loading, share: 0.62, leftMs: 2_400 }, ready];
+    await using harness = await startHarness(script, { clock, outlook });
+    const pending = harness.chat({ stream: true });
+    await eventually(() => harness.flow.calls.length === 1);
+    await clock.advance(1_000);
+    const response = await pending;
+    open();
+    const { comments } = await readStream(response);
+    expect(comments[0]).toBe("margay waking prefill 1/1 loading 62%, decode 2/2 ready; 1 s, about 3 s more");
+  });
+
+  test("x-margay-max-wait reaches the flow in milliseconds; what is no number of seconds is refused by name", async () => {
+    await using harness = await startHarness(answering(HELLO));
+    const ask = (value: string) =>
+      harness.chat({}, { headers: { "content-type": "application/json", "x-margay-max-wait": value } });
+    for (const [value, ms] of [
+      ["2.5", 2_500],
+      ["0", 0],
+    ] as const) {
+      expect((await ask(value)).status).toBe(200);
+      expect(harness.flow.calls.at(-1)!.request.maxWaitMs).toBe(ms);
+    }
+    for (const value of ["-1", "soon", "1e3", "86401", ""]) {
+      const response = await ask(value);
+      expect(response.status, value).toBe(400);
+      expect(ErrorResponse.parse(await response.json()).error.param).toBe("x-margay-max-wait");
+    }
+    expect((await harness.chat()).status).toBe(200);
+    expect(harness.flow.calls.at(-1)!.request.maxWaitMs).toBeNull();
+  });
+
+  test("at the limit: 503 with retry-after, and in a stream that began one error event with retry_after", async () => {
+    const clock = new FakeClock();
+    const { script, open } = gated(waking, async () => {
+      throw new MargayError("capacity_timeout", "No worker became available within 2 seconds.", {
+        retryAfterMs: 4_200,
+      });
+    });
+    await using harness = await startHarness(script, { clock });
+    const pending = harness.chat({ stream: true });
+    await eventually(() => harness.flow.calls.length === 1);
+    await clock.advance(1_000);
+    const response = await pending;
+    open();
+    const { events, done } = await readStream(response);
+    expect(events).toHaveLength(1);
+    expect(ErrorResponse.parse(events[0]).error).toMatchObject({ code: "capacity_timeout", retry_after: 5 });
+    expect(done).toBe(false);
+    const unary = await harness.chat();
+    expect([unary.status, unary.headers.get("retry-after")]).toEqual([503, "5"]);
   });
 });
 

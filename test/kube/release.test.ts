@@ -134,7 +134,7 @@ describeOnCluster("a release on a cluster", (world) => {
     expect(served.error).toBeNull();
     expect(refused.status).toBe(503);
     expect(refused.headers.get("retry-after")).toMatch(/^\d+$/);
-    expect(refused.error?.code).toBe("no_worker");
+    expect(refused.error?.code).toBe("capacity_timeout");
     expect(refused.error?.message).toMatch(/Unschedulable: .*nvidia\.com\/gpu/);
     const pool = JSON.stringify(
       await world().api.call({ method: "GET", path: deploymentPath(`${RELEASE}-greedy-decode`) }),

@@ -92,6 +92,7 @@ export class FlowWorld {
       readonly prompt?: number;
       readonly maxNewTokens?: number;
       readonly deadlineMs?: number;
+      readonly maxWaitMs?: number;
       readonly abort?: AbortController;
       readonly onTokens?: (soFar: number) => "more" | "enough" | undefined;
     } = {},
@@ -111,6 +112,7 @@ export class FlowWorld {
         maxNewTokens: options.maxNewTokens ?? 20,
       }),
       deadlineMs: this.clock.now() + (options.deadlineMs ?? 600_000),
+      maxWaitMs: options.maxWaitMs ?? null,
       signal: ride.abort.signal,
     };
     const listener = {

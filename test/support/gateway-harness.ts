@@ -1,5 +1,6 @@
 import { fileURLToPath } from "node:url";
 import type { ModelName } from "#protocol/ids.ts";
+import type { RoleOutlook } from "#protocol/scaling.ts";
 import { type Clock, systemClock, systemRandom } from "#service/clock.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
@@ -38,6 +39,7 @@ export async function startHarness(
     readonly readiness?: () => Readiness;
     readonly readerLimits?: ReaderLimits;
     readonly vet?: Vet;
+    readonly outlook?: () => readonly RoleOutlook[];
   } = {},
 ): Promise<Harness> {
   const model = await nanoModel();
@@ -49,6 +51,7 @@ export async function startHarness(
     random: systemRandom,
     models: new Map([[model.name, model]]),
     flow,
+    outlook: options.outlook ?? (() => []),
     vet: options.vet ?? (async () => null),
     metrics,
     logger: silentLogger,

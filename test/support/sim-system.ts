@@ -127,6 +127,7 @@ export class SimSystem {
       requestId: RequestId.parse(`call${this.#calls++}`),
       model: MODEL,
       generation,
+      maxWaitMs: null,
       deadlineMs: this.clock.now() + deadlineMs,
       signal: call.abort.signal,
     };

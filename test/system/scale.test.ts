@@ -55,7 +55,7 @@ describe("from zero to two and back", () => {
     process.kill(pid, "SIGSTOP");
     const response = await asked.finally(() => process.kill(pid, "SIGCONT"));
     const text = await response.text();
-    expect(text).toMatch(/^: waiting \d+ s \(waking\)\n/);
+    expect(text).toMatch(/^: margay waking prefill 1\/1 \w+, decode 1\/1 \w+; \d+ s\n/);
     expect(text).toContain("data: [DONE]");
     expect(text).toMatch(/x-margay-prefill: prefill-\S+ \| x-margay-decode: decode-/);
     expect(text).not.toContain('"error"');
