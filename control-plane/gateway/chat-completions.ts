@@ -2,7 +2,7 @@ import type { FastifyReply, FastifyRequest } from "fastify";
 import { AnswerStream } from "../chat/answer-stream.ts";
 import { renderChat } from "../chat/prompt.ts";
 import { ChatAnswer } from "./chat-answer.ts";
-import { ChatRequest } from "./chat-schema.ts";
+import { ChatRequest, THINKING } from "./chat-schema.ts";
 import { ChatChunks, chunkFrame } from "./chat-stream.ts";
 import { ReasoningTokens, usageOf } from "./choice.ts";
 import { Exchange } from "./exchange.ts";
@@ -84,8 +84,6 @@ function logprobsWidth(body: ChatRequest): number {
   if ((body.top_logprobs ?? 0) > 0) throw refuse("top_logprobs", "must be left out unless logprobs is true");
   return -1;
 }
-
-const THINKING = { none: false, minimal: false, low: true, medium: true, high: true, xhigh: true } as const;
 
 /** The template's arguments. The most explicit wins: `chat_template_kwargs`, `enable_thinking`, `reasoning_effort`. */
 function templateArguments(body: ChatRequest): Readonly<Record<string, unknown>> {

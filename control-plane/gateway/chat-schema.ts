@@ -94,6 +94,19 @@ export const ToolChoice = z.union(
 );
 export type ToolChoice = z.infer<typeof ToolChoice>;
 
+/** Whether a model thinks, by how much effort is asked for. */
+export const THINKING = {
+  ...{ none: false, minimal: false, low: true, medium: true, high: true, xhigh: true, max: true },
+} as const satisfies Record<string, boolean>;
+export type ReasoningEffort = keyof typeof THINKING;
+export const REASONING_EFFORTS = Object.keys(THINKING) as [ReasoningEffort, ...ReasoningEffort[]];
+
+/** `reasoning_effort`. */
+export const ReasoningEffort = z
+  .literal(REASONING_EFFORTS, must(`be one of ${REASONING_EFFORTS.map((one) => `"${one}"`).join(", ")}`))
+  .nullish()
+  .meta({ description: '"none" and "minimal" turn thinking off, the others on.' });
+
 /** `POST /v1/chat/completions`. Fields unknown to the API are ignored, known but unsupported ones refused by name. */
 export const ChatRequest = SamplingFields.extend({
   messages: z.array(ChatMessage, must("be a list of messages")).min(1, must("hold at least one message")),
@@ -102,12 +115,7 @@ export const ChatRequest = SamplingFields.extend({
   parallel_tool_calls: flag().nullish(),
   logprobs: flag().nullish(),
   top_logprobs: wholeWithin(0, MAX_TOP_LOGPROBS).nullish(),
-  reasoning_effort: z
-    .literal(["none", "minimal", "low", "medium", "high", "xhigh"], {
-      error: 'must be one of "none", "minimal", "low", "medium", "high", "xhigh"',
-    })
-    .nullish()
-    .meta({ description: '"none" and "minimal" turn thinking off, the others on.' }),
+  reasoning_effort: ReasoningEffort,
   enable_thinking: flag().nullish(),
   chat_template_kwargs: z.record(z.string(), z.unknown(), must("be an object of template arguments")).nullish(),
   verbosity: onlyNeutral("medium"),

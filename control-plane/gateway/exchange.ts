@@ -103,7 +103,7 @@ export class Exchange {
   }
 
   /**
-   * Serves all choices and returns how they ended, in order. `closing` makes a stream's last events.
+   * Serves all choices and returns how they ended, in order. `closing` hears of the end, and makes a stream's last events.
    * Rejects with a `MargayError` that is still to be answered and counted; resolves to null where both was done here (a
    * stream that had begun) or nobody is left to answer.
    */
@@ -122,7 +122,8 @@ export class Exchange {
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
       const settled = await this.#serveAll(generations, sinks);
-      this.#stream?.end(`${closing(settled)}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
+      const last = closing(settled);
+      this.#stream?.end(`${last}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
       this.#count("ok", generations, settled);
       return settled;
     } catch (thrown) {

@@ -18,6 +18,7 @@ import { parseJsonBody } from "./json-body.ts";
 import { countTokens, createMessage, messageErrorBody } from "./messages-api.ts";
 import { modelList, modelObject } from "./models.ts";
 import { openApiDocument } from "./openapi.ts";
+import { createResponse } from "./responses/create-response.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
 
@@ -55,7 +56,9 @@ const KEEP_ALIVE_MS = 75_000;
 /** A quiet time of a gateway that lingers, before it cuts what connections are left. */
 const LAST_WORD_MS = 500;
 /** Paths and what they answer; HEAD comes with GET. */
-const GENERATION_PATHS: readonly string[] = ["/v1/chat/completions", "/v1/completions", "/v1/messages"];
+const GENERATION_PATHS: readonly string[] = [
+  ...["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"],
+];
 const WRITE_PATHS: readonly string[] = [...GENERATION_PATHS, "/v1/messages/count_tokens"];
 const MESSAGES_PATH = "/v1/messages";
 const READ_PATHS: readonly string[] = ["/v1/models", "/livez", "/readyz", "/metrics", "/openapi.json"];
@@ -232,6 +235,7 @@ export class Gateway {
     app.post("/v1/chat/completions", (request, reply) => chatCompletions(host, request, reply));
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
+    app.post("/v1/responses", (request, reply) => createResponse(host, request, reply));
     app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
     app.get("/v1/models", () => modelList(models));
     app.get<{ Params: { "*": string } }>("/v1/models/*", (request) =>

@@ -14,12 +14,17 @@ import {
   ModelResponse,
   TokenCountResponse,
 } from "./response-schema.ts";
+import { ResponsesRequest } from "./responses/request-schema.ts";
+import { ResponseResponse, ResponseStreamEvent } from "./responses/shapes.ts";
 
 const SCHEMAS = {
   ChatRequest,
   CompletionRequest,
   MessagesRequest,
   CountTokensRequest,
+  ResponsesRequest,
+  Response: ResponseResponse,
+  ResponseStreamEvent,
   Message: MessageResponse,
   MessageError: MessageErrorResponse,
   ChatCompletion: ChatCompletionResponse,
@@ -49,6 +54,15 @@ export function openApiDocument(): object {
     paths: {
       "/v1/chat/completions": { post: generation("createChatCompletion", "Answer a conversation.", "Chat") },
       "/v1/completions": { post: generation("createCompletion", "Continue a text.", "") },
+      "/v1/responses": {
+        post: {
+          ...read("createResponse", "Answer a conversation, in the form of OpenAI's Responses API.", {
+            ...json("Response"),
+            "text/event-stream": { schema: reference("ResponseStreamEvent") },
+          }),
+          requestBody: { required: true, content: json("ResponsesRequest") },
+        },
+      },
       "/v1/messages": {
         post: {
           operationId: "createMessage",
