@@ -10,6 +10,8 @@ import type { ScalingRules } from "./scaling/planner.ts";
 
 export interface ControlPlaneConfig extends ServiceConfig {
   readonly gateway: GatewayConfig;
+  /** null: requests need no key. */
+  readonly keysFile: string | null;
   /** Checkpoint folder of each model, in the order they are listed. */
   readonly models: ReadonlyMap<ModelName, string>;
   readonly stateFolder: string;
@@ -23,7 +25,7 @@ export interface ControlPlaneConfig extends ServiceConfig {
   readonly localPrefillTokens: number;
   readonly mostWaiting: number;
   readonly waitMs: number;
-  /** What worker processes inherit: where programs are, and every setting but the health port, of which each takes its own. */
+  /** What worker processes inherit: where programs are, and every setting that may concern them. */
   readonly workerEnvironment: Readonly<Record<string, string>>;
 }
 
@@ -34,6 +36,8 @@ export interface KubeConfig {
   readonly podName: string | null;
 }
 
+/** Settings that are no worker's business: each has a health port of its own, and no use for keys. */
+const NOT_INHERITED = ["MARGAY_HEALTH_PORT", "MARGAY_KEYS_FILE", "MARGAY_API_KEY"];
 /** Variables that are not Margay's and that a program needs to run as its user does. */
 const INHERITED = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL"];
 
@@ -44,6 +48,7 @@ export function readControlPlaneConfig(
   const s = readSettings(environment, [
     "MARGAY_HOST",
     "MARGAY_PORT",
+    "MARGAY_KEYS_FILE",
     "MARGAY_MODEL",
     "MARGAY_STATE_DIR",
     "MARGAY_PREFILL",
@@ -75,7 +80,7 @@ export function readControlPlaneConfig(
   }
   const workerEnvironment: Record<string, string> = {};
   for (const [name, value] of Object.entries(environment)) {
-    const inherited = INHERITED.includes(name) || (name.startsWith("MARGAY_") && name !== "MARGAY_HEALTH_PORT");
+    const inherited = INHERITED.includes(name) || (name.startsWith("MARGAY_") && !NOT_INHERITED.includes(name));
     if (value !== undefined && inherited) workerEnvironment[name] = value;
   }
   return {
@@ -88,6 +93,7 @@ export function readControlPlaneConfig(
       maxN: s.MARGAY_MAX_N,
       requestMs: s.MARGAY_REQUEST_SECONDS * 1000,
     },
+    keysFile: s.MARGAY_KEYS_FILE === null ? null : resolve(s.MARGAY_KEYS_FILE),
     models: parseModels(s.MARGAY_MODEL),
     stateFolder: resolve(s.MARGAY_STATE_DIR),
     nats: { url: s.MARGAY_NATS_URL, user: s.MARGAY_NATS_USER, password: s.MARGAY_NATS_PASSWORD },

@@ -20,6 +20,8 @@ import { DemandExchange } from "./scaling/demand-exchange.ts";
 import type { Demand } from "./scaling/planner.ts";
 import { Scaler } from "./scaling/scaler.ts";
 import { StartWatch } from "./scaling/start-watch.ts";
+import { Keyring } from "./tenancy/keyring.ts";
+import { KeyedTenancy, openTenancy, type Tenancy } from "./tenancy/tenancy.ts";
 import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 
 /** Where others serve too, clients get so long to change over to them before anybody is refused. */
@@ -38,6 +40,7 @@ export interface ControlPlaneGround {
   readonly fleet: FleetWatch;
   /** Where workers come from. */
   readonly home: WorkerHome;
+  readonly tenancy: Tenancy;
 }
 
 /**
@@ -46,6 +49,7 @@ export interface ControlPlaneGround {
  *   created -> started (listening, workers at their minimum) -> draining -> disposed
  */
 export class ControlPlane implements Service {
+  readonly #config: ControlPlaneConfig;
   readonly #context: ServiceContext;
   readonly #models: ReadonlyMap<ModelName, ServedModel>;
   readonly #bus: Bus;
@@ -70,6 +74,9 @@ export class ControlPlane implements Service {
     const { clock, random, logger } = context;
     const gatewayId = `gw-${random.hex(4)}` as GatewayId;
     const metrics = createMetrics({ processMetrics: true });
+    const keyring =
+      config.keysFile === null ? null : await Keyring.open({ path: config.keysFile, clock, logger, metrics });
+    keyring?.start();
     const bus = await connectBus({
       ...config.nats,
       role: "control-plane",
@@ -85,13 +92,15 @@ export class ControlPlane implements Service {
       config.kube === null
         ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
         : await kubeHome(config.kube, context, metrics, gatewayId, onEnd);
-    return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home });
+    const tenancy = keyring === null ? openTenancy : new KeyedTenancy(keyring);
+    return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home, tenancy });
   }
 
   constructor(config: ControlPlaneConfig, context: ServiceContext, ground: ControlPlaneGround) {
     const { clock, random, logger } = context;
     const { waitMs, mostWaiting, localPrefillTokens } = config;
-    const { gatewayId, models, metrics, bus, fleet, home } = ground;
+    const { gatewayId, models, metrics, bus, fleet, home, tenancy } = ground;
+    this.#config = config;
     this.#context = context;
     this.#models = models;
     this.#gatewayId = gatewayId;
@@ -136,7 +145,7 @@ export class ControlPlane implements Service {
       this.#grammars.set(name, new Grammars({ clock, logger, folder, vocabSize, vetMs: VET_MS, maskMs: VET_MS }));
     }
     this.#gateway = new Gateway({
-      ...{ clock, random, logger, metrics, models, flow },
+      ...{ clock, random, logger, metrics, models, flow, tenancy },
       outlook: (model) => this.#starts.outlook(model),
       vet: (model, grammar) => this.#grammars.get(model.name)!.vet(grammar),
       config: config.gateway,
@@ -163,6 +172,11 @@ export class ControlPlane implements Service {
     this.#demand.start();
     this.#starts.start();
     this.#home.start((leads) => this.#lead(leads));
+    if (!this.#loopbackOrKeyed())
+      logger.warn(
+        { url: this.#gateway.url },
+        "requests need no key here, and others can reach this address: set MARGAY_KEYS_FILE",
+      );
     logger.info({ url: this.#gateway.url, models: [...this.#models.keys()] }, "listening");
     tellParent({ kind: "ready", url: this.#gateway.url, models: [...this.#models.keys()] });
   }
@@ -211,6 +225,11 @@ export class ControlPlane implements Service {
       if (leads) one.start();
       else one.stop();
     }
+  }
+
+  #loopbackOrKeyed(): boolean {
+    const { keysFile, gateway } = this.#config;
+    return keysFile !== null || gateway.host === null || /^(localhost|127\..*|::1)$/.test(gateway.host);
   }
 
   #ownDemand(model: ModelName): Demand {

@@ -84,15 +84,27 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
   kube: [],
   groups: ["fleet"],
   scaling: ["fleet", "kube"],
-  gateway: ["flow", "chat", "tokenizer"],
+  tenancy: [],
+  gateway: ["tenancy", "flow", "chat", "tokenizer"],
   // The one that assembles everything, over simulated ground.
   simulate: [
-    ...["control-plane", "gateway", "flow", "chat", "fleet", "scaling", "planner"],
+    ...["control-plane", "gateway", "tenancy", "flow", "chat", "fleet", "scaling", "planner"],
     ...["native", "prefill-node", "decode-node"],
   ],
   planner: [],
-  cli: ["control-plane", "chat", "planner", "simulate"],
-  "control-plane": ["gateway", "flow", "chat", "tokenizer", "placement", "fleet", "groups", "scaling", "kube"],
+  cli: ["control-plane", "tenancy", "chat", "planner", "simulate"],
+  "control-plane": [
+    "gateway",
+    "tenancy",
+    "flow",
+    "chat",
+    "tokenizer",
+    "placement",
+    "fleet",
+    "groups",
+    "scaling",
+    "kube",
+  ],
 };
 
 /** Third-party packages and the one place that may import each. */

@@ -13,6 +13,7 @@ export function cliConfig() {
     "MARGAY_PORT",
     "MARGAY_NATS_URL",
     "MARGAY_DRAIN_SECONDS",
+    "MARGAY_API_KEY",
   ]);
   const stateFolder = resolve(installFolder, settings.MARGAY_STATE_DIR);
   return {
@@ -20,6 +21,8 @@ export function cliConfig() {
     host: settings.MARGAY_HOST,
     port: settings.MARGAY_PORT,
     natsUrl: settings.MARGAY_NATS_URL,
+    /** null: none is presented. */
+    apiKey: settings.MARGAY_API_KEY,
     drainMs: settings.MARGAY_DRAIN_SECONDS * 1000,
     /** Told to nobody else: children get it merged with what they need. */
     environment: { ...process.env, MARGAY_STATE_DIR: stateFolder } as Readonly<Record<string, string | undefined>>,

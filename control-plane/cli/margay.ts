@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util";
 import { drain } from "./drain.ts";
+import { createKey } from "./keys.ts";
 import { send } from "./send.ts";
 import { status } from "./status.ts";
 import { MOST_TRACE_SECONDS, trace } from "./trace.ts";
@@ -13,6 +14,8 @@ margay status [--watch | --json]  workers, pages and requests
 margay send [options] QUESTION    ask one question and print the answer as it comes
     --model NAME  --think | --no-think  --max-tokens N  --temperature T
 margay drain WORKER               let a worker finish its requests, then stop it
+margay keys create --tenant NAME  make an API key: the key, and the line for the keys file
+    --name NAME
 margay trace [FILE]               record what the workers do and draw it
     --seconds N
 margay simulate --chaos           break a simulated system under virtual time, from seeds
@@ -45,6 +48,8 @@ async function main(argv: readonly string[]): Promise<number> {
       "max-tokens": { type: "string" },
       temperature: { type: "string" },
       seconds: { type: "string" },
+      tenant: { type: "string" },
+      name: { type: "string" },
       chaos: { type: "boolean", default: false },
       trace: { type: "string" },
       gpu: { type: "string", default: "h800" },
@@ -87,6 +92,10 @@ async function main(argv: readonly string[]): Promise<number> {
     case "drain":
       if (rest.length !== 1) throw new UsageError("drain needs the name of one worker");
       return drain(rest[0]!);
+    case "keys":
+      if (rest.length !== 1 || rest[0] !== "create") throw new UsageError("keys knows `keys create`");
+      if (values.tenant === undefined) throw new UsageError("keys create needs --tenant NAME");
+      return createKey({ tenant: values.tenant, name: values.name ?? null });
     case "trace": {
       if (rest.length > 1) throw new UsageError("trace writes to one file");
       const seconds = numeric("--seconds", values.seconds) ?? 1;

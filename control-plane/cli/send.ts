@@ -1,3 +1,4 @@
+import { cliConfig } from "./config.ts";
 import { runningSystem } from "./running-system.ts";
 
 interface SendOptions {
@@ -24,10 +25,12 @@ const dim = (text: string) => (process.stdout.isTTY ? `\x1b[2m${text}\x1b[0m` : 
 /** Asks one question of the running system and prints the answer as it comes. Returns the exit code. */
 export async function send(question: string, options: SendOptions): Promise<number> {
   const { url } = await runningSystem();
-  const model = options.model ?? (await firstModel(url));
+  const { apiKey } = cliConfig();
+  const authorization: Record<string, string> = apiKey === null ? {} : { authorization: `Bearer ${apiKey}` };
+  const model = options.model ?? (await firstModel(url, authorization));
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: "POST",
-    headers: { "content-type": "application/json" },
+    headers: { "content-type": "application/json", ...authorization },
     body: JSON.stringify({
       model,
       messages: [{ role: "user", content: question }],
@@ -81,10 +84,10 @@ async function* events(body: ReadableStream<Uint8Array>): AsyncGenerator<string>
   }
 }
 
-async function firstModel(url: string): Promise<string> {
-  const list = (await (await fetch(`${url}/v1/models`)).json()) as {
-    readonly data: readonly { readonly id: string }[];
-  };
+async function firstModel(url: string, headers: Readonly<Record<string, string>>): Promise<string> {
+  const response = await fetch(`${url}/v1/models`, { headers });
+  if (!response.ok) throw new Error(await errorText(response));
+  const list = (await response.json()) as { readonly data: readonly { readonly id: string }[] };
   const first = list.data[0];
   if (first === undefined) throw new Error("no model is served");
   return first.id;

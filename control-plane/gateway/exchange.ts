@@ -9,6 +9,8 @@ import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
+import type { Caller } from "../tenancy/caller.ts";
+import { callerOf } from "./auth.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { maxWaitOf, progressComment } from "./progress.ts";
 import { type ReaderLimits, SseStream, type StreamDialect } from "./sse.ts";
@@ -46,6 +48,7 @@ export interface ExchangeHost {
  */
 export class Exchange {
   readonly requestId: RequestId;
+  readonly caller: Caller;
   readonly #host: ExchangeHost;
   readonly #model: ServedModel;
   readonly #reply: FastifyReply;
@@ -72,6 +75,7 @@ export class Exchange {
   ) {
     const { reply, model } = options;
     this.requestId = options.requestId;
+    this.caller = callerOf(reply.request);
     this.#host = host;
     this.#model = model;
     this.#reply = reply;

@@ -8,6 +8,9 @@ import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
+import { mayUse } from "../tenancy/caller.ts";
+import type { Tenancy } from "../tenancy/tenancy.ts";
+import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
@@ -42,6 +45,7 @@ export interface GatewayOptions {
   readonly models: ReadonlyMap<string, ServedModel>;
   readonly flow: RequestFlow;
   readonly outlook: ExchangeHost["outlook"];
+  readonly tenancy: Tenancy;
   readonly vet: Vet;
   readonly metrics: Metrics;
   readonly logger: Logger;
@@ -71,7 +75,9 @@ const MODEL_PREFIX = "/v1/models/";
  *
  * G1 Every answer carries `x-request-id`; every failure has OpenAI's error form.
  * G2 Each generation request is counted once in `margay_requests_total`, however it ends.
- * G3 `drain` refuses what is new, lets what runs finish until its time is over, then ends it with `shutting_down`.
+ * G3 Where keys are set, nothing but the open routes (auth.ts) answers without one; a stream whose key is taken from the
+ *    keys file ends with `invalid_api_key` as soon as that is known.
+ * G4 `drain` refuses what is new, lets what runs finish until its time is over, then ends it with `shutting_down`.
  */
 export class Gateway {
   readonly #app: FastifyInstance;
@@ -180,7 +186,7 @@ export class Gateway {
   }
 
   #addHooks(): void {
-    const { clock, metrics } = this.#options;
+    const { clock, metrics, tenancy } = this.#options;
     const app = this.#app;
     app.addHook("onRequest", (request, reply, done) => {
       this.#inFlight++;
@@ -200,10 +206,26 @@ export class Gateway {
       const theirs = request.headers["x-request-id"];
       if (typeof theirs === "string" && /^[\x21-\x7e]{1,128}$/.test(theirs))
         reply.header("x-client-request-id", theirs);
-      if (this.#state !== "draining") return done();
-      reply.header("connection", "close");
-      done(new MargayError("shutting_down"));
+      if (this.#state === "draining") {
+        reply.header("connection", "close");
+        return done(new MargayError("shutting_down"));
+      }
+      try {
+        authenticate(tenancy, request);
+        done();
+      } catch (error) {
+        done(error as Error);
+      }
     });
+    app.addHook("preHandler", (request, _reply, done) => {
+      try {
+        checkModel(request);
+        done();
+      } catch (error) {
+        done(error as Error);
+      }
+    });
+    tenancy.onKeysChange(() => this.#endRevoked());
     app.addHook("onSend", (_request, reply, _payload, done) => {
       if (this.#state !== "listening") reply.header("connection", "close");
       done();
@@ -237,13 +259,25 @@ export class Gateway {
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     app.post("/v1/responses", (request, reply) => createResponse(host, request, reply));
     app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
-    app.get("/v1/models", () => modelList(models));
-    app.get<{ Params: { "*": string } }>("/v1/models/*", (request) =>
-      modelObject(findModel(models, request.params["*"])),
-    );
+    app.get("/v1/models", (request) => {
+      const caller = callerOf(request);
+      return modelList([...models.values()].filter((model) => mayUse(caller, model.name)));
+    });
+    app.get<{ Params: { "*": string } }>("/v1/models/*", (request) => {
+      const model = findModel(models, request.params["*"]);
+      requireModel(callerOf(request), model.name);
+      return modelObject(model);
+    });
     const document = openApiDocument();
     app.get("/openapi.json", () => document);
     addHealthRoutes(app, readiness, metrics);
+  }
+
+  #endRevoked(): void {
+    for (const exchange of this.#running) {
+      if (!this.#options.tenancy.holds(exchange.caller))
+        exchange.abort(new MargayError("invalid_api_key", "The API key was revoked."));
+    }
   }
 
   /** The one place that turns a failure into an answer; a failed generation request is counted here. */

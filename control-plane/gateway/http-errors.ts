@@ -27,6 +27,9 @@ export function errorBody(error: MargayError): ErrorBody {
 
 /** Headers that belong to an error: `retry-after` (whole seconds) wherever coming back may help. */
 export function errorHeaders(error: MargayError): Record<string, string> {
+  if (error.status === 401) return { "www-authenticate": "Bearer" };
+  // Not before the month is over: clients that try 429 again by themselves are told not to.
+  if (error.code === "insufficient_quota") return { "x-should-retry": "false" };
   const seconds = retryAfterSeconds(error);
   return seconds === null ? {} : { "retry-after": String(seconds) };
 }

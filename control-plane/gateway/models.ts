@@ -12,6 +12,6 @@ export function modelObject(model: ServedModel) {
 }
 
 /** `GET /v1/models`. */
-export function modelList(models: ReadonlyMap<string, ServedModel>) {
-  return { object: "list", data: [...models.values()].map(modelObject) } as const;
+export function modelList(models: readonly ServedModel[]) {
+  return { object: "list", data: models.map(modelObject) } as const;
 }

@@ -7,7 +7,7 @@ import { z } from "zod";
 export const ErrorResponse = z.strictObject({
   error: z.strictObject({
     message: z.string(),
-    type: z.enum(["invalid_request_error", "rate_limit_error", "server_error", "timeout_error"]),
+    type: z.enum(["invalid_request_error", "rate_limit_error", "insufficient_quota", "server_error", "timeout_error"]),
     param: z.string().nullable(),
     code: z.string(),
     retry_after: z.int().min(1).optional(),

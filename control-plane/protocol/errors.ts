@@ -7,7 +7,7 @@ interface ErrorRule {
   readonly status: number;
   readonly retry: RetryVerdict;
   /** OpenAI's `error.type`. */
-  readonly type: "invalid_request_error" | "rate_limit_error" | "server_error" | "timeout_error";
+  readonly type: "invalid_request_error" | "rate_limit_error" | "insufficient_quota" | "server_error" | "timeout_error";
   /** Safe to show to anybody: never holds prompt text. */
   readonly text: string;
 }
@@ -20,6 +20,18 @@ export const ERRORS = {
     retry: "never",
     type: "invalid_request_error",
     text: "The prompt and the requested output exceed the model's context.",
+  },
+  invalid_api_key: {
+    status: 401,
+    retry: "never",
+    type: "invalid_request_error",
+    text: "The API key is missing or does not hold.",
+  },
+  not_allowed: {
+    status: 403,
+    retry: "never",
+    type: "invalid_request_error",
+    text: "The API key does not allow this.",
   },
   model_not_found: { status: 404, retry: "never", type: "invalid_request_error", text: "The model does not exist." },
   not_found: { status: 404, retry: "never", type: "invalid_request_error", text: "There is nothing at this address." },
@@ -34,6 +46,19 @@ export const ERRORS = {
     retry: "never",
     type: "invalid_request_error",
     text: "The request body is too large.",
+  },
+  /** A tenant's own limit. */
+  rate_limit_exceeded: {
+    status: 429,
+    retry: "never",
+    type: "rate_limit_error",
+    text: "The rate limit is reached. Try again later.",
+  },
+  insufficient_quota: {
+    status: 429,
+    retry: "never",
+    type: "insufficient_quota",
+    text: "The budget of this month is used up.",
   },
   queue_full: {
     status: 429,

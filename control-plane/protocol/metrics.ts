@@ -51,6 +51,18 @@ export const METRICS = {
     unit: "requests",
     labels: { model: TEXT, outcome: outcomes },
   },
+  margay_keys_file_valid: {
+    type: "gauge",
+    help: "1 while the keys that hold are those of the keys file as it is; 0 while the file is not usable and those before it hold.",
+    unit: "boolean",
+    labels: {},
+  },
+  margay_keys_file_reloads_total: {
+    type: "counter",
+    help: "Changes of the keys file that were read, by whether they could be used.",
+    unit: "events",
+    labels: { outcome: ["ok", "failed"] },
+  },
   margay_http_requests_in_flight: {
     type: "gauge",
     help: "HTTP requests being answered now.",

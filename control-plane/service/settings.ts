@@ -37,6 +37,12 @@ const range = z
 export const SETTINGS = {
   MARGAY_HOST: setting(text, "127.0.0.1", "Address the HTTP gateway listens on."),
   MARGAY_PORT: setting(whole(0, 65535), "8000", "Port of the HTTP gateway; 0 takes any free one."),
+  MARGAY_KEYS_FILE: setting(
+    text,
+    null,
+    "File of tenants and API keys (`margay keys create`), read again when it changes; unset: requests need no key.",
+  ),
+  MARGAY_API_KEY: setting(text, null, "Key that `margay send` presents."),
   MARGAY_MODEL: setting(
     text,
     "models/nano",

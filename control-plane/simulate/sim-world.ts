@@ -9,6 +9,7 @@ import type { ServedModel } from "../chat/served-model.ts";
 import type { ControlPlaneConfig } from "../config.ts";
 import { ControlPlane } from "../control-plane.ts";
 import { FleetWatch } from "../fleet/fleet-watch.ts";
+import { openTenancy } from "../tenancy/tenancy.ts";
 import { endsAt } from "./expected-answer.ts";
 import type { Scenario } from "./scenario.ts";
 import { between, namedRandom } from "./seeded-random.ts";
@@ -146,7 +147,7 @@ export class SimWorld {
       tellParent: () => {},
     };
     const plane = new ControlPlane(this.#config(), context, {
-      ...{ metrics, bus, gatewayId, fleet, models: new Map([[SIM_MODEL, this.#options.model]]) },
+      ...{ metrics, bus, gatewayId, fleet, tenancy: openTenancy, models: new Map([[SIM_MODEL, this.#options.model]]) },
       home: {
         target: this.target,
         alone: true,
@@ -178,6 +179,7 @@ export class SimWorld {
       logLevel: "silent",
       drainMs: DRAIN_MS,
       gateway: { host: null, port: 0, bodyLimitBytes: 1_048_576, maxN: 1, requestMs: REQUEST_MS },
+      keysFile: null,
       models: new Map(),
       stateFolder: "",
       nats: { url: "", user: null, password: null },

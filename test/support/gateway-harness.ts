@@ -9,6 +9,7 @@ import { createGateway, type Gateway, type GatewayConfig } from "../../control-p
 import type { Readiness } from "../../control-plane/gateway/health-routes.ts";
 import type { ReaderLimits } from "../../control-plane/gateway/sse.ts";
 import type { Vet } from "../../control-plane/gateway/structured-output.ts";
+import { openTenancy, type Tenancy } from "../../control-plane/tenancy/tenancy.ts";
 import { FakeFlow, type FlowScript } from "./fake-flow.ts";
 
 const NANO = fileURLToPath(new URL("../../models/nano", import.meta.url));
@@ -40,6 +41,7 @@ export async function startHarness(
     readonly readerLimits?: ReaderLimits;
     readonly vet?: Vet;
     readonly outlook?: () => readonly RoleOutlook[];
+    readonly tenancy?: Tenancy;
   } = {},
 ): Promise<Harness> {
   const model = await nanoModel();
@@ -52,6 +54,7 @@ export async function startHarness(
     models: new Map([[model.name, model]]),
     flow,
     outlook: options.outlook ?? (() => []),
+    tenancy: options.tenancy ?? openTenancy,
     vet: options.vet ?? (async () => null),
     metrics,
     logger: silentLogger,

@@ -1,0 +1,44 @@
+import type { FastifyRequest } from "fastify";
+import { MargayError } from "#protocol/errors.ts";
+import { type Caller, mayUse } from "../tenancy/caller.ts";
+import type { Tenancy } from "../tenancy/tenancy.ts";
+
+/** Routes that anybody may use: they tell nothing of anybody's requests. All others need a key where keys are set. */
+const OPEN_ROUTES: readonly string[] = ["/livez", "/readyz", "/metrics", "/openapi.json"];
+
+const callers = new WeakMap<FastifyRequest, Caller>();
+
+/** Finds out who sent the request, by its key. Throws `invalid_api_key`. */
+export function authenticate(tenancy: Tenancy, request: FastifyRequest): void {
+  const route = request.routeOptions.url;
+  // A path that nobody answers is nobody's secret.
+  if (route === undefined || OPEN_ROUTES.includes(route)) return;
+  callers.set(request, tenancy.identify(presentedKey(request)));
+}
+
+/** Who sent the request: known once it was let in. */
+export function callerOf(request: FastifyRequest): Caller {
+  const caller = callers.get(request);
+  if (caller === undefined) throw new MargayError("invalid_api_key");
+  return caller;
+}
+
+/** Refuses a body that names a model which its sender may not use. Throws `not_allowed`. */
+export function checkModel(request: FastifyRequest): void {
+  const model = (request.body as { readonly model?: unknown } | null | undefined)?.model;
+  if (typeof model === "string") requireModel(callerOf(request), model);
+}
+
+/** Throws `not_allowed`. */
+export function requireModel(caller: Caller, model: string): void {
+  if (!mayUse(caller, model))
+    throw new MargayError("not_allowed", "The API key does not allow this model.", { param: "model" });
+}
+
+/** `Authorization: Bearer KEY` as OpenAI's clients send it, or `x-api-key: KEY` as Anthropic's do. */
+function presentedKey({ headers }: FastifyRequest): string | null {
+  const bearer = /^Bearer +(\S+) *$/i.exec(headers.authorization ?? "")?.[1];
+  if (bearer !== undefined) return bearer;
+  const own = headers["x-api-key"];
+  return typeof own === "string" && own !== "" ? own : null;
+}

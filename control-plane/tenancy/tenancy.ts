@@ -1,0 +1,46 @@
+import { MargayError } from "#protocol/errors.ts";
+import { ANYBODY, type Caller } from "./caller.ts";
+import type { Keyring } from "./keyring.ts";
+
+/** Who may send requests, and what it may use. */
+export interface Tenancy {
+  /** The sender of a request by the key it presents. Throws `invalid_api_key`. */
+  identify(presented: string | null): Caller;
+  /** Whether the caller's key is still in the keys file. */
+  holds(caller: Caller): boolean;
+  /** The keys changed: what runs may have lost its right to. */
+  onKeysChange(listener: () => void): () => void;
+}
+
+/** No keys: everybody is the same tenant, without limits. */
+export const openTenancy: Tenancy = {
+  identify: () => ANYBODY,
+  holds: () => true,
+  onKeysChange: () => () => {},
+};
+
+/** Tenants and keys of a keys file. */
+export class KeyedTenancy implements Tenancy {
+  readonly #keyring: Keyring;
+
+  constructor(keyring: Keyring) {
+    this.#keyring = keyring;
+  }
+
+  identify(presented: string | null): Caller {
+    if (presented === null) {
+      throw new MargayError("invalid_api_key", "An API key is needed: send it as `Authorization: Bearer KEY`.");
+    }
+    const key = this.#keyring.find(presented);
+    if (key === null) throw new MargayError("invalid_api_key", "The API key is not known here, or its time is over.");
+    return { tenant: key.tenant, keyDigest: key.digest, admin: key.admin, models: key.models };
+  }
+
+  holds(caller: Caller): boolean {
+    return caller.keyDigest === null || this.#keyring.current.keys.has(caller.keyDigest);
+  }
+
+  onKeysChange(listener: () => void): () => void {
+    return this.#keyring.onChange(listener);
+  }
+}
