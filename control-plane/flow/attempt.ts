@@ -74,8 +74,7 @@ export class Attempt {
     passage.tell(awake ? "waiting" : "waking", null, null);
     const beganMs = clock.monotonic();
     const query = passage.query(this.#generation, localPrefillTokens);
-    const turn = { arrivedMs: passage.beganMs, untilMs: passage.waitsUntilMs, again: passage.attempt > 0 };
-    const seat = await waitingRoom.enter(query, turn, passage.interruption);
+    const seat = await waitingRoom.enter(query, passage.turn, passage.interruption);
     this.#seat = seat;
     this.#leavePrefill = seat.leavePrefill;
     passage.timings.queueMs += clock.monotonic() - beganMs;

@@ -7,6 +7,7 @@ import type { PlacementQuery } from "../placement/place.ts";
 import { Interruption } from "./interruption.ts";
 import type { FlowListener, FlowProgress, FlowRequest } from "./request-flow.ts";
 import { TokenReceiver } from "./token-receiver.ts";
+import type { Turn } from "./waiting-room.ts";
 
 /** Milliseconds spent in each phase, summed over attempts. */
 export interface Timings {
@@ -46,13 +47,19 @@ export class Passage {
   readonly #clock: Clock;
   readonly #stop: () => void;
 
-  constructor(request: FlowRequest, listener: FlowListener, clock: Clock, onDuplicate: () => void) {
+  constructor(
+    request: FlowRequest,
+    listener: FlowListener,
+    clock: Clock,
+    { onServed, onDuplicate }: { readonly onServed: (tokens: number) => void; readonly onDuplicate: () => void },
+  ) {
     this.request = request;
     this.listener = listener;
     this.#clock = clock;
     this.beganMs = clock.monotonic();
     this.tokens = new TokenReceiver(request.generation.maxNewTokens, this.beganMs, {
       onTokens: (tokens, logprobs) => {
+        onServed(tokens.length);
         if (this.enough || this.interruption.error !== null) return;
         try {
           if (listener.onTokens(tokens, logprobs) === "more") return;
@@ -97,6 +104,12 @@ export class Passage {
     tokens.set(generation.tokens);
     tokens.set(this.tokens.delivered, generation.tokens.length);
     return { ...generation, tokens };
+  }
+
+  /** Its turn among those that wait for ranks. */
+  get turn(): Turn {
+    const { share } = this.request;
+    return { share, arrivedMs: this.beganMs, untilMs: this.waitsUntilMs, again: this.attempt > 0 };
   }
 
   head(owner: GatewayId): RequestHead {

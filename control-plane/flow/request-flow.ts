@@ -7,6 +7,7 @@ import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { FleetWatch } from "../fleet/fleet-watch.ts";
 import { Attempt } from "./attempt.ts";
+import type { Share } from "./fair-queue.ts";
 import { Passage } from "./passage.ts";
 import type { RequestBoard } from "./request-board.ts";
 import { nextMove } from "./retry-policy.ts";
@@ -16,6 +17,7 @@ import type { WaitingRoom } from "./waiting-room.ts";
 export interface FlowRequest {
   readonly requestId: RequestId;
   readonly model: ModelName;
+  readonly share: Share;
   /** `tokens` is the prompt. */
   readonly generation: Generation;
   /** Epoch milliseconds. */
@@ -111,10 +113,12 @@ export class Flow implements RequestFlow {
   }
 
   async serve(request: FlowRequest, listener: FlowListener): Promise<Settled> {
-    const { clock, metrics } = this.#parts;
-    const passage = new Passage(request, listener, clock, () =>
-      metrics.count("margay_duplicate_messages_total", { kind: "token-chunk" }),
-    );
+    const { clock, metrics, waitingRoom } = this.#parts;
+    const { model, share } = request;
+    const passage = new Passage(request, listener, clock, {
+      onServed: (tokens) => waitingRoom.charge(model, share, tokens),
+      onDuplicate: () => metrics.count("margay_duplicate_messages_total", { kind: "token-chunk" }),
+    });
     this.#count(request.model, 1);
     try {
       return await this.#untilSettled(passage);

@@ -6,6 +6,7 @@ import type { Metrics } from "#service/metrics.ts";
 import type { Rank } from "../fleet/fleet.ts";
 import type { FleetWatch } from "../fleet/fleet-watch.ts";
 import { type Placement, type PlacementQuery, place } from "../placement/place.ts";
+import { FairQueue, type Queued, type Share } from "./fair-queue.ts";
 import type { Interruption } from "./interruption.ts";
 
 /** A placement that counts on its ranks until it is given back. */
@@ -18,9 +19,8 @@ export interface Seat {
   leaveDecode(): void;
 }
 
-interface Guest {
+interface Guest extends Queued {
   readonly query: PlacementQuery;
-  readonly arrivedMs: number;
   readonly enteredMs: number;
   readonly untilMs: number;
   readonly resolve: (seat: Seat) => void;
@@ -44,11 +44,12 @@ export interface WaitingRoomParts {
 
 /** Who asks for a place. */
 export interface Turn {
+  readonly share: Share;
   /** Monotonic time at which the request first came. */
   readonly arrivedMs: number;
   /** Monotonic time until which it may wait. */
   readonly untilMs: number;
-  /** It comes back after a failure: it keeps its turn, and is not turned away for a full queue. */
+  /** It comes back after a failure: it goes before those that had no place yet, and is not turned away for a full queue. */
   readonly again: boolean;
 }
 
@@ -65,14 +66,15 @@ const HOPELESS_MS = 10_000;
  *
  *   entered -> (waiting) -> seated | refused | left
  *
- * Q1 first come, first served within a model: nobody is seated while an earlier request of the model waits
- * Q2 never more than `mostWaiting` new ones per model, none longer than it may, nor than HOPELESS_MS when the model's
+ * Q1 within a model the requests of tenants take turns (fair-queue.ts): nobody is seated before the one whose turn it is
+ * Q2 a full queue turns away whoever's tenant holds most of it: one that floods it cannot keep others out
+ * Q3 never more than `mostWaiting` new ones per model, none longer than it may, nor than HOPELESS_MS when the model's
  *    workers say why they cannot start
- * Q3 a seat is counted on its ranks from the moment it is given
+ * Q4 a seat is counted on its ranks from the moment it is given
  */
 export class WaitingRoom {
   readonly #parts: WaitingRoomParts;
-  readonly #queues = new Map<ModelName, Guest[]>();
+  readonly #queues = new Map<ModelName, FairQueue<Guest>>();
   readonly #stopListening: () => void;
   #timer: Timer | null = null;
   #soon: Timer | null = null;
@@ -86,18 +88,25 @@ export class WaitingRoom {
   }
 
   waiting(model: ModelName): number {
-    return this.#queues.get(model)?.length ?? 0;
+    return this.#queues.get(model)?.size ?? 0;
   }
 
   oldestWaitMs(model: ModelName): number {
-    const first = this.#queues.get(model)?.[0];
-    return first === undefined ? 0 : this.#parts.clock.monotonic() - first.enteredMs;
+    const nowMs = this.#parts.clock.monotonic();
+    let oldestMs = nowMs;
+    for (const { enteredMs } of this.#queue(model).heads()) oldestMs = Math.min(oldestMs, enteredMs);
+    return nowMs - oldestMs;
+  }
+
+  /** Tells of tokens that a tenant was served: its later requests wait for those that were served less. */
+  charge(model: ModelName, share: Share, tokens: number): void {
+    this.#queue(model).charge(share, tokens);
   }
 
   /** The role the first waiting request waits for at this moment; null when it waits for none, or nobody waits. */
   missing(model: ModelName): Role | null {
-    const guest = this.#queues.get(model)?.[0];
-    if (guest === undefined) return null;
+    const guest = this.#queue(model).next(this.#parts.clock.monotonic());
+    if (guest === null) return null;
     const placement = this.#place(guest);
     return placement.kind === "wait" ? placement.missing : null;
   }
@@ -106,27 +115,23 @@ export class WaitingRoom {
    * A place for a request, now or when there is one.
    * Rejects with `queue_full`, `capacity_timeout`, `no_worker` or `context_length_exceeded`, or with the interruption's reason.
    */
-  async enter(query: PlacementQuery, { arrivedMs, untilMs, again }: Turn, interruption: Interruption): Promise<Seat> {
-    const { clock, metrics, mostWaiting } = this.#parts;
+  async enter(query: PlacementQuery, turn: Turn, interruption: Interruption): Promise<Seat> {
+    const { clock, metrics } = this.#parts;
     if (this.#closed) throw new MargayError("shutting_down");
-    const queue = this.#queues.get(query.model) ?? [];
-    this.#queues.set(query.model, queue);
-    if (queue.length + this.#parts.waitingElsewhere(query.model) >= mostWaiting && !again) {
-      throw new MargayError("queue_full", undefined, { retryAfterMs: this.#parts.waitMs / 4 });
-    }
+    const queue = this.#queue(query.model);
+    if (!turn.again) this.#makeRoom(query.model, queue, turn.share);
     const seated = Promise.withResolvers<Seat>();
     const guest: Guest = {
+      ...turn,
       query,
-      arrivedMs,
-      untilMs,
+      promptTokens: query.promptTokens,
       enteredMs: clock.monotonic(),
       resolve: seated.resolve,
       reject: seated.reject,
     };
-    const at = queue.findIndex((other) => other.arrivedMs > arrivedMs);
-    queue.splice(at === -1 ? queue.length : at, 0, guest);
+    queue.push(guest);
     this.#seatAll();
-    if (queue.includes(guest)) this.#parts.onArrival();
+    if (queue.has(guest)) this.#parts.onArrival();
     try {
       return await interruption.race(seated.promise);
     } catch (error) {
@@ -134,8 +139,7 @@ export class WaitingRoom {
       void seated.promise.then(leave, () => {});
       throw error;
     } finally {
-      const left = queue.indexOf(guest);
-      if (left !== -1) queue.splice(left, 1);
+      queue.remove(guest);
       metrics.observe("margay_queue_seconds", { model: query.model }, (clock.monotonic() - guest.enteredMs) / 1000);
     }
   }
@@ -148,8 +152,31 @@ export class WaitingRoom {
     this.#soon?.cancel();
     this.#soon = null;
     for (const queue of this.#queues.values()) {
-      for (const guest of queue.splice(0)) guest.reject(new MargayError("shutting_down"));
+      for (const guest of [...queue]) {
+        queue.remove(guest);
+        guest.reject(new MargayError("shutting_down"));
+      }
     }
+  }
+
+  #queue(model: ModelName): FairQueue<Guest> {
+    let queue = this.#queues.get(model);
+    if (queue === undefined) {
+      queue = new FairQueue();
+      this.#queues.set(model, queue);
+    }
+    return queue;
+  }
+
+  /** Throws `queue_full` where a newcomer would be one too many, unless somebody's last request has to go before it. */
+  #makeRoom(model: ModelName, queue: FairQueue<Guest>, newcomer: Share): void {
+    const { mostWaiting, waitingElsewhere, waitMs } = this.#parts;
+    if (queue.size + waitingElsewhere(model) < mostWaiting) return;
+    const full = new MargayError("queue_full", undefined, { retryAfterMs: waitMs / 4 });
+    const victim = queue.crowdedOut(newcomer);
+    if (victim === null) throw full;
+    queue.remove(victim);
+    victim.reject(full);
   }
 
   #onChange(): void {
@@ -171,9 +198,9 @@ export class WaitingRoom {
     let waiting = 0;
     try {
       for (const [model, queue] of this.#queues) {
-        while (queue.length > 0 && this.#seatFirst(queue));
+        while (this.#seatNext(queue));
         this.#dismiss(model, queue);
-        waiting += queue.length;
+        waiting += queue.size;
       }
     } finally {
       this.#seating = false;
@@ -184,14 +211,16 @@ export class WaitingRoom {
     } else this.#timer ??= this.#parts.clock.every(LOOK_MS, () => this.#seatAll());
   }
 
-  /** Seats or refuses the first of a queue; false when it has to wait. */
-  #seatFirst(queue: Guest[]): boolean {
-    const guest = queue[0]!;
+  /** Seats or refuses the one whose turn it is; false when that has to wait, or nobody does. */
+  #seatNext(queue: FairQueue<Guest>): boolean {
+    const guest = queue.next(this.#lookedMs);
+    if (guest === null) return false;
     const placement = this.#place(guest);
     switch (placement.kind) {
       case "wait":
         return false;
       case "impossible":
+        queue.remove(guest);
         guest.reject(
           new MargayError(
             "context_length_exceeded",
@@ -200,9 +229,9 @@ export class WaitingRoom {
         );
         break;
       default:
+        queue.take(guest);
         guest.resolve(this.#seat(placement, guest.query));
     }
-    queue.shift();
     return true;
   }
 
@@ -211,16 +240,16 @@ export class WaitingRoom {
     return place(fleet.snapshot, fleet.prefixes, query, clock.monotonic());
   }
 
-  /** Those that waited too long: not always the first, for one that came back stands before them. */
-  #dismiss(model: ModelName, queue: Guest[]): void {
-    if (queue.length === 0) return;
+  /** Those that waited too long. */
+  #dismiss(model: ModelName, queue: FairQueue<Guest>): void {
+    if (queue.size === 0) return;
     const nowMs = this.#parts.clock.monotonic();
     const why = this.#parts.whyNone(model);
     const hopeless = why !== null && !why.mayPass;
     const limitMs = ({ enteredMs, untilMs }: Guest): number =>
       Math.min(untilMs - enteredMs, hopeless ? HOPELESS_MS : Number.POSITIVE_INFINITY);
-    for (const guest of queue.filter((one) => one.enteredMs + limitMs(one) <= nowMs)) {
-      queue.splice(queue.indexOf(guest), 1);
+    for (const guest of [...queue].filter((one) => one.enteredMs + limitMs(one) <= nowMs)) {
+      queue.remove(guest);
       const seconds = Number((limitMs(guest) / 1000).toFixed(1));
       const text = `No worker became available within ${seconds} seconds.${why === null ? "" : ` ${why.sentence}`}`;
       guest.reject(

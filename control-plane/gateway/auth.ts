@@ -1,6 +1,7 @@
 import type { FastifyRequest } from "fastify";
 import { MargayError } from "#protocol/errors.ts";
-import { type Caller, mayUse } from "../tenancy/caller.ts";
+import type { Share } from "../flow/fair-queue.ts";
+import { type Caller, mayUse, urgencyOf } from "../tenancy/caller.ts";
 import type { Tenancy } from "../tenancy/tenancy.ts";
 
 /** Routes that anybody may use: they tell nothing of anybody's requests. All others need a key where keys are set. */
@@ -21,6 +22,14 @@ export function callerOf(request: FastifyRequest): Caller {
   const caller = callers.get(request);
   if (caller === undefined) throw new MargayError("invalid_api_key");
   return caller;
+}
+
+/** The turn of a request among others: its tenant's weight, and the urgency that its `service_tier` asks for. */
+export function shareOf(request: FastifyRequest): Share {
+  const caller = callerOf(request);
+  const tier = (request.body as { readonly service_tier?: unknown } | null | undefined)?.service_tier;
+  const { name, weight } = caller.tenant;
+  return { tenant: name, weight, urgency: urgencyOf(caller, typeof tier === "string" ? tier : null) };
 }
 
 /** Refuses a body that names a model which its sender may not use. Throws `not_allowed`. */

@@ -8,9 +8,10 @@ import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
+import type { Share } from "../flow/fair-queue.ts";
 import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
 import type { Caller } from "../tenancy/caller.ts";
-import { callerOf } from "./auth.ts";
+import { callerOf, shareOf } from "./auth.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { maxWaitOf, progressComment } from "./progress.ts";
 import { type ReaderLimits, SseStream, type StreamDialect } from "./sse.ts";
@@ -49,6 +50,7 @@ export interface ExchangeHost {
 export class Exchange {
   readonly requestId: RequestId;
   readonly caller: Caller;
+  readonly #share: Share;
   readonly #host: ExchangeHost;
   readonly #model: ServedModel;
   readonly #reply: FastifyReply;
@@ -76,6 +78,7 @@ export class Exchange {
     const { reply, model } = options;
     this.requestId = options.requestId;
     this.caller = callerOf(reply.request);
+    this.#share = shareOf(reply.request);
     this.#host = host;
     this.#model = model;
     this.#reply = reply;
@@ -156,7 +159,15 @@ export class Exchange {
         const listener = new ChoiceListener(this, sinks[index]!);
         try {
           const settled = await flow.serve(
-            { requestId, model: this.#model.name, generation, deadlineMs, maxWaitMs: this.#maxWaitMs, signal },
+            {
+              requestId,
+              model: this.#model.name,
+              share: this.#share,
+              generation,
+              deadlineMs,
+              maxWaitMs: this.#maxWaitMs,
+              signal,
+            },
             listener,
           );
           signal.throwIfAborted();

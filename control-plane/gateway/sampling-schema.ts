@@ -62,7 +62,10 @@ export const SamplingFields = z.object({
   user: z.string(must("be a string")).nullish(),
   metadata: z.record(z.string(), z.string(must("be a string")), must("be an object of strings")).nullish(),
   store: onlyNeutral(false),
-  service_tier: onlyNeutral("auto", "default"),
+  service_tier: z
+    .literal(["auto", "default", "priority", "flex"], must('be "auto", "default", "priority" or "flex"'))
+    .nullish()
+    .meta({ description: '"priority" goes before and "flex" after others, as far as the tenant may ask for it.' }),
   use_beam_search: onlyNeutral(false),
   length_penalty: onlyNeutral(1),
   prompt_logprobs: onlyNeutral(),

@@ -5,6 +5,7 @@ import type { Role } from "#protocol/worker.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
 import { FleetWatch } from "../../control-plane/fleet/fleet-watch.ts";
+import type { Share } from "../../control-plane/flow/fair-queue.ts";
 import { RequestBoard } from "../../control-plane/flow/request-board.ts";
 import { Flow, type FlowProgress, type Settled } from "../../control-plane/flow/request-flow.ts";
 import { WaitingRoom } from "../../control-plane/flow/waiting-room.ts";
@@ -89,6 +90,7 @@ export class FlowWorld {
 
   send(
     options: {
+      readonly share?: Share;
       readonly prompt?: number;
       readonly maxNewTokens?: number;
       readonly deadlineMs?: number;
@@ -108,6 +110,7 @@ export class FlowWorld {
     const request = {
       requestId: `req-${++this.#requests}` as RequestId,
       model: NANO,
+      share: options.share ?? { tenant: "local", weight: 1, urgency: 0 },
       generation: generationOf(promptOf(options.prompt ?? 100, this.#requests), {
         maxNewTokens: options.maxNewTokens ?? 20,
       }),

@@ -126,6 +126,7 @@ export class SimSystem {
     const request = {
       requestId: RequestId.parse(`call${this.#calls++}`),
       model: MODEL,
+      share: { tenant: "local", weight: 1, urgency: 0 },
       generation,
       maxWaitMs: null,
       deadlineMs: this.clock.now() + deadlineMs,
