@@ -109,7 +109,7 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
 
 /** Third-party packages and the one place that may import each. */
 const DOORS: Readonly<Record<string, RegExp>> = {
-  nats: /^control-plane\/protocol\/bus\/nats-bus\.ts$/,
+  nats: /^control-plane\/protocol\/bus\/(nats-bus|nats-journal)\.ts$/,
   "@msgpack/msgpack": /^control-plane\/protocol\/bus\/wire\.ts$/,
   "prom-client": /^control-plane\/service\/metrics\.ts$/,
   pino: /^control-plane\/service\/logger\.ts$/,

@@ -1,5 +1,5 @@
 import type { GatewayId, RankId } from "./ids.ts";
-import { EPOCH_BUCKET, inboxPrefix, subjects } from "./subjects.ts";
+import { EPOCH_BUCKET, inboxPrefix, RESPONSE_JOURNAL, subjects } from "./subjects.ts";
 
 /** The users of the bus. Everybody in a role has the same rights and shares an inbox prefix. */
 export const BUS_ROLES = ["control-plane", "prefill", "decode", "operator"] as const;
@@ -25,6 +25,13 @@ const rankSubscribes = [
   subjects.gatewayBeats(),
 ];
 
+/** Make a journal, bring it to its limits, read it, take subjects away. */
+function journalRights(name: string): readonly string[] {
+  return ["CREATE", "UPDATE", "INFO", "PURGE"]
+    .map((right) => `$JS.API.STREAM.${right}.${name}`)
+    .concat(`$JS.API.DIRECT.GET.${name}`);
+}
+
 const rules: Readonly<Record<BusRole, BusPermissions>> = {
   "control-plane": {
     publish: [
@@ -45,6 +52,9 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       `$JS.API.STREAM.INFO.KV_${EPOCH_BUCKET}`,
       `$JS.API.STREAM.CREATE.KV_${EPOCH_BUCKET}`,
       `$KV.${EPOCH_BUCKET}.>`,
+      ...journalRights(RESPONSE_JOURNAL),
+      subjects.responseLog("*"),
+      subjects.responseMark("*"),
     ],
     subscribe: [
       subjects.hello(),
@@ -54,6 +64,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.prefillOutcome(anyGateway),
       subjects.gatewayBeats(),
       subjects.gatewayDemands(),
+      subjects.responseLogs(),
       subjects.operatorStatus(),
       subjects.operatorDrain(),
     ],

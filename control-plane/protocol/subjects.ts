@@ -24,6 +24,9 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.gateway.GATEWAY.prefill    PrefillDone | PrefillFailed
  *   margay.gateway.GATEWAY.beat       GatewayBeat
  *   margay.gateway.GATEWAY.demand     GatewayDemand
+ * Kept in a journal of the control planes:
+ *   margay.response.RESPONSE.log      ResponseEntry
+ *   margay.response.RESPONSE.running  ResponseEntry                       (one, while somebody has to make the response)
  */
 export const subjects = {
   hello: () => "margay.fleet.hello",
@@ -47,6 +50,10 @@ export const subjects = {
   gatewayBeats: () => "margay.gateway.*.beat",
   gatewayDemand: (gateway: GatewayId) => `margay.gateway.${gateway}.demand`,
   gatewayDemands: () => "margay.gateway.*.demand",
+  responseLog: (response: string) => `margay.response.${response}.log`,
+  responseLogs: () => "margay.response.*.log",
+  responseMark: (response: string) => `margay.response.${response}.running`,
+  responseMarks: () => "margay.response.*.running",
   operatorStatus: () => "margay.operator.status",
   operatorDrain: () => "margay.operator.drain",
 } as const;
@@ -55,6 +62,8 @@ export const subjects = {
 export const CONTROL_PLANE_QUEUE = "control-plane";
 /** JetStream key-value bucket whose revisions are epochs. */
 export const EPOCH_BUCKET = "margay-epochs";
+/** Journal of the stored responses. */
+export const RESPONSE_JOURNAL = "margay-responses";
 /** Prefix of the subjects on which a user of this role takes replies; the others of the role share it. */
 export function inboxPrefix(role: string): string {
   return `_INBOX.${role}`;
@@ -64,5 +73,5 @@ export function inboxPrefix(role: string): string {
 export function subjectKind(subject: string): string {
   const [root, family, second, third] = subject.split(".");
   if (root !== "margay" || family === undefined) return "other";
-  return `${family}.${family === "rank" || family === "gateway" ? third : second}`;
+  return `${family}.${["rank", "gateway", "response"].includes(family) ? third : second}`;
 }

@@ -16,8 +16,8 @@ export interface NatsConfigOptions {
 
 /** How long a received message may be answered: longer than any request waits. */
 const ANSWER_WITHIN = "10m";
-/** Epochs are all there is in JetStream. */
-const STORE_BYTES = 64 * 1024 * 1024;
+/** Epochs take next to nothing; the rest is for journals, which have bounds of their own. */
+const STORE_BYTES = 768 * 1024 * 1024;
 
 /**
  * Text of a nats-server configuration file: one user per role, everything denied that is not listed. It holds the

@@ -1,5 +1,7 @@
 import type { Bus, BusObserver, BusState } from "#protocol/bus/bus.ts";
+import type { LinkJournal } from "#protocol/bus/journal.ts";
 import type { Delivery, Link, LinkListener } from "#protocol/bus/link.ts";
+import { MemoryJournal } from "#protocol/bus/memory-journal.ts";
 import { subjectMatches } from "#protocol/bus/subject-match.ts";
 import { TypedBus } from "#protocol/bus/typed-bus.ts";
 import { MargayError } from "#protocol/errors.ts";
@@ -53,6 +55,7 @@ export class SimNetwork {
   readonly #note: NetworkNote;
   readonly #subscribers = new Set<Subscriber>();
   readonly #bySubject = new Map<string, Subscriber[]>();
+  readonly journal = new MemoryJournal();
   #epoch = 0;
 
   constructor(time: VirtualTime, random: Random, weather: NetworkWeather, note: NetworkNote) {
@@ -275,6 +278,21 @@ export class SimLink implements Link {
     };
   }
 
+  journal(): LinkJournal {
+    const ask = <T>(answer: (journal: MemoryJournal) => T): Promise<T> =>
+      this.#roundTrip(5_000, () => answer(this.#network.journal));
+    return {
+      append: (subject, after, data) => {
+        this.send(subject, data, null);
+        return ask((journal) => journal.append(subject, after, data));
+      },
+      read: (subject, after) => ask((journal) => journal.read(subject, after)),
+      last: (subject) => ask((journal) => journal.last(subject)),
+      purge: (subject) => ask((journal) => journal.purge(subject)),
+      list: (pattern) => ask((journal) => journal.list(pattern)),
+    };
+  }
+
   nextEpoch(): Promise<number> {
     return this.#roundTrip(5_000, () => this.#network.nextEpoch());
   }
@@ -288,7 +306,7 @@ export class SimLink implements Link {
     this.#network.forget(this);
   }
 
-  #roundTrip(timeoutMs: number, atServer: () => number): Promise<number> {
+  #roundTrip<T>(timeoutMs: number, atServer: () => T): Promise<T> {
     if (this.#state !== "connected") return Promise.reject(new MargayError("bus_unavailable"));
     return new Promise((resolve, reject) => {
       const timer = this.thread.after(timeoutMs, () => reject(new MargayError("bus_unavailable")));

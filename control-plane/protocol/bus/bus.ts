@@ -1,4 +1,5 @@
 import type { z } from "zod";
+import type { JournalLimits, JournalOf } from "./journal.ts";
 
 /** Ends a subscription. Idempotent. */
 export interface Subscription {
@@ -42,6 +43,8 @@ export interface Bus {
     handler: (message: z.output<Q>) => Promise<z.input<A>> | z.input<A>,
     queue?: string,
   ): Subscription;
+  /** A journal of messages of one schema. Control plane only. */
+  journal<S extends z.ZodType>(limits: JournalLimits, schema: S): JournalOf<S>;
   /** Next number of a counter that survives restarts (a revision of EPOCH_BUCKET). Control plane only. */
   nextEpoch(key: string): Promise<number>;
   /** Hands everything written to the network, within `timeoutMs`. */

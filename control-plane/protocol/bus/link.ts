@@ -1,4 +1,5 @@
 import type { BusState, Subscription } from "./bus.ts";
+import type { JournalLimits, LinkJournal } from "./journal.ts";
 
 /** One message as it arrived. `data` belongs to the link and is only valid during the call. */
 export interface Delivery {
@@ -28,6 +29,7 @@ export interface Link {
   /** False: there is no connection, and the message is gone. Throws `payload_too_large`. */
   send(subject: string, data: Uint8Array, reply: string | null): boolean;
   listen(subject: string, queue: string | null, onDelivery: (delivery: Delivery) => void): Subscription;
+  journal(limits: JournalLimits): LinkJournal;
   nextEpoch(key: string): Promise<number>;
   flush(timeoutMs: number): Promise<void>;
   close(timeoutMs: number): Promise<void>;

@@ -1,7 +1,9 @@
 import { MargayError } from "../errors.ts";
 import { inboxPrefix } from "../subjects.ts";
 import { type Bus, type BusObserver, type BusRandom, type BusState, type BusTimers, silentObserver } from "./bus.ts";
+import type { LinkJournal } from "./journal.ts";
 import type { Delivery, Link, LinkListener } from "./link.ts";
+import { MemoryJournal } from "./memory-journal.ts";
 import { subjectMatches } from "./subject-match.ts";
 import { TypedBus } from "./typed-bus.ts";
 
@@ -25,6 +27,7 @@ export class MemoryNetwork {
   readonly #links = new Map<Bus, MemoryLink>();
   readonly #listeners = new Set<Listener>();
   readonly #turns = new Map<string, number>();
+  readonly journal = new MemoryJournal();
   #epoch = 0;
 
   constructor(timers: BusTimers, random: BusRandom) {
@@ -139,6 +142,23 @@ class MemoryLink implements Link {
   listen(subject: string, queue: string | null, onDelivery: (delivery: Delivery) => void) {
     const remove = this.#network.add({ link: this, subject: subject.split("."), queue, onDelivery });
     return { unsubscribe: remove };
+  }
+
+  journal(): LinkJournal {
+    const ask = async <T>(answer: (journal: MemoryJournal) => T): Promise<T> => {
+      if (this.#state !== "connected") throw new MargayError("bus_unavailable");
+      return answer(this.#network.journal);
+    };
+    return {
+      append: (subject, after, data) => {
+        this.send(subject, data, null);
+        return ask((journal) => journal.append(subject, after, data));
+      },
+      read: (subject, after) => ask((journal) => journal.read(subject, after)),
+      last: (subject) => ask((journal) => journal.last(subject)),
+      purge: (subject) => ask((journal) => journal.purge(subject)),
+      list: (pattern) => ask((journal) => journal.list(pattern)),
+    };
   }
 
   async nextEpoch(): Promise<number> {

@@ -10,7 +10,9 @@ import {
 import { asMargayError, MargayError } from "../errors.ts";
 import { EPOCH_BUCKET, inboxPrefix } from "../subjects.ts";
 import type { Bus, BusObserver, BusRandom, BusState, BusTimers, Subscription } from "./bus.ts";
+import type { JournalLimits, LinkJournal } from "./journal.ts";
 import type { Delivery, Link, LinkListener } from "./link.ts";
+import { NatsJournal } from "./nats-journal.ts";
 import { TypedBus } from "./typed-bus.ts";
 
 export interface NatsOptions {
@@ -47,7 +49,7 @@ const EPOCH_KEY_TTL_MS = 24 * 3600 * 1000;
 export async function connectNats(options: NatsOptions): Promise<Bus> {
   const connection = await dial(options);
   return new TypedBus(
-    new NatsLink(connection, options.role, options.timers),
+    new NatsLink(connection, options.role, options.timers, options.random.hex(8)),
     options.timers,
     options.random,
     options.observer,
@@ -102,10 +104,12 @@ class NatsLink implements Link {
   readonly inbox: string;
   readonly #connection: NatsConnection;
   readonly #timers: BusTimers;
+  readonly #stamp: string;
   #state: BusState = "connected";
   #listener: LinkListener | null = null;
 
-  constructor(connection: NatsConnection, role: string, timers: BusTimers) {
+  constructor(connection: NatsConnection, role: string, timers: BusTimers, stamp: string) {
+    this.#stamp = stamp;
     this.#connection = connection;
     this.#timers = timers;
     this.inbox = inboxPrefix(role);
@@ -163,6 +167,11 @@ class NatsLink implements Link {
         if (!this.#connection.isClosed()) subscription.unsubscribe();
       },
     };
+  }
+
+  journal(limits: JournalLimits): LinkJournal {
+    const connected = () => this.#state === "connected";
+    return new NatsJournal(this.#connection, limits, `${this.#stamp}-${limits.name}`, connected);
   }
 
   async nextEpoch(key: string): Promise<number> {

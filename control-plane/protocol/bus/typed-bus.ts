@@ -2,6 +2,7 @@ import type { z } from "zod";
 import { asMargayError, ERRORS, type ErrorCode, MargayError } from "../errors.ts";
 import { Refused } from "../worker.ts";
 import type { Bus, BusObserver, BusRandom, BusState, BusTimers, Subscription } from "./bus.ts";
+import type { JournalEntry, JournalLimits, JournalOf } from "./journal.ts";
 import type { Delivery, Link } from "./link.ts";
 import { decode, encode } from "./wire.ts";
 
@@ -126,6 +127,26 @@ export class TypedBus implements Bus {
       }
       void this.#answer(subject, answer, delivery.reply, async () => handler(message.value));
     });
+  }
+
+  journal<S extends z.ZodType>(limits: JournalLimits, schema: S): JournalOf<S> {
+    const link = this.#link.journal(limits);
+    const read = ({ seq, value }: JournalEntry<Uint8Array>): JournalEntry<z.output<S>> => {
+      const parsed = schema.safeParse(decode(value));
+      if (parsed.success) return { seq, value: parsed.data };
+      throw new MargayError("internal", `bad entry in ${limits.name}: ${firstIssue(parsed.error)}`);
+    };
+    return {
+      append: async (subject, after, message) =>
+        await link.append(subject, after, checkedBytes(subject, schema, message)),
+      read: async (subject, after) => (await link.read(subject, after)).map(read),
+      async last(subject) {
+        const entry = await link.last(subject);
+        return entry === null ? null : read(entry);
+      },
+      purge: (subject) => link.purge(subject),
+      list: (pattern) => link.list(pattern),
+    };
   }
 
   nextEpoch(key: string): Promise<number> {

@@ -1,0 +1,43 @@
+import type { z } from "zod";
+
+/** What a journal is called, and what it keeps. */
+export interface JournalLimits {
+  readonly name: string;
+  /** Its subjects, as a pattern. No other journal may have one of them. */
+  readonly subjects: string;
+  /** The oldest entries go when they are older than this, or when all together have more bytes. */
+  readonly maxAgeMs: number;
+  readonly maxBytes: number;
+}
+
+/** One entry. `seq` rises over all subjects of a journal and is never 0. */
+export interface JournalEntry<T> {
+  readonly seq: number;
+  readonly value: T;
+}
+
+/**
+ * Messages that outlive processes, in order by subject. Every call rejects with `bus_unavailable` where the server can't be
+ * asked, and ends within some seconds.
+ *
+ * J1 An entry that was appended is read by everybody from then on, until its age, the bytes or `purge` take it.
+ * J2 `append` names the last entry that its caller knows; of several callers who know the same one alone succeeds.
+ */
+export interface Journal<T> {
+  /** Appends behind entry `after` of the subject, 0: as the first. null: another entry is the last one, nothing was done. */
+  append(subject: string, after: number, message: T): Promise<number | null>;
+  /** The entries behind `after`, oldest first. */
+  read(subject: string, after: number): Promise<readonly JournalEntry<T>[]>;
+  /** The last entry; null: there is none. */
+  last(subject: string): Promise<JournalEntry<T> | null>;
+  /** Takes all entries of a subject away. */
+  purge(subject: string): Promise<void>;
+  /** Subjects of the pattern that have entries. */
+  list(pattern: string): Promise<readonly string[]>;
+}
+
+/** The same in bytes, as a link does it. */
+export type LinkJournal = Journal<Uint8Array>;
+
+/** A journal of one schema. */
+export type JournalOf<S extends z.ZodType> = Journal<z.output<S>>;
