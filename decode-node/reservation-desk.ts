@@ -47,7 +47,8 @@ export function judgeReservation(message: ReserveKv, state: DeskState): Refused 
   if (state.requests >= state.maxRequests) return refusal("busy", "every slot is taken", state.retryAfterMs);
   if (state.pressed) return refusal("busy", "streams wait for blocks", state.retryAfterMs);
   if (state.goalMs > 0 && state.requests > 0 && state.nextStepMs > state.goalMs) {
-    return refusal("busy", `a step would take ${Math.ceil(state.nextStepMs)} ms`, state.retryAfterMs);
+    const detail = `a step would take ${Math.ceil(state.nextStepMs)} ms, the goal is ${state.goalMs} ms`;
+    return refusal("busy", detail, state.retryAfterMs);
   }
   return null;
 }

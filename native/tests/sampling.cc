@@ -263,6 +263,30 @@ std::string LargeVocabulary(float spread) {
   return found.what();
 }
 
+// Nothing tells these tokens apart but their ids, and a share of them ends in the middle of equals.
+std::string EqualLogits() {
+  Finding found;
+  constexpr int kTokens = 131072;
+  const std::vector<float> logits(kTokens, 0.25F);
+  for (const float top_p : {0.001F, 0.5F, 0.9F}) {
+    const double kept = std::ceil(double{top_p} * kTokens * (1 + 1e-4));
+    constexpr int kDraws = 64;
+    int lower = 0;
+    std::set<int32_t> seen;
+    for (int position = 0; position < kDraws; ++position) {
+      std::vector<float> copy = logits;
+      const int32_t token = Sample(copy, {.temperature = 0.7F, .top_p = top_p, .seed = 11}, {}, 0, position).token;
+      found.Expect(token >= 0 && token <= kept, "token " + std::to_string(token) + " at top_p " + std::to_string(top_p));
+      lower += token < kept / 2 ? 1 : 0;
+      seen.insert(token);
+    }
+    // 32 expected, 4 the deviation.
+    found.Expect(lower > 12 && lower < 52, std::to_string(lower) + " of 64 draws in the lower half at top_p " + std::to_string(top_p));
+    found.Expect(seen.size() > kDraws / 3, "draws repeat at top_p " + std::to_string(top_p));
+  }
+  return found.what();
+}
+
 }  // namespace
 }  // namespace margay
 
@@ -284,6 +308,7 @@ int main() {
     check("a large flat vocabulary keeps these promises", margay::LargeVocabulary(0.001F));
     check("one of middle height too", margay::LargeVocabulary(1));
     check("and a peaked one", margay::LargeVocabulary(30));
+    check("top_p over equal logits keeps the lowest ids that reach the mass", margay::EqualLogits());
   }
   return claims.ExitCode();
 }

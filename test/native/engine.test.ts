@@ -1,11 +1,10 @@
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { rmSync } from "node:fs";
 import { afterEach, expect, test } from "vitest";
 import type { Generation } from "#protocol/request.ts";
 import { FINISH } from "../../native/binding/native.ts";
-import { dialogues, NANO, nanoModel } from "../support/dialogues.ts";
+import { dialogues, nanoModel } from "../support/dialogues.ts";
 import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
+import { nanoVariant, POISON, poisonedNano } from "../support/nano-variant.ts";
 import { type Generated, generate, generateTogether } from "../support/native-batch.ts";
 import { NativeRank } from "../support/native-rank.ts";
 
@@ -18,24 +17,10 @@ async function open(changes: Parameters<typeof NativeRank.open>[1] = {}): Promis
   return rank;
 }
 
-/** A copy of nano with another config, and bytes of its tensors patched. */
-function variantOf(config: object, patch: ((weights: Buffer, tensors: Tensors) => void) | null = null): string {
-  const folder = mkdtempSync(join(tmpdir(), "margay-nano-"));
+function kept(folder: string): string {
   folders.push(folder);
-  const original = JSON.parse(readFileSync(join(NANO, "config.json"), "utf8"));
-  writeFileSync(join(folder, "config.json"), JSON.stringify({ ...original, ...config }));
-  copyFileSync(join(NANO, "generation_config.json"), join(folder, "generation_config.json"));
-  if (patch === null) {
-    symlinkSync(join(NANO, "model.safetensors"), join(folder, "model.safetensors"));
-  } else {
-    const weights = readFileSync(join(NANO, "model.safetensors"));
-    const header = Number(weights.readBigUInt64LE(0));
-    patch(weights.subarray(8 + header), JSON.parse(weights.toString("utf8", 8, 8 + header)));
-    writeFileSync(join(folder, "model.safetensors"), weights);
-  }
   return folder;
 }
-type Tensors = Readonly<Record<string, { readonly data_offsets: readonly [number, number] }>>;
 
 /** Sixteen requests that differ in everything. */
 function mixedGenerations(): Generation[] {
@@ -147,7 +132,7 @@ test("a stop token ends the text and is its last token; before minNewTokens it c
 });
 
 test("maxNewTokens and the context end the text with length", async () => {
-  const rank = await open({ modelFolder: variantOf({ max_position_embeddings: 100 }) });
+  const rank = await open({ modelFolder: kept(nanoVariant({ max_position_embeddings: 100 })) });
   expect(rank.engine.info.contextLength).toBe(100);
   const free = { sampling: { minNewTokens: 1000 } };
   const short = await generate(rank, generationOf(promptOf(10), { maxNewTokens: 1, ...free }));
@@ -191,22 +176,13 @@ test("what the pool had no room for comes back from the second tier, and the ans
 });
 
 test("a sequence whose numbers break ends alone, without a token, and its blocks are not kept", async () => {
-  // Token 77 is one huge coordinate, and row 5 of the output layer overflows on it, and on no ordinary text.
-  const [poison, row, hidden] = [77, 5, 192];
-  const folder = variantOf({}, (data, tensors) => {
-    for (const [name, index, bits] of [
-      ["model.embed_tokens.weight", poison, 0x5d5e],
-      ["lm_head.weight", row, 0x7e4c],
-    ] as const) {
-      const begin = tensors[name]!.data_offsets[0] + index * hidden * 2;
-      data.fill(0, begin, begin + hidden * 2);
-      data.writeUInt16LE(bits, begin);
-    }
-  });
-  const rank = await open({ modelFolder: folder });
-  const sampling = { logitBiasIds: Int32Array.of(row), logitBiasValues: Float32Array.of(Number.NEGATIVE_INFINITY) };
+  const rank = await open({ modelFolder: kept(poisonedNano()) });
+  const sampling = {
+    logitBiasIds: Int32Array.of(POISON.output),
+    logitBiasValues: Float32Array.of(Number.NEGATIVE_INFINITY),
+  };
   const healthy = generationOf(promptOf(70), { maxNewTokens: 5, sampling });
-  const broken = generationOf(Int32Array.from([...promptOf(90, 3), poison]), { maxNewTokens: 5, sampling });
+  const broken = generationOf(Int32Array.from([...promptOf(90, 3), POISON.token]), { maxNewTokens: 5, sampling });
   const tasks = [healthy, broken].map((generation) => ({ generation, attached: null }));
   const [good, bad] = await generateTogether(rank, tasks);
   expect(bad).toMatchObject({ tokens: [], finish: FINISH.numeric });

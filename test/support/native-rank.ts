@@ -29,6 +29,8 @@ export class NativeRank {
   readonly fatal: string[] = [];
   /** Called after every step, before those who wait. */
   onStep: (result: StepResult) => void = () => {};
+  /** The same for events. */
+  onEvents: (events: readonly EngineEvent[]) => void = () => {};
   #wake: (() => void)[] = [];
 
   private constructor(engine: Engine) {
@@ -71,7 +73,11 @@ export class NativeRank {
             to.steps.push(result);
             to.onStep(result);
           }),
-        onEvents: (events) => woken((to) => to.events.push(...events)),
+        onEvents: (events) =>
+          woken((to) => {
+            to.events.push(...events);
+            to.onEvents(events);
+          }),
         onFatal: (message) => woken((to) => to.fatal.push(message)),
       },
     );

@@ -12,6 +12,7 @@ import { createMetrics, type Metrics } from "#service/metrics.ts";
 import type { WorkerConfig } from "#service/worker-config.ts";
 import { simWorkerConfig } from "../../control-plane/simulate/sim-worker-config.ts";
 import { createDecodeNode, type DecodeNode } from "../../decode-node/decode-node.ts";
+import type { EngineEvent } from "../../native/binding/native.ts";
 import { type SimEngine, simEngineOpener } from "../../native/binding/sim-engine.ts";
 import { SimFabric } from "../../native/binding/sim-fabric.ts";
 import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
@@ -25,6 +26,7 @@ export interface RankOptions {
   readonly slots?: number;
   readonly kvBlocks?: number;
   readonly maxStepTokens?: number;
+  readonly tpotGoalMs?: number;
   readonly model?: Partial<SimModel>;
 }
 
@@ -32,6 +34,8 @@ export interface RankOptions {
 export interface RankUnderTest<N extends PrefillNode | DecodeNode = PrefillNode | DecodeNode> {
   readonly node: N;
   readonly engine: SimEngine;
+  /** Tells the node what the simulated engine never tells by itself. */
+  readonly tell: (event: EngineEvent) => void;
   readonly rankId: RankId;
   readonly epoch: number;
   readonly bus: Bus;
@@ -151,6 +155,7 @@ export class NodeWorld {
     const stops: { reason: string; deadlineMs: number }[] = [];
     const failures: unknown[] = [];
     let engine: SimEngine | null = null;
+    let tell: (event: EngineEvent) => void = () => {};
     const node = create({
       config: configOf(workerId, options),
       bus,
@@ -160,6 +165,7 @@ export class NodeWorld {
       metrics,
       openEngine: async (engineOptions, listener) => {
         engine = await opener(engineOptions, listener);
+        tell = (event) => listener.onEvents([event]);
         return engine;
       },
       healthUrl: "http://127.0.0.1:1",
@@ -177,6 +183,7 @@ export class NodeWorld {
     const rank: RankUnderTest<N> = {
       node,
       engine: opened,
+      tell,
       rankId,
       epoch,
       bus,
@@ -210,6 +217,7 @@ export function simTokens({ tokens, promptLength }: Generation, from: number, to
 }
 
 function configOf(workerId: WorkerId, options: RankOptions): WorkerConfig {
-  const { slots = 8, kvBlocks = 64, maxStepTokens = 128 } = options;
-  return simWorkerConfig({ workerId, modelName: ModelName.parse("sim") }, { slots, kvBlocks, maxStepTokens });
+  const { slots = 8, kvBlocks = 64, maxStepTokens = 128, tpotGoalMs = 0 } = options;
+  const given = { workerId, modelName: ModelName.parse("sim"), tpotGoalMs };
+  return simWorkerConfig(given, { slots, kvBlocks, maxStepTokens });
 }
