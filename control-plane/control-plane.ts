@@ -21,6 +21,7 @@ import type { Demand } from "./scaling/planner.ts";
 import { Scaler } from "./scaling/scaler.ts";
 import { StartWatch } from "./scaling/start-watch.ts";
 import { Keyring } from "./tenancy/keyring.ts";
+import { Limiter } from "./tenancy/limiter.ts";
 import { KeyedTenancy, openTenancy, type Tenancy } from "./tenancy/tenancy.ts";
 import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
 
@@ -60,6 +61,7 @@ export class ControlPlane implements Service {
   readonly #board: RequestBoard;
   readonly #flow: Flow;
   readonly #home: WorkerHome;
+  readonly #tenancy: Tenancy;
   readonly #demand: DemandExchange;
   readonly #scaler: Scaler;
   readonly #starts: StartWatch;
@@ -76,7 +78,6 @@ export class ControlPlane implements Service {
     const metrics = createMetrics({ processMetrics: true });
     const keyring =
       config.keysFile === null ? null : await Keyring.open({ path: config.keysFile, clock, logger, metrics });
-    keyring?.start();
     const bus = await connectBus({
       ...config.nats,
       role: "control-plane",
@@ -92,7 +93,7 @@ export class ControlPlane implements Service {
       config.kube === null
         ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
         : await kubeHome(config.kube, context, metrics, gatewayId, onEnd);
-    const tenancy = keyring === null ? openTenancy : new KeyedTenancy(keyring);
+    const tenancy = keyring === null ? openTenancy : new KeyedTenancy(keyring, new Limiter({ bus, clock, gatewayId }));
     return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home, tenancy });
   }
 
@@ -107,6 +108,7 @@ export class ControlPlane implements Service {
     this.#bus = bus;
     this.#fleet = fleet;
     this.#home = home;
+    this.#tenancy = tenancy;
     this.#former = new GroupFormer({ bus, clock, random, logger, metrics, fleet, rules: config.groups });
     this.#balancer = new GroupBalancer({ bus, clock, logger, metrics, fleet, rules: config.groups });
     const waitingRoom = new WaitingRoom({
@@ -158,6 +160,7 @@ export class ControlPlane implements Service {
     const { clock, logger, tellParent } = this.#context;
     this.#fleet.start();
     this.#board.start();
+    this.#tenancy.start();
     await this.#gateway.start();
     this.#desk = openOperatorDesk({
       ...{ bus: this.#bus, clock, gatewayId: this.#gatewayId, fleet: this.#fleet },
@@ -212,6 +215,7 @@ export class ControlPlane implements Service {
     await this.#home.yield();
     await this.#home.target.close(CLOSE_MS);
     this.#demand.stop();
+    await this.#tenancy.stop();
     this.#starts.stop();
     for (const open of this.#desk) open.unsubscribe();
     this.#board.stop();

@@ -11,6 +11,8 @@ import type { ServedModel } from "../chat/served-model.ts";
 import type { Share } from "../flow/fair-queue.ts";
 import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
 import type { Caller } from "../tenancy/caller.ts";
+import { type Meter, NO_METER } from "../tenancy/limiter.ts";
+import type { Tenancy } from "../tenancy/tenancy.ts";
 import { callerOf, shareOf } from "./auth.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { maxWaitOf, progressComment } from "./progress.ts";
@@ -27,6 +29,7 @@ export interface ExchangeHost {
   readonly metrics: Metrics;
   readonly logger: Logger;
   readonly flow: RequestFlow;
+  readonly tenancy: Tenancy;
   /** What the workers are that a request waits for. */
   readonly outlook: (model: ModelName) => readonly RoleOutlook[];
   readonly readerLimits: ReaderLimits;
@@ -60,6 +63,8 @@ export class Exchange {
   readonly #dialect: StreamDialect;
   readonly #startedMs: number;
   readonly #maxWaitMs: number | null;
+  readonly #inputTokens: number;
+  #meter: Meter = NO_METER;
   #progress: FlowProgress | null = null;
   #sawFirstToken = false;
 
@@ -95,8 +100,8 @@ export class Exchange {
           onSlow: (error) => this.abort(error),
         })
       : null;
-    const tokens = options.promptLengths.reduce((sum, length) => sum + length, 0);
-    host.metrics.count("margay_prompt_tokens_total", { model: model.name }, tokens);
+    this.#inputTokens = options.promptLengths.reduce((sum, length) => sum + length, 0);
+    host.metrics.count("margay_prompt_tokens_total", { model: model.name }, this.#inputTokens);
   }
 
   /** True once the client is gone: nobody is left to answer. */
@@ -128,6 +133,9 @@ export class Exchange {
     if (this.deserted) onClose();
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
+      const { tenancy } = this.#host;
+      this.#meter = await tenancy.begin(this.caller, this.#inputTokens, (limits) => void this.#reply.headers(limits));
+      this.#reply.headers(this.#meter.headers);
       const settled = await this.#serveAll(generations, sinks);
       const last = closing(settled);
       this.#stream?.end(`${last}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
@@ -143,6 +151,7 @@ export class Exchange {
       else this.#reply.hijack();
       return null;
     } finally {
+      this.#meter.end();
       looks?.cancel();
       this.#response.removeListener("close", onClose);
       running.delete(this);
@@ -195,6 +204,10 @@ export class Exchange {
 
   send(events: string): void {
     this.#stream?.send(events);
+  }
+
+  charge(tokens: number): void {
+    this.#meter.charge(tokens);
   }
 
   onProgress(progress: FlowProgress): void {
@@ -274,6 +287,7 @@ class ChoiceListener implements FlowListener {
       exchange.onFirstToken(this.#firstMs);
     }
     this.#tokens += tokens.length;
+    exchange.charge(tokens.length);
     try {
       exchange.send(this.#sink.push(tokens, logprobs));
     } catch (error) {

@@ -243,10 +243,10 @@ export class Gateway {
   }
 
   #addRoutes(): void {
-    const { clock, metrics, logger, flow, outlook, random, models, vet, readiness, config, readerLimits } =
+    const { clock, metrics, logger, flow, tenancy, outlook, random, models, vet, readiness, config, readerLimits } =
       this.#options;
     const host: GenerationHost = {
-      ...{ clock, metrics, logger, flow, outlook, random, models, vet },
+      ...{ clock, metrics, logger, flow, tenancy, outlook, random, models, vet },
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
       maxN: config.maxN,

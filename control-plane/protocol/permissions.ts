@@ -1,5 +1,5 @@
 import type { GatewayId, RankId } from "./ids.ts";
-import { EPOCH_BUCKET, inboxPrefix, RESPONSE_JOURNAL, subjects } from "./subjects.ts";
+import { ACCOUNT_JOURNAL, EPOCH_BUCKET, inboxPrefix, RESPONSE_JOURNAL, subjects } from "./subjects.ts";
 
 /** The users of the bus. Everybody in a role has the same rights and shares an inbox prefix. */
 export const BUS_ROLES = ["control-plane", "prefill", "decode", "operator"] as const;
@@ -55,6 +55,8 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       ...journalRights(RESPONSE_JOURNAL),
       subjects.responseLog("*"),
       subjects.responseMark("*"),
+      ...journalRights(ACCOUNT_JOURNAL),
+      subjects.tenantAccount("*"),
     ],
     subscribe: [
       subjects.hello(),

@@ -27,6 +27,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  * Kept in a journal of the control planes:
  *   margay.response.RESPONSE.log      ResponseEntry
  *   margay.response.RESPONSE.running  ResponseEntry                       (one, while somebody has to make the response)
+ *   margay.tenant.TENANT.account      TenantAccount                       (the last one)
  */
 export const subjects = {
   hello: () => "margay.fleet.hello",
@@ -54,6 +55,8 @@ export const subjects = {
   responseLogs: () => "margay.response.*.log",
   responseMark: (response: string) => `margay.response.${response}.running`,
   responseMarks: () => "margay.response.*.running",
+  tenantAccount: (tenant: string) => `margay.tenant.${tenant}.account`,
+  tenantAccounts: () => "margay.tenant.*.account",
   operatorStatus: () => "margay.operator.status",
   operatorDrain: () => "margay.operator.drain",
 } as const;
@@ -64,6 +67,8 @@ export const CONTROL_PLANE_QUEUE = "control-plane";
 export const EPOCH_BUCKET = "margay-epochs";
 /** Journal of the stored responses. */
 export const RESPONSE_JOURNAL = "margay-responses";
+/** Journal of the tenants' accounts. */
+export const ACCOUNT_JOURNAL = "margay-accounts";
 /** Prefix of the subjects on which a user of this role takes replies; the others of the role share it. */
 export function inboxPrefix(role: string): string {
   return `_INBOX.${role}`;
@@ -73,5 +78,5 @@ export function inboxPrefix(role: string): string {
 export function subjectKind(subject: string): string {
   const [root, family, second, third] = subject.split(".");
   if (root !== "margay" || family === undefined) return "other";
-  return `${family}.${["rank", "gateway", "response"].includes(family) ? third : second}`;
+  return `${family}.${["rank", "gateway", "response", "tenant"].includes(family) ? third : second}`;
 }

@@ -1,10 +1,9 @@
 import OpenAI from "openai";
 import { describe, expect, test } from "vitest";
 import { ErrorResponse, ModelListResponse } from "../../control-plane/gateway/response-schema.ts";
-import { KeyedTenancy } from "../../control-plane/tenancy/tenancy.ts";
 import { answering } from "../support/fake-flow.ts";
 import { eventually, nanoModel, startHarness } from "../support/gateway-harness.ts";
-import { KeysFile, keyFor } from "../support/keys-file.ts";
+import { KeysFile, keyFor, tenancyOf } from "../support/keys-file.ts";
 
 const { tokenizer } = await nanoModel();
 const hello = answering(tokenizer.encode("Hello you."));
@@ -17,7 +16,7 @@ const bearer = (key: string) => ({ "content-type": "application/json", authoriza
 describe("where keys are set", () => {
   test("nothing answers without one but health, metrics and the document", async () => {
     await using file = await KeysFile.with(content);
-    await using harness = await startHarness(hello, { tenancy: new KeyedTenancy(await file.open()) });
+    await using harness = await startHarness(hello, { tenancy: await tenancyOf(file) });
     for (const path of ["/livez", "/readyz", "/metrics", "/openapi.json"])
       expect((await fetch(harness.url + path)).status).toBe(200);
     for (const path of ["/v1/models", "/v1/models/nano", "/%761/models", "/v1/models/"])
@@ -34,7 +33,7 @@ describe("where keys are set", () => {
 
   test("a key is taken as OpenAI's clients and as Anthropic's send it", async () => {
     await using file = await KeysFile.with(content);
-    await using harness = await startHarness(hello, { tenancy: new KeyedTenancy(await file.open()) });
+    await using harness = await startHarness(hello, { tenancy: await tenancyOf(file) });
     expect((await harness.chat({}, { headers: bearer(acme.key) })).status).toBe(200);
     const messages = { model: "nano", max_tokens: 10, messages: [{ role: "user", content: "Hi" }] };
     const headers = { "content-type": "application/json", "x-api-key": acme.key };
@@ -47,7 +46,7 @@ describe("where keys are set", () => {
 
   test("a model that a tenant may not use is 403 and not listed to it", async () => {
     await using file = await KeysFile.with(content);
-    await using harness = await startHarness(hello, { tenancy: new KeyedTenancy(await file.open()) });
+    await using harness = await startHarness(hello, { tenancy: await tenancyOf(file) });
     const refused = await harness.chat({}, { headers: bearer(other.key) });
     expect(refused.status).toBe(403);
     expect(ErrorResponse.parse(await refused.json()).error).toMatchObject({ code: "not_allowed", param: "model" });
@@ -71,7 +70,7 @@ describe("where keys are set", () => {
         await call.orAborted(release.promise);
         return {};
       },
-      { tenancy: new KeyedTenancy(keyring) },
+      { tenancy: await tenancyOf(file, { keyring }) },
     );
     const revoked = await harness.chat({ stream: true }, { headers: bearer(acme.key) });
     const kept = await harness.chat({ stream: true }, { headers: bearer(spare.key) });

@@ -1,11 +1,16 @@
 import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Bus } from "#protocol/bus/bus.ts";
+import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import { GatewayId } from "#protocol/ids.ts";
 import { systemClock, systemRandom } from "#service/clock.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
 import { keyDigest, newApiKey } from "../../control-plane/tenancy/api-key.ts";
 import { Keyring, type KeyringParts } from "../../control-plane/tenancy/keyring.ts";
+import { Limiter } from "../../control-plane/tenancy/limiter.ts";
+import { KeyedTenancy } from "../../control-plane/tenancy/tenancy.ts";
 
 /** A key and its line in a keys file. */
 export function keyFor(tenant: string, fields: object = {}): { readonly key: string; readonly line: object } {
@@ -44,4 +49,15 @@ export class KeysFile implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await rm(this.#folder, { recursive: true, force: true });
   }
+}
+
+/** Tenants of a keys file over a bus of their own, as one control plane of a system has them. */
+export async function tenancyOf(
+  file: KeysFile,
+  parts: Partial<KeyringParts> & { readonly bus?: Bus; readonly gatewayId?: string; readonly keyring?: Keyring } = {},
+): Promise<KeyedTenancy> {
+  const clock = parts.clock ?? systemClock;
+  const bus = parts.bus ?? new MemoryNetwork(clock, systemRandom).connect("control-plane");
+  const limiter = new Limiter({ bus, clock, gatewayId: GatewayId.parse(parts.gatewayId ?? "gw-1") });
+  return new KeyedTenancy(parts.keyring ?? (await file.open(parts)), limiter);
 }

@@ -7,9 +7,8 @@ import { ANYBODY, urgencyOf } from "../../control-plane/tenancy/caller.ts";
 import { parseKeyFile } from "../../control-plane/tenancy/key-file.ts";
 import { Keyring } from "../../control-plane/tenancy/keyring.ts";
 import { decimalOf, microsOf, roundedMicros } from "../../control-plane/tenancy/money.ts";
-import { KeyedTenancy } from "../../control-plane/tenancy/tenancy.ts";
 import { FakeClock } from "../support/fake-clock.ts";
-import { KeysFile, keyFor } from "../support/keys-file.ts";
+import { KeysFile, keyFor, tenancyOf } from "../support/keys-file.ts";
 import { runCli } from "../support/system.ts";
 
 function faults(content: unknown): readonly string[] {
@@ -124,7 +123,7 @@ describe("a key", () => {
   test("whose time is over is not known any more", async () => {
     const { key, line } = keyFor("acme", { expires: "2026-01-01T00:00:00Z" });
     await using file = await KeysFile.with({ tenants: { acme: {} }, keys: [line] });
-    const tenancy = new KeyedTenancy(await file.open());
+    const tenancy = await tenancyOf(file);
     expect(() => tenancy.identify(key)).toThrow(expect.objectContaining({ code: "invalid_api_key", status: 401 }));
     expect(() => tenancy.identify(null)).toThrow(expect.objectContaining({ code: "invalid_api_key" }));
   });

@@ -8,6 +8,8 @@ export interface JournalLimits {
   /** The oldest entries go when they are older than this, or when all together have more bytes. */
   readonly maxAgeMs: number;
   readonly maxBytes: number;
+  /** An entry takes the place of the one before it on its subject. */
+  readonly lastOnly?: boolean;
 }
 
 /** One entry. `seq` rises over all subjects of a journal and is never 0. */

@@ -106,12 +106,12 @@ export class NatsJournal implements LinkJournal {
   }
 
   async #open(): Promise<void> {
-    const { name, subjects, maxAgeMs, maxBytes } = this.#limits;
+    const { name, subjects, maxAgeMs, maxBytes, lastOnly } = this.#limits;
     const { streams } = await this.#manager();
     const config: Partial<StreamConfig> & { name: string } = {
       ...{ name, subjects: [subjects], max_age: maxAgeMs * NANOSECONDS, max_bytes: maxBytes },
       ...{ storage: StorageType.File, retention: RetentionPolicy.Limits, discard: DiscardPolicy.Old },
-      allow_direct: true,
+      ...{ allow_direct: true, max_msgs_per_subject: lastOnly === true ? 1 : -1 },
     };
     try {
       await streams.add(config);
