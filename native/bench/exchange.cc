@@ -2,8 +2,9 @@
 // 12 of 512 experts), every row for experts of the other rank. In the same rounds as their limits: memcpy of the same
 // bytes by the rank that is to have them, and one connection that carries them both ways in as many messages.
 //
-// Everything begins as in a model: its owner has just written it. Timed is what brings it to the other side: sending,
-// receiving, reading each row there once, from where it lies or after a memcpy. Making rows and results is not timed.
+// Timed is all that the exchange does: writing every row and result as it travels, where its maker hands it over and as
+// fp32 that a cache still holds, as in a model; sending; receiving; reading each from where it lies, into fp32. Copied is
+// what a thread has just written, once each way, by whoever is to have it; nobody reads the copy.
 #include <poll.h>
 
 #include <array>
@@ -116,31 +117,33 @@ class Pair {
       rows_[m] = MakeRows(spec_, rows, m);
       // Member 0 has the even experts.
       for (size_t i = 0; i < rows_[m].chosen.size(); ++i) rows_[m].chosen[i] = static_cast<int32_t>(i % 12 * 40 + i / 12 % 20 * 2) + 1 - member;
-      scratch_[m].resize(kHidden, 1);
+      made_[m].resize(kHidden, 1);
+      scratch_[m].resize(kHidden);
       sums_[m].resize(kHidden);
     });
   }
 
   std::vector<Part> Layer() {
-    const auto fresh_rows = [this](int member) {
-      Freshen(&rows_[static_cast<size_t>(member)].values);
+    const auto make = [this](int member) { Freshen(&made_[static_cast<size_t>(member)]); };
+    const auto begin = [this, make](int member) {
+      make(member);
       Must(exchanges_[static_cast<size_t>(member)]->BeginStep());
     };
-    const auto fresh_results = [this](int member) { Freshen(&scratch_[static_cast<size_t>(member)]); };
-    return {{fresh_rows, [this](int member) { Dispatch(static_cast<size_t>(member)); }},
-            {fresh_results, [this](int member) { Combine(static_cast<size_t>(member)); }}};
+    return {{begin, [this](int member) { Dispatch(static_cast<size_t>(member)); }},
+            {make, [this](int member) { Combine(static_cast<size_t>(member)); }}};
   }
   size_t DispatchBytes() const { return exchanges_[0]->counters().dispatch_bytes; }
   size_t CombineBytes() const { return exchanges_[0]->counters().combine_bytes; }
 
  private:
   void Dispatch(size_t m) {
+    for (int row = 0; row < rows_[m].rows; ++row) exchanges_[m]->PutRow(row, made_[m].data());
     Must(exchanges_[m]->DispatchSend(0, rows_[m].Dispatch()));
     Must(exchanges_[m]->DispatchReceive(0, &received_[m]));
     for (size_t i = 0; i < received_[m].size(); ++i) exchanges_[m]->Decode(static_cast<int>(i), scratch_[m].data());
   }
   void Combine(size_t m) {
-    for (size_t i = 0; i < received_[m].size(); ++i) exchanges_[m]->PutResult(static_cast<int>(i), 0, scratch_[m].data());
+    for (size_t i = 0; i < received_[m].size(); ++i) exchanges_[m]->PutResult(static_cast<int>(i), 0, made_[m].data());
     Must(exchanges_[m]->CombineSend(0));
     Must(exchanges_[m]->CombineReceive(0));
     for (int row = 0; row < rows_[m].rows; ++row) exchanges_[m]->AddResults(row, sums_[m].data());
@@ -151,7 +154,7 @@ class Pair {
   std::array<std::unique_ptr<ExpertExchange>, 2> exchanges_;
   std::array<RowsOf, 2> rows_;
   std::array<std::span<const ReceivedRow>, 2> received_;
-  std::array<std::vector<float>, 2> scratch_, sums_;
+  std::array<std::vector<float>, 2> made_, scratch_, sums_;
 };
 
 // The same number of bytes, written by one thread and copied by the other.

@@ -42,7 +42,10 @@ struct RowsOf {
   std::vector<int32_t> chosen;
   std::vector<float> weights;
 
-  DispatchRows Dispatch(ThreadPool* pool = nullptr) const { return {rows, values.data(), chosen.data(), weights.data(), pool}; }
+  DispatchRows Dispatch() const { return {rows, values.data(), chosen.data(), weights.data()}; }
+  void PutInto(ExpertExchange* exchange, int hidden) const {
+    for (int row = 0; row < rows; ++row) exchange->PutRow(row, values.data() + static_cast<size_t>(row * hidden));
+  }
 };
 
 // Every fourth expert or so is a zero-computation expert.
@@ -90,6 +93,7 @@ inline void ComputeExperts(const GroupSpec& spec, std::span<const ReceivedRow> r
 // One layer of one rank; `out` gets [rows, hidden].
 inline Status RunLayer(const GroupSpec& spec, ExpertExchange* exchange, int layer, const RowsOf& mine, std::vector<float>* out) {
   std::span<const ReceivedRow> received;
+  mine.PutInto(exchange, spec.hidden);
   if (Status s = exchange->DispatchSend(layer, mine.Dispatch()); !s.ok()) return s;
   if (Status s = exchange->DispatchReceive(layer, &received); !s.ok()) return s;
   ComputeExperts(spec, received, exchange);

@@ -64,6 +64,7 @@ Outcome RunUntilLost(const GroupSpec& spec, ExpertExchange* exchange, Phase phas
       if (Status s = timed([&] { return exchange->BeginStep(); }); !s.ok()) return lost(s);
     }
     at(Phase::kDispatch);
+    mine.PutInto(exchange, spec.hidden);
     if (Status s = timed([&] { return exchange->DispatchSend(layer % 2, mine.Dispatch()); }); !s.ok()) return lost(s);
     if (Status s = timed([&] { return exchange->DispatchReceive(layer % 2, &received); }); !s.ok()) return lost(s);
     at(Phase::kExperts);

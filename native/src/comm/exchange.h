@@ -24,7 +24,6 @@
 #include <vector>
 
 #include "core/status.h"
-#include "core/thread_pool.h"
 
 namespace margay {
 
@@ -74,13 +73,12 @@ struct GroupSpec {
   Status Check() const;
 };
 
-// The rows of this rank, before they are sent.
+// The rows of this rank, all of them told by PutRow.
 struct DispatchRows {
   int rows = 0;
-  const float* values = nullptr;     // [rows, hidden]; valid until the layer's CombineSend
+  const float* values = nullptr;     // [rows, hidden], for the own experts; valid until the layer's CombineSend
   const int32_t* chosen = nullptr;   // [rows, topk]: real experts, or ids beyond them for zero-computation experts
   const float* weights = nullptr;    // [rows, topk]
-  ThreadPool* pool = nullptr;        // encodes rows, if there is one
 };
 
 struct ExpertChoice {
@@ -157,6 +155,10 @@ class ExpertExchange {
   // group is lost: do not sleep.
   virtual bool Rest() = 0;
 
+  // Own row `row` of the layer that the next DispatchSend sends, [hidden], written as it travels to where peers read it:
+  // to be called where the row is made, while it is in a cache. Every row has to be told, before that call and after the
+  // last layer's CombineReceive. Several threads at once.
+  virtual void PutRow(int row, const float* values) = 0;
   // One layer is these five calls in order, with whatever else in between.
   virtual Status DispatchSend(int layer, const DispatchRows& mine) = 0;
   // Waits for the rows of all members. `rows`: by member, then row; valid until CombineSend.

@@ -26,7 +26,6 @@ RankExchange::RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents ev
   rows_.resize(members);
   last_row_.resize(members);
   awaits_.resize(members);
-  travels_.resize(rows);
   own_list_.reserve(layout_.list_entries());
   if (spec.combine == CombineMode::kSummed) own_sums_.resize(rows * static_cast<size_t>(spec.hidden));
   received_.reserve(members * rows);
@@ -128,6 +127,8 @@ Status RankExchange::SettleMap() {
   return Lost({-1, LossCause::kOutOfStep});
 }
 
+void RankExchange::PutRow(int row, const float* values) { format_.EncodePayload(values, own_.row(number_ + 1, row)); }
+
 Status RankExchange::DispatchSend(int layer, const DispatchRows& mine) {
   if (Status ready = Expect(Stage::kLayer, "DispatchSend"); !ready.ok()) return ready;
   if (mine.rows < 0 || mine.rows > spec_.max_rows) {
@@ -140,7 +141,6 @@ Status RankExchange::DispatchSend(int layer, const DispatchRows& mine) {
   layer_ = layer;
   values_ = mine.values;
   Assign(mine);
-  Encode(mine);
   uint64_t rows = 0, entries = 0;
   for (int member = 0; member < members(); ++member) {
     const auto m = static_cast<size_t>(member);
@@ -182,7 +182,6 @@ void RankExchange::Assign(const DispatchRows& mine) {
       for (; at > first && at[-1].expert > expert; --at) *at = at[-1];
       *at = {expert, 0, mine.weights[At(row) + static_cast<size_t>(k)], 0};
     }
-    travels_[static_cast<size_t>(row)] = 0;
     awaited_count_[static_cast<size_t>(row)] = static_cast<int32_t>(end - first);
     for (Awaited* one = first; one < end; ++one) {
       one->owner = OwnerOf(owners_, one->expert, self(), row);
@@ -195,21 +194,10 @@ void RankExchange::Assign(const DispatchRows& mine) {
         own_list_.push_back(entry);
       } else {
         own_.list(number_, one->owner)[entries_[owner]] = entry;
-        travels_[static_cast<size_t>(row)] = 1;
       }
       ++entries_[owner];
     }
   }
-}
-
-void RankExchange::Encode(const DispatchRows& mine) {
-  const auto encode = [&](int row, int) {
-    if (travels_[static_cast<size_t>(row)] == 0) return;
-    const float* values = mine.values + static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden);
-    format_.EncodePayload(values, own_.row(number_, row));
-  };
-  if (mine.pool != nullptr) return mine.pool->Run(mine.rows, encode);
-  for (int row = 0; row < mine.rows; ++row) encode(row, 0);
 }
 
 Status RankExchange::DispatchReceive(int layer, std::span<const ReceivedRow>* rows) {

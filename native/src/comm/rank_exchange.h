@@ -38,6 +38,7 @@ class RankExchange : public ExpertExchange {
   Status BeginStep() override;
   bool PeerBegan() const override;
   bool Rest() override;
+  void PutRow(int row, const float* values) override;
   Status DispatchSend(int layer, const DispatchRows& mine) override;
   bool DispatchArrived() override { return AllHere(Waiting::For::kDispatch, nullptr); }
   bool CombineArrived() override { return AllHere(Waiting::For::kCombine, &awaits_); }
@@ -73,7 +74,6 @@ class RankExchange : public ExpertExchange {
 
   Status SettleMap();
   void Assign(const DispatchRows& mine);
-  void Encode(const DispatchRows& mine);
   Status CheckList(int member, int layer);
   void TakeList(int member, std::span<const ListEntry> list);
   void SetHeld();
@@ -127,7 +127,6 @@ class RankExchange : public ExpertExchange {
   std::vector<int32_t> awaited_count_;  // [max_rows]
   std::vector<uint32_t> entries_, rows_;  // [members]: of the list for each
   std::vector<int32_t> last_row_;         // [members]: of the list
-  std::vector<uint8_t> travels_;          // [max_rows]
   std::vector<uint8_t> awaits_;           // [members]: results of this layer
   std::vector<ListEntry> own_list_;
   std::vector<float> own_sums_;  // kSummed: results of own rows by the own experts, [max_rows, hidden]

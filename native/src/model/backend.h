@@ -74,8 +74,8 @@ class Backend {
   virtual void WriteKv(const Step& step, int layer, int half) = 0;
   // Between WriteKv and Attend: the step has fewer rows than before, row i was row kept[i] >= i.
   virtual void Narrow(const Step& step, std::span<const int> kept) = 0;
-  // x += attention; n = RMS(x; post_attention_layernorm), one for each half.
-  virtual void Attend(const Step& step, int layer, int half) = 0;
+  // x += attention; n = RMS(x; post_attention_layernorm), one for each half. Rows of n go to `exchange` if there is one.
+  virtual void Attend(const Step& step, int layer, int half, ExpertExchange* exchange) = 0;
   // Experts and weights of each row's n of the first half, which stays as it is until JoinShortcut has read it.
   virtual void Route(const Step& step, int layer, Routing* routing) = 0;
   // What Route found, as the exchange takes it. Valid until JoinShortcut.

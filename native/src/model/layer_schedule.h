@@ -74,9 +74,9 @@ using LayerSchedule = std::array<StageFacts, kStages>;
 inline constexpr LayerSchedule kLayerSchedule = {{
     {Stage::kProject0, "project", These(), These(Value::kStream), These(Value::kStream, Value::kQueries)},
     {Stage::kAttend0, "attend", These(Stage::kProject0), These(Value::kStream, Value::kQueries),
-     These(Value::kStream, Value::kBranch)},
+     These(Value::kStream, Value::kBranch, Value::kDispatched)},
     {Stage::kRoute, "route", These(Stage::kAttend0), These(Value::kBranch), These(Value::kChoices)},
-    {Stage::kDispatchSend, "dispatch send", These(Stage::kRoute), These(Value::kBranch, Value::kChoices),
+    {Stage::kDispatchSend, "dispatch send", These(Stage::kRoute), These(Value::kChoices, Value::kDispatched),
      These(Value::kDispatched), Traffic::kSend},
     {Stage::kMlp0, "dense mlp", These(Stage::kAttend0), These(Value::kStream, Value::kBranch), These(Value::kStream)},
     {Stage::kProject1, "project", These(Stage::kMlp0), These(Value::kStream), These(Value::kStream, Value::kQueries)},

@@ -153,10 +153,10 @@ class LongcatModel final : public Model {
         WriteKv(layer, 1, done);
         break;
       case Stage::kAttend0:
-        backend_->Attend(step_, layer, 0);
+        backend_->Attend(step_, layer, 0, layer < c_.layers ? exchange_ : nullptr);
         break;
       case Stage::kAttend1:
-        backend_->Attend(step_, layer, 1);
+        backend_->Attend(step_, layer, 1, nullptr);
         break;
       case Stage::kMlp0:
         backend_->DenseMlp(step_, layer, 0);

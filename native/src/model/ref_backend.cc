@@ -155,7 +155,7 @@ class RefBackend final : public Backend {
     keep(q_, Area(c_.heads, c_.qk_head()));
   }
 
-  void Attend(const Step& step, int layer, int half) override {
+  void Attend(const Step& step, int layer, int half, ExpertExchange* exchange) override {
     const Attention& a = layers_[static_cast<size_t>(layer)].attention[half];
     const int rows = Rows(step);
     for (int head = 0; head < c_.heads; ++head) {
@@ -174,6 +174,7 @@ class RefBackend final : public Backend {
     Apply(a.o, heads_out_.data(), rows, y_.data());
     Accumulate(y_, rows, x_);
     Norm(x_, a.post_norm, rows, c_.hidden, c_.rms_eps, 1, NormOf(half));
+    for (int row = 0; row < rows && exchange != nullptr; ++row) exchange->PutRow(row, &NormOf(half)[Area(row, c_.hidden)]);
   }
 
   void Route(const Step& step, int layer, Routing* routing) override {
@@ -201,7 +202,7 @@ class RefBackend final : public Backend {
   }
 
   DispatchRows Routed(const Step& step) const override {
-    return {Rows(step), branch_.data(), chosen_.data(), chosen_weights_.data(), pool_};
+    return {Rows(step), branch_.data(), chosen_.data(), chosen_weights_.data()};
   }
 
   void ServeExperts(std::span<const ReceivedRow> rows, int layer, ExpertExchange* exchange) override {

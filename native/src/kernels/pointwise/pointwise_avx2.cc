@@ -2,6 +2,7 @@
 #if defined(__AVX2__)
 #include "kernels/vec/vec_avx2.h"
 // The vector type comes first.
+#include "kernels/pointwise/fp8_body.h"
 #include "kernels/pointwise/pointwise_body.h"
 
 namespace margay {

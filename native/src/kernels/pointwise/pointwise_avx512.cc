@@ -2,6 +2,7 @@
 #if defined(__AVX512F__)
 #include "kernels/vec/vec_avx512.h"
 // The vector type comes first.
+#include "kernels/pointwise/fp8_avx512.h"
 #include "kernels/pointwise/pointwise_body.h"
 
 namespace margay {

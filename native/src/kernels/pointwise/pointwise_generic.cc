@@ -1,6 +1,7 @@
 // Row-wise operations in portable C++: every processor can run them.
 #include "kernels/vec/vec_generic.h"
 // The vector type comes first.
+#include "kernels/pointwise/fp8_body.h"
 #include "kernels/pointwise/pointwise_body.h"
 
 namespace margay {

@@ -2,6 +2,7 @@
 #if defined(__aarch64__)
 #include "kernels/vec/vec_neon.h"
 // The vector type comes first.
+#include "kernels/pointwise/fp8_body.h"
 #include "kernels/pointwise/pointwise_body.h"
 
 namespace margay {

@@ -63,6 +63,10 @@ struct Vec {
     _mm256_store_si256(reinterpret_cast<__m256i*>(words), top);
     for (int i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(words[i]);
   }
+  static void StoreBf16Two(uint16_t* p, Reg first, Reg second) {
+    StoreBf16Some(p, first, kWidth);
+    StoreBf16Some(p + kWidth, second, kWidth);
+  }
   static void LoadPairs(const uint8_t* p, Reg* even, Reg* odd) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     *even = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));

@@ -42,12 +42,25 @@ struct Vec {
   static Reg FromBf16(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
   static Reg LoadBf16(const uint16_t* p) { return FromBf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static Reg LoadBf16Some(const uint16_t* p, int n) { return FromBf16(_mm256_maskz_loadu_epi16(Mask(n), p)); }
-  static void StoreBf16Some(uint16_t* p, Reg a, int n) {
+  // bf16 in the high halves, to nearest, ties to even; not for NaN.
+  static __m512i RoundToBf16(Reg a) {
     const __m512i bits = _mm512_castps_si512(a);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i top = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    top = _mm512_mask_mov_epi32(top, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  }
+  static void StoreBf16Some(uint16_t* p, Reg a, int n) {
+    const __m512i top = _mm512_mask_mov_epi32(_mm512_srli_epi32(RoundToBf16(a), 16), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
     _mm256_mask_storeu_epi16(p, Mask(n), _mm512_cvtepi32_epi16(top));
+  }
+  static void StoreBf16Two(uint16_t* p, Reg first, Reg second) {
+    if (_mm512_cmp_ps_mask(first, second, _CMP_UNORD_Q) != 0) {
+      StoreBf16Some(p, first, kWidth);
+      return StoreBf16Some(p + kWidth, second, kWidth);
+    }
+    // The odd one of every two halves.
+    const __m512i odd_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
+                                                17, 15, 13, 11, 9, 7, 5, 3, 1);
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(RoundToBf16(first), odd_halves, RoundToBf16(second)));
   }
   // The bits that bf16 keeps, as floats and as bf16.
   static Reg High(Reg a) { return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(static_cast<int>(0xffff0000U)))); }

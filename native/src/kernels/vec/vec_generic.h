@@ -70,6 +70,10 @@ struct Vec {
   static void StoreBf16Some(uint16_t* p, Reg a, int n) {
     for (int i = 0; i < n; ++i) p[i] = FloatToBf16(a[i]);
   }
+  static void StoreBf16Two(uint16_t* p, Reg first, Reg second) {
+    StoreBf16Some(p, first, kWidth);
+    StoreBf16Some(p + kWidth, second, kWidth);
+  }
   // The bits that bf16 keeps, as floats and as bf16.
   static Reg High(Reg a) { return __builtin_bit_cast(Reg, __builtin_bit_cast(Words, a) & 0xffff0000U); }
   static void StoreHigh(Reg a, uint16_t* p) {

@@ -58,6 +58,10 @@ struct Vec {
     vst1_u16(some, vmovn_u32(vbslq_u32(vceqq_f32(a, a), top, vdupq_n_u32(0x7fc0))));
     for (int i = 0; i < n; ++i) p[i] = some[i];
   }
+  static void StoreBf16Two(uint16_t* p, Reg first, Reg second) {
+    StoreBf16Some(p, first, kWidth);
+    StoreBf16Some(p + kWidth, second, kWidth);
+  }
   static void LoadPairs(const uint8_t* p, Reg* even, Reg* odd) {
     const uint32x4_t words = vreinterpretq_u32_u8(vld1q_u8(p));
     *even = vreinterpretq_f32_u32(vshlq_n_u32(words, 16));

@@ -23,7 +23,7 @@ void CpuBackend::WriteKv(const Step& step, int layer, int half) {
   });
 }
 
-void CpuBackend::Attend(const Step& step, int layer, int half) {
+void CpuBackend::Attend(const Step& step, int layer, int half, ExpertExchange* exchange) {
   const CpuAttention& a = weights_.layer(layer).attention[half];
   const auto* pages = reinterpret_cast<const uint8_t*>(step.kv.page(2 * layer + half, 0));
   RunOne(Job(a.q_b, q_a_.data(), step, q_.data()));
@@ -39,7 +39,7 @@ void CpuBackend::Attend(const Step& step, int layer, int half) {
   expanded_.Run(q_.data(), pages, a.expand, heads_out_.data());
   RunOne(Job(a.o, heads_out_.data(), step, y_.data()));
   pending_ = Pending::kBranch;
-  Settle(step, a.post_norm, NormOf(half));
+  Settle(step, a.post_norm, NormOf(half), exchange);
 }
 
 // The absorbed form (spec 3.5), for the rows that have it: queries to the latent, attention over it, values out of it.

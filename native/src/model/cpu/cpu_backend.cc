@@ -72,7 +72,7 @@ void CpuBackend::EmbedInto(std::vector<float>& y, const CpuTable& table, const S
   PlanAttention(step);
 }
 
-void CpuBackend::Settle(const Step& step, const float* weight, float* n) {
+void CpuBackend::Settle(const Step& step, const float* weight, float* n, ExpertExchange* exchange) {
   if (pending_ == Pending::kNothing && weight == nullptr) return;
   ForRows(step, 3 * c_.hidden, [&](int row) {
     const size_t at = Area(row, c_.hidden);
@@ -82,6 +82,7 @@ void CpuBackend::Settle(const Step& step, const float* weight, float* n) {
       const float* m = pending_ == Pending::kBranchAndShortcut ? &m_[at] : nullptr;
       path_.pointwise->add_norm(&x_[at], &y_[at], m, weight, c_.hidden, c_.rms_eps, &n[at]);
     }
+    if (exchange != nullptr) exchange->PutRow(row, &n[at]);
   });
   pending_ = Pending::kNothing;
 }

@@ -39,7 +39,7 @@ class CpuBackend final : public Backend {
   void EmbedDraft(const Step& step, std::span<const int> sources, FinalNorm made_by) override;
   void WriteKv(const Step& step, int layer, int half) override;
   void Narrow(const Step& step, std::span<const int> kept) override;
-  void Attend(const Step& step, int layer, int half) override;
+  void Attend(const Step& step, int layer, int half, ExpertExchange* exchange) override;
   void Route(const Step& step, int layer, Routing* routing) override;
   DispatchRows Routed(const Step& step) const override;
   void Experts(const Step& step, int layer) override;
@@ -94,8 +94,8 @@ class CpuBackend final : public Backend {
 
   // What is left to whoever reads x next to add to it: y of the last attention or MLP and, after a layer, the shortcut's m.
   enum class Pending { kNothing, kBranch, kBranchAndShortcut };
-  // x += what is pending, and n = RMS(x; weight) unless weight is null.
-  void Settle(const Step& step, const float* weight, float* n);
+  // x += what is pending, and n = RMS(x; weight) unless weight is null. Rows of n go to `exchange` unless it is null.
+  void Settle(const Step& step, const float* weight, float* n, ExpertExchange* exchange = nullptr);
   // n of the post-attention norm.
   float* NormOf(int half) { return half == 0 ? branch_.get() : n_.data(); }
 

@@ -25,7 +25,7 @@ void CpuBackend::Route(const Step& step, int layer, Routing* routing) {
 }
 
 DispatchRows CpuBackend::Routed(const Step& step) const {
-  return {static_cast<int>(step.rows.size()), branch_.get(), chosen_.data(), chosen_weights_.data(), pool_};
+  return {static_cast<int>(step.rows.size()), branch_.get(), chosen_.data(), chosen_weights_.data()};
 }
 
 void CpuBackend::Experts(const Step& step, int layer) {
