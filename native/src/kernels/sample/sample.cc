@@ -12,8 +12,8 @@ constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr float kLowest = -std::numeric_limits<float>::max();
 
 constexpr int kBlock = 4096;            // logits whose mass is summed up before the draw looks into them
-constexpr size_t kFewBest = 64;         // candidates that most often hold the mass of top_p
-constexpr size_t kFew = 4096;           // candidates that are ordered rather than bisected by their logits
+constexpr size_t kBest[] = {64, 2048};  // so many candidates hold the mass of top_p most often, and nearly always
+constexpr size_t kFew = 4096;           // candidates that are ordered rather than put into bins by their logits
 constexpr std::ptrdiff_t kSorted = 32;  // candidates that are sorted rather than divided further
 
 uint64_t Mix(uint64_t x) {
@@ -39,39 +39,27 @@ struct Better {
   }
 };
 
-struct Above {
-  size_t count = 0;
-  double mass = 0;
-};
+// Divides the range of some values evenly; the order of bins is that of the values in them.
+class Bins {
+ public:
+  static constexpr int kCount = 1024;
 
-// Of the values that are at least `least`; in lanes without order, so that this becomes vector code on any machine.
-Above SumAbove(std::span<const float> values, std::span<const float> masses, float least) {
-  constexpr size_t kLanes = 16;
-  constexpr size_t kRun = 1024;  // summed up in fp32
-  Above above;
-  for (size_t first = 0; first < values.size(); first += kRun) {
-    const size_t end = std::min(first + kRun, values.size());
-    float mass[kLanes] = {};
-    uint32_t count[kLanes] = {};
-    size_t i = first;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        const bool counts = values[i + lane] >= least;
-        mass[lane] += counts ? masses[i + lane] : 0;
-        count[lane] += counts ? 1U : 0U;
-      }
+  explicit Bins(std::span<const float> values) {
+    float most = least_ = values[0];
+    for (const float value : values) {
+      least_ = std::min(least_, value);
+      most = std::max(most, value);
     }
-    for (; i < end; ++i) {
-      mass[0] += values[i] >= least ? masses[i] : 0;
-      count[0] += values[i] >= least ? 1U : 0U;
-    }
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      above.mass += double{mass[lane]};
-      above.count += count[lane];
-    }
+    if (most > least_) per_unit_ = kCount / (double{most} - double{least_});
   }
-  return above;
-}
+
+  bool AllEqual() const { return per_unit_ == 0; }
+  int Of(float value) const { return std::min(static_cast<int>((double{value} - double{least_}) * per_unit_), kCount - 1); }
+
+ private:
+  float least_;
+  double per_unit_ = 0;
+};
 
 bool Allows(std::span<const uint32_t> mask, size_t id) { return (mask[id / 32] >> (id % 32) & 1) != 0; }
 
@@ -178,34 +166,31 @@ void Sampler::Weigh(const Scanned& scanned, float inverse_temperature) {
 }
 
 std::pair<size_t, double> Sampler::Narrow(double wanted) {
-  if (candidates_.size() <= kFew) return {0, 0};
-  // The run ends in [low, high): the mass from low on reaches what is wanted, that from high on does not.
-  const auto [least, most] = std::minmax_element(values_.begin(), values_.end());
-  float low = *least;
-  float high = std::nextafter(*most, std::numeric_limits<float>::infinity());
-  Above from_low{candidates_.size(), 0};
-  Above from_high;
-  while (from_low.count - from_high.count > kFew) {
-    const float middle = low / 2 + high / 2;
-    if (!(middle > low && middle < high)) break;
-    const Above above = SumAbove(values_, masses_, middle);
-    if (above.mass >= wanted) {
-      low = middle;
-      from_low = above;
-    } else {
-      high = middle;
-      from_high = above;
+  certain_.clear();
+  double before = 0;
+  while (candidates_.size() > kFew) {
+    // The lowest and the highest bin have a value each, so that every turn leaves fewer candidates.
+    const Bins bins(values_);
+    if (bins.AllEqual()) break;
+    bin_masses_.assign(Bins::kCount, 0);
+    for (size_t i = 0; i < values_.size(); ++i) bin_masses_[static_cast<size_t>(bins.Of(values_[i]))] += double{masses_[i]};
+    int last = Bins::kCount - 1;
+    for (; last > 0 && before + bin_masses_[static_cast<size_t>(last)] < wanted; --last) before += bin_masses_[static_cast<size_t>(last)];
+    size_t left = 0;
+    for (size_t i = 0; i < candidates_.size(); ++i) {
+      const int bin = bins.Of(values_[i]);
+      if (bin > last) certain_.push_back(candidates_[i]);
+      if (bin != last) continue;
+      candidates_[left] = candidates_[i];
+      values_[left] = values_[i];
+      masses_[left++] = masses_[i];
     }
+    candidates_.resize(left);
+    values_.resize(left);
+    masses_.resize(left);
   }
-  size_t certain = 0;
-  in_range_.clear();
-  for (size_t i = 0; i < candidates_.size(); ++i) {
-    if (values_[i] >= low && values_[i] < high) in_range_.push_back(candidates_[i]);
-    if (values_[i] >= high) candidates_[certain++] = candidates_[i];
-  }
-  candidates_.resize(certain);
-  candidates_.insert(candidates_.end(), in_range_.begin(), in_range_.end());
-  return {certain, from_high.mass};
+  candidates_.insert(candidates_.begin(), certain_.begin(), certain_.end());
+  return {certain_.size(), before};
 }
 
 void Sampler::KeepTopP(const Scanned& scanned, float top_p, float inverse_temperature, bool from_all) {
@@ -220,9 +205,12 @@ void Sampler::KeepTopP(const Scanned& scanned, float top_p, float inverse_temper
   if (from_all) {
     const auto vocab = static_cast<int>(scanned.logits.size());
     wanted = double{top_p} * kernels_->mass(scanned.logits.data(), vocab, scanned.top, inverse_temperature);
-    GatherBest(scanned, kFewBest);
     // The candidates are the best, all of them: if their mass does not do, those of the whole vocabulary are divided.
-    if (sum_of_candidates() < wanted) {
+    const bool found = std::any_of(std::begin(kBest), std::end(kBest), [&](size_t best) {
+      GatherBest(scanned, best);
+      return sum_of_candidates() >= wanted;
+    });
+    if (!found) {
       Gather(scanned, kLowest);
       Weigh(scanned, inverse_temperature);
     }

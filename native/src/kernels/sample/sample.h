@@ -96,11 +96,12 @@ class Sampler {
   std::vector<float> raw_;
   std::vector<int32_t> counts_;  // all zero between calls
   std::vector<int32_t> found_;     // [vocab]
-  std::vector<int32_t> in_range_;
+  std::vector<int32_t> certain_;
   std::vector<int32_t> candidates_;
   std::vector<float> values_;
   std::vector<float> masses_;
   std::vector<double> block_masses_;
+  std::vector<double> bin_masses_;
 };
 
 }  // namespace margay
