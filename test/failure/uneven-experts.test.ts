@@ -1,6 +1,7 @@
 import { readFileSync, rmSync } from "node:fs";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { stream } from "../support/client.ts";
+import { logLines } from "../support/log-lines.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { skewedNano } from "../support/skewed-nano.ts";
 import { type RankInfo, type System, startSystem, waitFor } from "../support/system.ts";
@@ -63,14 +64,6 @@ function mostStepsBetween(samples: readonly number[], spans: readonly Span[]): n
   return most;
 }
 
-/** Times of the log's lines with this message, epoch milliseconds. */
-const logged = (message: string): readonly { readonly timeMs: number }[] =>
-  system
-    .log()
-    .split("\n")
-    .filter((line) => line.includes(`"message":"${message}"`))
-    .map((line) => ({ timeMs: Date.parse((JSON.parse(line) as { time: string }).time) }));
-
 /** Bytes of results that a rank has sent to the other one. */
 const combined = async ({ healthUrl }: RankInfo) => {
   for (const [labels, bytes] of await system.metric(healthUrl, "margay_exchange_bytes_total"))
@@ -107,7 +100,7 @@ test("experts are moved under load: the text stays, and no stream waits longer t
   expect(system.log()).not.toContain("experts were moved");
   const recordings = Promise.all(ranks.map(recorded));
   const answers = await Promise.all(PROMPTS.map(run));
-  const moved = logged("experts were moved");
+  const moved = logLines(system, "experts were moved");
   expect(moved.length).toBeGreaterThan(0);
   for (const [i, answer] of answers.entries()) {
     expect(answer.error).toBeNull();
@@ -132,7 +125,7 @@ test("the moved experts do the work: both ranks send results, and the load is ev
   const ranks = await decodeRanks();
   for (const { group } of ranks) expect(group).toMatchObject({ size: 2, mapVersion: expect.toSatisfy((v) => v >= 1) });
   const before = await Promise.all(ranks.map(combined));
-  const looks = logged("experts were moved").length;
+  const looks = logLines(system, "experts were moved").length;
   await Promise.all(PROMPTS.map(run));
   const after = await Promise.all(ranks.map(combined));
   // Without the move nothing would be computed at rank 1, and rank 0 would compute for both.
@@ -148,7 +141,7 @@ test("the moved experts do the work: both ranks send results, and the load is ev
     system.log,
   );
   process.stdout.write(
-    `    measured imbalance after the move: ${imbalance.toFixed(2)}, moved again ${logged("experts were moved").length - looks} times\n`,
+    `    measured imbalance after the move: ${imbalance.toFixed(2)}, moved again ${logLines(system, "experts were moved").length - looks} times\n`,
   );
   expect(imbalance).toBeLessThan(1.3);
 }, 120_000);

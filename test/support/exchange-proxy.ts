@@ -4,6 +4,12 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 /** Bytes that open a connection in each direction, and of a frame's head (native/src/comm/wire.h). */
 const GREETING_BYTES = 128;
 const HEAD_BYTES = 56;
+/** Where a greeting says that it is a refusal, and its cause. */
+const GREETING_TYPE = 6;
+const REFUSES = 3;
+const GREETING_CAUSE = 24;
+const GREETING_REFUSALS = ["malformed", "stale_epoch", "early_epoch", "unproven", "incompatible", "duplicate"] as const;
+const ANSWER_MS = 10_000;
 const FRAME_KINDS = ["begin", "dispatch", "combine", "waits", "left"] as const;
 export type FrameKind = (typeof FRAME_KINDS)[number];
 
@@ -23,6 +29,8 @@ export interface Fall {
 export interface ExchangeProxy {
   arm(fall: Fall): void;
   readonly fallen: () => number;
+  /** The greetings with which rank 1 opened its connections, oldest first. */
+  readonly greetings: () => readonly Buffer[];
   close(): Promise<void>;
 }
 
@@ -41,6 +49,7 @@ export async function startExchangeProxy(listenPort: number, targetPort: number)
   const open = new Set<Socket>();
   let armed: Fall | null = null;
   let fallen = 0;
+  const greetings: Buffer[] = [];
   let server: Server | null = null;
 
   const relay = (from: Socket, to: Socket): void => {
@@ -50,8 +59,16 @@ export async function startExchangeProxy(listenPort: number, targetPort: number)
       to.destroy();
     };
     const forth: Direction = { missing: GREETING_BYTES, reading: "greeting", head: Buffer.alloc(0) };
+    let greeting: Buffer | null = Buffer.alloc(0);
     from.on("data", (bytes) => {
       if (stalled) return;
+      if (greeting !== null) {
+        greeting = Buffer.concat([greeting, bytes]).subarray(0, GREETING_BYTES);
+        if (greeting.length === GREETING_BYTES) {
+          greetings.push(greeting);
+          greeting = null;
+        }
+      }
       const fall = armed;
       const at = fall === null ? null : placeOf(fall, forth, bytes);
       if (fall === null || at === null) {
@@ -84,6 +101,7 @@ export async function startExchangeProxy(listenPort: number, targetPort: number)
       armed = { ...fall };
     },
     fallen: () => fallen,
+    greetings: () => greetings,
     async close() {
       for (const socket of open) socket.destroy();
       server?.close();
@@ -133,6 +151,21 @@ function follow(
     else Object.assign(direction, { missing: HEAD_BYTES, head: Buffer.alloc(0) });
     if (stop) return;
   }
+}
+
+/** What whoever listens at `port` answers to a greeting: why it is refused, or null where it is not. */
+export async function refusalOf(port: number, greeting: Buffer): Promise<string | null> {
+  const socket = connect(port, "127.0.0.1");
+  socket.setTimeout(ANSWER_MS, () => socket.destroy());
+  socket.write(greeting);
+  const answer: Buffer[] = [];
+  for await (const bytes of socket) {
+    answer.push(bytes as Buffer);
+    if (Buffer.concat(answer).length >= GREETING_BYTES) break;
+  }
+  const told = Buffer.concat(answer);
+  if (told.length < GREETING_BYTES || told.readUInt16LE(GREETING_TYPE) !== REFUSES) return null;
+  return GREETING_REFUSALS[told.readUInt32LE(GREETING_CAUSE)] ?? null;
 }
 
 /** The first of `count` ports in a row that were free a moment ago. */

@@ -13,14 +13,17 @@ export interface Truth extends AsyncDisposable {
 export async function openTruth(modelFolder: string = NANO): Promise<Truth> {
   const model = await nanoModel();
   const rank = await NativeRank.open("prefill", { kvBlocks: 256, modelFolder });
+  /** One at a time: steps of several answers do not share the queue. */
+  let turn: Promise<unknown> = Promise.resolve();
   return {
-    async complete(prompt, tokens) {
+    complete(prompt, tokens) {
       const generation = generationOf(model.tokenizer.encode(prompt), {
         maxNewTokens: tokens,
         sampling: { minNewTokens: tokens },
       });
-      const [made] = await generateTogether(rank, [{ generation, attached: null }]);
-      return model.tokenizer.decode(Int32Array.from(made!.tokens));
+      const made = turn.then(() => generateTogether(rank, [{ generation, attached: null }]));
+      turn = made.catch(() => {});
+      return made.then(([answer]) => model.tokenizer.decode(Int32Array.from(answer!.tokens)));
     },
     async [Symbol.asyncDispose]() {
       await rank.engine.close();
