@@ -147,7 +147,7 @@ export class ControlPlane implements Service {
       this.#grammars.set(name, new Grammars({ clock, logger, folder, vocabSize, vetMs: VET_MS, maskMs: VET_MS }));
     }
     this.#gateway = new Gateway({
-      ...{ clock, random, logger, metrics, models, flow, tenancy },
+      ...{ clock, random, logger, metrics, models, flow, tenancy, bus, gatewayId },
       outlook: (model) => this.#starts.outlook(model),
       vet: (model, grammar) => this.#grammars.get(model.name)!.vet(grammar),
       config: config.gateway,

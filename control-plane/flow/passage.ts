@@ -57,7 +57,8 @@ export class Passage {
     this.listener = listener;
     this.#clock = clock;
     this.beganMs = clock.monotonic();
-    this.tokens = new TokenReceiver(request.generation.maxNewTokens, this.beganMs, {
+    const { generation, generated = new Int32Array(0) } = request;
+    this.tokens = new TokenReceiver(generated, generation.maxNewTokens, this.beganMs, {
       onTokens: (tokens, logprobs) => {
         onServed(tokens.length);
         if (this.enough || this.interruption.error !== null) return;

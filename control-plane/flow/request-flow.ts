@@ -20,6 +20,8 @@ export interface FlowRequest {
   readonly share: Share;
   /** `tokens` is the prompt. */
   readonly generation: Generation;
+  /** Generated before by a flow that is gone: the request goes on behind them, and they are not told again. */
+  readonly generated?: Int32Array;
   /** Epoch milliseconds. */
   readonly deadlineMs: number;
   /** Longest wait for ranks with room, where that is shorter than everybody's; null: everybody's. */

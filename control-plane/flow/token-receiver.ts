@@ -29,8 +29,11 @@ export class TokenReceiver {
   #lastMs: number;
   #progressMs: number;
 
-  constructor(capacity: number, nowMs: number, sink: ReceiverSink) {
-    this.#tokens = new Int32Array(Math.min(capacity, 256));
+  /** `before`: tokens that were delivered already, `most`: how many there may be in all. */
+  constructor(before: Int32Array, most: number, nowMs: number, sink: ReceiverSink) {
+    this.#tokens = new Int32Array(Math.max(before.length, Math.min(most, 256)));
+    this.#tokens.set(before);
+    this.#next = before.length;
     this.#lastMs = nowMs;
     this.#progressMs = nowMs;
     this.#sink = sink;

@@ -122,7 +122,7 @@ export class Exchange {
   async run(
     generations: readonly Generation[],
     sinks: readonly ChoiceSink[],
-    closing: (settled: readonly Settled[]) => string,
+    closing: (settled: readonly Settled[]) => string | Promise<string>,
   ): Promise<readonly Settled[] | null> {
     const { running, clock } = this.#host;
     running.add(this);
@@ -137,7 +137,7 @@ export class Exchange {
       this.#meter = await tenancy.begin(this.caller, this.#inputTokens, (limits) => void this.#reply.headers(limits));
       this.#reply.headers(this.#meter.headers);
       const settled = await this.#serveAll(generations, sinks);
-      const last = closing(settled);
+      const last = await closing(settled);
       this.#stream?.end(`${last}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
       this.#count("ok", generations, settled);
       return settled;
@@ -147,7 +147,7 @@ export class Exchange {
       if (!begun && !this.deserted) throw error;
       this.#count(error.code, generations, []);
       this.#report(error);
-      if (begun) this.#stream?.end(this.#dialect.failure(error));
+      if (begun) this.#stream?.end(await this.#dialect.failure(error));
       else this.#reply.hijack();
       return null;
     } finally {

@@ -2,7 +2,9 @@ import { maxHeaderSize } from "node:http";
 import { type AddressInfo, Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
+import type { Bus } from "#protocol/bus/bus.ts";
 import { MargayError } from "#protocol/errors.ts";
+import type { GatewayId } from "#protocol/ids.ts";
 import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
@@ -14,14 +16,18 @@ import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
-import { findModel, type GenerationHost } from "./generation-host.ts";
+import { findModel } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
 import { errorBody, errorHeaders, fromThrown } from "./http-errors.ts";
 import { parseJsonBody } from "./json-body.ts";
 import { countTokens, createMessage, messageErrorBody } from "./messages-api.ts";
 import { modelList, modelObject } from "./models.ts";
 import { openApiDocument } from "./openapi.ts";
-import { createResponse } from "./responses/create-response.ts";
+import { Background } from "./responses/background.ts";
+import { type ResponseLimits, ResponseLog } from "./responses/response-log.ts";
+import { addResponseRoutes } from "./responses/response-routes.ts";
+import type { ResponsesHost } from "./responses/responses-host.ts";
+import { RouteTable } from "./route-table.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
 
@@ -35,6 +41,7 @@ export interface GatewayConfig {
   readonly maxN: number;
   /** Longest life of one request, milliseconds. */
   readonly requestMs: number;
+  readonly responses: ResponseLimits;
 }
 
 export interface GatewayOptions {
@@ -44,6 +51,8 @@ export interface GatewayOptions {
   /** By name; in the order they are listed. */
   readonly models: ReadonlyMap<string, ServedModel>;
   readonly flow: RequestFlow;
+  readonly bus: Bus;
+  readonly gatewayId: GatewayId;
   readonly outlook: ExchangeHost["outlook"];
   readonly tenancy: Tenancy;
   readonly vet: Vet;
@@ -59,14 +68,11 @@ const CLIENT_MS = 60_000;
 const KEEP_ALIVE_MS = 75_000;
 /** A quiet time of a gateway that lingers, before it cuts what connections are left. */
 const LAST_WORD_MS = 500;
-/** Paths and what they answer; HEAD comes with GET. */
+/** Requests to these are counted, however they end. */
 const GENERATION_PATHS: readonly string[] = [
   ...["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"],
 ];
-const WRITE_PATHS: readonly string[] = [...GENERATION_PATHS, "/v1/messages/count_tokens"];
 const MESSAGES_PATH = "/v1/messages";
-const READ_PATHS: readonly string[] = ["/v1/models", "/livez", "/readyz", "/metrics", "/openapi.json"];
-const MODEL_PREFIX = "/v1/models/";
 
 /**
  * Owns the HTTP edge: the listening socket, the requests being answered, their streams.
@@ -82,6 +88,10 @@ const MODEL_PREFIX = "/v1/models/";
 export class Gateway {
   readonly #app: FastifyInstance;
   readonly #options: GatewayOptions;
+  readonly #routes: RouteTable;
+  readonly #log: ResponseLog;
+  readonly #background: Background;
+  readonly #active = new Set<string>();
   readonly #running = new Set<Exchange>();
   #state: "made" | "listening" | "lingering" | "draining" | "closed" = "made";
   #url = "";
@@ -101,6 +111,13 @@ export class Gateway {
       clientErrorHandler: (error, socket) => refuseConnection(error, socket),
       frameworkErrors: (error, request, reply) => this.#answerError(error, request, reply as FastifyReply),
     });
+    this.#routes = new RouteTable(this.#app);
+    this.#log = new ResponseLog(options.bus, options.gatewayId, config.responses);
+    const { bus, clock, logger, metrics, flow, models } = options;
+    this.#background = new Background({
+      ...{ bus, clock, logger, metrics, flow, models },
+      ...{ log: this.#log, active: this.#active },
+    });
     this.#addHooks();
     this.#addRoutes();
   }
@@ -108,6 +125,7 @@ export class Gateway {
   /** Listens. Rejects with one clear sentence where the address cannot be had. */
   async start(): Promise<void> {
     const { host, port } = this.#options.config;
+    this.#background.watch();
     if (host === null) {
       await this.#app.ready();
       this.#state = "listening";
@@ -126,6 +144,11 @@ export class Gateway {
   /** Serves a connection that did not come through the socket: HTTP/1.1 over any stream of bytes. */
   accept(connection: Duplex): void {
     this.#app.server.emit("connection", connection);
+  }
+
+  /** `METHOD /path` of everything it answers. */
+  get routes(): readonly string[] {
+    return this.#routes.all;
   }
 
   /** Where it listens, without a slash at the end: `http://127.0.0.1:8000`. Empty before `start`, and where it does not. */
@@ -182,6 +205,7 @@ export class Gateway {
 
   async #close(): Promise<void> {
     this.#state = "closed";
+    this.#background.close();
     await this.#app.close();
   }
 
@@ -239,13 +263,14 @@ export class Gateway {
       }
     });
     app.setErrorHandler((error: FastifyError, request, reply) => this.#answerError(error, request, reply));
-    app.setNotFoundHandler((request, reply) => answerUnrouted(request, reply));
+    app.setNotFoundHandler((request, reply) => this.#routes.answerUnrouted(request, reply));
   }
 
   #addRoutes(): void {
     const { clock, metrics, logger, flow, tenancy, outlook, random, models, vet, readiness, config, readerLimits } =
       this.#options;
-    const host: GenerationHost = {
+    const host: ResponsesHost = {
+      ...{ log: this.#log, background: this.#background, active: this.#active },
       ...{ clock, metrics, logger, flow, tenancy, outlook, random, models, vet },
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
@@ -257,7 +282,7 @@ export class Gateway {
     app.post("/v1/chat/completions", (request, reply) => chatCompletions(host, request, reply));
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
-    app.post("/v1/responses", (request, reply) => createResponse(host, request, reply));
+    addResponseRoutes(app, host);
     app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
     app.get("/v1/models", (request) => {
       const caller = callerOf(request);
@@ -306,22 +331,6 @@ export class Gateway {
 /** Makes the gateway; nothing listens before `start`. */
 export function createGateway(options: GatewayOptions): Gateway {
   return new Gateway(options);
-}
-
-function allowedAt(path: string): string | null {
-  const bare = path.length > 1 ? path.replace(/\/$/, "") : path;
-  if (WRITE_PATHS.includes(bare)) return "POST, OPTIONS";
-  if (READ_PATHS.includes(bare) || bare.startsWith(MODEL_PREFIX)) return "GET, HEAD, OPTIONS";
-  return null;
-}
-
-/** OPTIONS of a known path, a method it does not have, or no path at all. */
-function answerUnrouted(request: FastifyRequest, reply: FastifyReply): void {
-  const allowed = allowedAt(request.url.split("?", 1)[0]!);
-  if (allowed === null) throw new MargayError("not_found");
-  reply.header("allow", allowed);
-  if (request.method === "OPTIONS") return void reply.code(204).send();
-  throw new MargayError("method_not_allowed", `This method is not allowed here; allowed are ${allowed}.`);
 }
 
 /** A connection whose bytes are no HTTP, are too many before the body, or came too slowly. */

@@ -6,7 +6,7 @@ import { errorBody } from "./http-errors.ts";
 /** What an API's streams end with, and how they tell a failure once the headers are out: whole events. */
 export interface StreamDialect {
   readonly end: string;
-  failure(error: MargayError): string;
+  failure(error: MargayError): string | Promise<string>;
 }
 
 export const OPENAI_STREAM: StreamDialect = {

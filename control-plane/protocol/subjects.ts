@@ -51,6 +51,7 @@ export const subjects = {
   gatewayBeats: () => "margay.gateway.*.beat",
   gatewayDemand: (gateway: GatewayId) => `margay.gateway.${gateway}.demand`,
   gatewayDemands: () => "margay.gateway.*.demand",
+  responseAll: () => "margay.response.>",
   responseLog: (response: string) => `margay.response.${response}.log`,
   responseLogs: () => "margay.response.*.log",
   responseMark: (response: string) => `margay.response.${response}.running`,

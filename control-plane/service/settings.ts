@@ -204,6 +204,12 @@ export const SETTINGS = {
   ),
   MARGAY_WAIT_SECONDS: setting(whole(1, 3600), "120", "Longest wait for a worker; then 503 with Retry-After."),
   MARGAY_REQUEST_SECONDS: setting(whole(1, 86_400), "600", "Longest life of one request."),
+  MARGAY_RESPONSE_HOURS: setting(whole(1, 8760), "24", "How long stored responses (`/v1/responses`) are kept."),
+  MARGAY_RESPONSE_MIB: setting(
+    whole(1, 512),
+    "256",
+    "Room for stored responses in NATS, in MiB; when it is full the oldest go.",
+  ),
   MARGAY_BODY_MIB: setting(whole(1, 1024), "10", "Largest request body, in MiB."),
   MARGAY_MAX_N: setting(whole(1, 128), "16", "Largest `n` of one request."),
   MARGAY_DRAIN_SECONDS: setting(

@@ -178,7 +178,14 @@ export class SimWorld {
     return {
       logLevel: "silent",
       drainMs: DRAIN_MS,
-      gateway: { host: null, port: 0, bodyLimitBytes: 1_048_576, maxN: 1, requestMs: REQUEST_MS },
+      gateway: {
+        host: null,
+        port: 0,
+        bodyLimitBytes: 1_048_576,
+        maxN: 1,
+        requestMs: REQUEST_MS,
+        responses: { maxAgeMs: 3_600_000, maxBytes: 1_048_576 },
+      },
       keysFile: null,
       models: new Map(),
       stateFolder: "",

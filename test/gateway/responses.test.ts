@@ -198,7 +198,7 @@ describe("what a response can't be made of is refused by name", () => {
     [{ max_tool_calls: 3 }, "max_tool_calls"],
     [{ top_logprobs: 2 }, "top_logprobs"],
     [{ temperature: 3 }, "temperature"],
-    [{ service_tier: "flex" }, "service_tier"],
+    [{ service_tier: "gold" }, "service_tier"],
   ])("%j", async (body, param) => {
     await using it = await withClient(saying("unused"));
     const bad = it.client.responses.create({ ...ask, ...body } as never);

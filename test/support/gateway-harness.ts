@@ -1,5 +1,7 @@
 import { fileURLToPath } from "node:url";
-import type { ModelName } from "#protocol/ids.ts";
+import type { Bus } from "#protocol/bus/bus.ts";
+import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import type { GatewayId, ModelName } from "#protocol/ids.ts";
 import type { RoleOutlook } from "#protocol/scaling.ts";
 import { type Clock, systemClock, systemRandom } from "#service/clock.ts";
 import { silentLogger } from "#service/logger.ts";
@@ -40,19 +42,32 @@ export async function startHarness(
     readonly readiness?: () => Readiness;
     readonly readerLimits?: ReaderLimits;
     readonly vet?: Vet;
+    readonly bus?: Bus;
+    readonly gatewayId?: string;
     readonly outlook?: () => readonly RoleOutlook[];
     readonly tenancy?: Tenancy;
   } = {},
 ): Promise<Harness> {
   const model = await nanoModel();
   const flow = new FakeFlow(script);
+  const clock = options.clock ?? systemClock;
   const metrics = createMetrics({ processMetrics: false });
   const gateway = createGateway({
-    config: { host: "127.0.0.1", port: 0, bodyLimitBytes: 1_048_576, maxN: 4, requestMs: 60_000, ...options.config },
-    clock: options.clock ?? systemClock,
+    config: {
+      host: "127.0.0.1",
+      port: 0,
+      bodyLimitBytes: 1_048_576,
+      maxN: 4,
+      requestMs: 60_000,
+      responses: { maxAgeMs: 3_600_000, maxBytes: 1_048_576 },
+      ...options.config,
+    },
+    clock,
     random: systemRandom,
     models: new Map([[model.name, model]]),
     flow,
+    bus: options.bus ?? new MemoryNetwork(clock, systemRandom).connect("control-plane"),
+    gatewayId: (options.gatewayId ?? "gw-test") as GatewayId,
     outlook: options.outlook ?? (() => []),
     tenancy: options.tenancy ?? openTenancy,
     vet: options.vet ?? (async () => null),

@@ -124,7 +124,7 @@ export const ResponsesRequest = Extensions.extend({
   safety_identifier: text.nullish(),
   prompt_cache_key: text.nullish().meta({ description: "Not needed: what prompts begin with alike is found anyway." }),
   prompt_cache_retention: onlyNeutral("in_memory"),
-  service_tier: onlyNeutral("auto", "default"),
+  service_tier: SamplingFields.shape.service_tier,
   truncation: onlyNeutral("disabled"),
   top_logprobs: onlyNeutral(0),
   include: onlyEmpty(),
@@ -135,8 +135,10 @@ export const ResponsesRequest = Extensions.extend({
   moderation: onlyNeutral(),
   image: onlyNeutral(),
   access_programs: onlyNeutral(),
-  background: onlyNeutral(false),
-  store: onlyNeutral(false),
-  previous_response_id: onlyNeutral(),
+  store: flag().nullish().meta({ description: "Keep the response; true unless set." }),
+  background: flag()
+    .nullish()
+    .meta({ description: "Answer at once, and make the response whether or not anybody waits." }),
+  previous_response_id: text.nullish().meta({ description: "Goes on with the conversation of a stored response." }),
 });
 export type ResponsesRequest = z.infer<typeof ResponsesRequest>;

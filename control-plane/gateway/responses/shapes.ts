@@ -55,7 +55,7 @@ export const ResponseResponse = z.strictObject({
   prompt_cache_key: z.string().nullable(),
   reasoning: z.strictObject({ effort: z.string().nullable(), summary: z.null() }),
   safety_identifier: z.string().nullable(),
-  service_tier: z.literal("default"),
+  service_tier: z.string(),
   store: z.boolean(),
   temperature: z.number(),
   text: z.strictObject({ format: z.looseObject({ type: z.string() }) }),
