@@ -26,6 +26,7 @@ const Meta = z.object({
   name: z.string(),
   uid: z.string(),
   resourceVersion: z.string(),
+  generation: z.int().nullish(),
   deletionTimestamp: z.string().nullish(),
   labels: z.object({ [ROLE_LABEL]: Role }),
   annotations: z.object({ [MODEL_ANNOTATION]: ModelName }),
@@ -36,7 +37,7 @@ export const WorkerPool = z
   .object({
     metadata: Meta,
     spec: z.object({ replicas: z.int().min(0).nullish() }),
-    status: z.object({ conditions: z.array(Condition).nullish() }).nullish(),
+    status: z.object({ conditions: z.array(Condition).nullish(), readyReplicas: z.int().nullish() }).nullish(),
   })
   .transform(({ metadata, spec, status }) => ({
     name: metadata.name,
@@ -47,6 +48,8 @@ export const WorkerPool = z
     // What the API server takes where nothing is given.
     replicas: spec.replicas ?? 1,
     conditions: status?.conditions ?? [],
+    /** As it was made, with the one pod that the API server takes where nobody says a number, and that one not ready. */
+    untouched: metadata.generation === 1 && (status?.readyReplicas ?? 0) === 0,
   }));
 export type WorkerPool = z.output<typeof WorkerPool>;
 

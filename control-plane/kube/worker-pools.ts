@@ -43,6 +43,7 @@ const WRITE_EVERY_MS = 1_000;
  *
  * P1 what was known stays known while the API server is away; nothing is asked twice at once of one pool
  * P2 an ask that was not done is forgotten by `forgetAsks`: whoever leads decides anew
+ * P3 the number of a pool is this program's alone: who makes the pool gives none, so that making it anew changes none
  */
 export class WorkerPools {
   readonly #parts: WorkerPoolsParts;
@@ -50,6 +51,8 @@ export class WorkerPools {
   readonly #pools: WatchedList<WorkerPool>;
   readonly #pods: WatchedList<WorkerPod>;
   readonly #asks = new Map<string, Ask>();
+  /** Pools that were asked for a number since this process knows them, by uid. */
+  readonly #asked = new Set<string>();
   /** Since when a pool lacks something, by uid. */
   readonly #lacking = new Map<string, number>();
   readonly #noted = new Map<string, { readonly text: string; readonly ms: number }>();
@@ -101,10 +104,12 @@ export class WorkerPools {
     return null;
   }
 
-  /** What the pool was asked for last, by whoever; null while that is not known. */
+  /** What the pool was asked for last, by whoever; null while that is not known. Nobody asked for a new pool's first pod. */
   replicas(model: ModelName, role: Role): number | null {
     const pool = this.pool(model, role);
-    return pool === null ? null : (this.#asks.get(pool.uid)?.replicas ?? pool.replicas);
+    if (pool === null) return null;
+    if (pool.untouched && !this.#asked.has(pool.uid)) return 0;
+    return this.#asks.get(pool.uid)?.replicas ?? pool.replicas;
   }
 
   shortage(model: ModelName, role: Role): Shortage | null {
@@ -116,6 +121,7 @@ export class WorkerPools {
   ask(model: ModelName, role: Role, replicas: number): void {
     const pool = this.pool(model, role);
     if (pool === null) return;
+    this.#asked.add(pool.uid);
     const known = this.#asks.get(pool.uid);
     if (known === undefined ? pool.replicas === replicas : known.sending) return;
     const ask = known?.replicas === replicas ? known : { replicas, failed: 0, notBeforeMs: 0, sending: false };

@@ -1,176 +1,185 @@
-import { BUS_ROLES } from "#protocol/permissions.ts";
-import { systemRandom } from "#service/clock.ts";
-import { type NatsCredentials, natsConfig } from "#service/nats-config.ts";
-import type { KubeApi } from "../../control-plane/kube/kube-api.ts";
-import { create, createDeployment, createPool, createService, NAMESPACE } from "./manifests.ts";
+import { execFile } from "node:child_process";
+import { chmod, mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { chartFolder, kubernetesTool, type Tool } from "../support/kubernetes-tools.ts";
+import { waitFor } from "../support/system.ts";
+import type { KubeWorld } from "./kube-world.ts";
+import { create, NAMESPACE } from "./manifests.ts";
 
-export interface ReleaseOptions {
+/** What a test knows of a pod. */
+export interface PodInfo {
   readonly name: string;
-  /** Where packed weights are kept, on this machine. */
-  readonly stateFolder: string;
-  readonly models: readonly string[];
-  /** Settings of the control planes. */
-  readonly settings?: Readonly<Record<string, string>>;
-  /** What the workers of a model need of their node besides: `{"nvidia.com/gpu": "1"}`. */
-  readonly limits?: Readonly<Record<string, Readonly<Record<string, string>>>>;
+  readonly node: string;
+  readonly role: string;
+  readonly model: string;
+  readonly annotations: Readonly<Record<string, string>>;
+  readonly ready: boolean;
+  readonly stopping: boolean;
+  readonly createdMs: number;
 }
 
-/** Address of the gateway's Service. */
-export const GATEWAY_IP = "10.96.0.100";
-export const GATEWAY_PORT = 80;
-const NATS_IP = "10.96.0.101";
-const DRAIN_SECONDS = "45";
-const GRACE_SECONDS = 60;
+interface WirePod {
+  readonly metadata: {
+    readonly name: string;
+    readonly creationTimestamp: string;
+    readonly deletionTimestamp?: string;
+    readonly labels: Readonly<Record<string, string>>;
+    readonly annotations?: Readonly<Record<string, string>>;
+  };
+  readonly spec: { readonly nodeName?: string };
+  readonly status: { readonly conditions?: readonly { readonly type: string; readonly status: string }[] };
+}
 
-const podIp = { name: "POD_IP", valueFrom: { fieldRef: { fieldPath: "status.podIP" } } };
-const variables = (values: Readonly<Record<string, string>>) =>
-  Object.entries(values).map(([name, value]) => ({ name, value }));
-const password = (release: string, role: string) => ({
-  name: "MARGAY_NATS_PASSWORD",
-  valueFrom: { secretKeyRef: { name: `${release}-nats`, key: role } },
-});
-const ready = (port: number) => ({
-  httpGet: { path: "/readyz", port },
-  periodSeconds: 1,
-  timeoutSeconds: 5,
-  failureThreshold: 5,
-});
+type Values = Readonly<Record<string, unknown>>;
 
-/** A release of Margay as plain objects: NATS, two control planes, and a pool of each role for each model. */
-export async function install(api: KubeApi, options: ReleaseOptions): Promise<void> {
-  await installNats(api, options.name);
-  await installAccount(api, options.name);
-  for (const model of options.models) {
-    for (const role of ["prefill", "decode"] as const) await installPool(api, options, model, role);
+/** Tools that a release needs: helm makes it, kubectl drains its nodes. */
+export const RELEASE_TOOLS: readonly Tool[] = ["helm", "kubectl"];
+export const PODS = `/api/v1/namespaces/${NAMESPACE}/pods`;
+/** Of everything that is waited for and of which no time is promised. */
+export const WAIT_MS = 120_000;
+const NAME = "margay";
+
+/** The chart as helm installs it on a cluster, and what tests look at and break of it. */
+export class Release {
+  readonly #world: KubeWorld;
+  readonly #values: Values;
+  readonly name = NAME;
+  /** Of the gateway's Service. */
+  readonly url: string;
+
+  private constructor(world: KubeWorld, values: Values, url: string) {
+    this.#world = world;
+    this.#values = values;
+    this.url = url;
   }
-  await installControlPlane(api, options);
+
+  /** Installs it with `values` on top of the chart's, and waits until its control planes are ready. */
+  static async install(world: KubeWorld, values: Values): Promise<Release> {
+    await disk(world);
+    const packed = join(world.folder, "packed");
+    await mkdir(packed);
+    await chmod(packed, 0o777);
+    const all = { packedWeights: { hostPath: packed }, ...values };
+    const draft = new Release(world, all, "");
+    await draft.helm("install", NAME, chartFolder, ...(await draft.#given()), "--wait", "--timeout", "120s");
+    const path = `/api/v1/namespaces/${NAMESPACE}/services/${NAME}`;
+    const service = (await world.api.call({ method: "GET", path })) as {
+      readonly spec: { readonly clusterIP: string };
+    };
+    return new Release(world, all, await world.open(service.spec.clusterIP, 80));
+  }
+
+  /** A new revision; `changes` are merged into the values of the install. Does not wait for its pods. */
+  async upgrade(changes: Values): Promise<void> {
+    await this.helm("upgrade", NAME, chartFolder, ...(await this.#given(changes)));
+  }
+
+  /** Runs helm to its end; not in one breath, for the way to the API server leads through this process. */
+  helm(...argv: readonly string[]): Promise<string> {
+    return this.#run("helm", argv);
+  }
+
+  kubectl(...argv: readonly string[]): Promise<string> {
+    return this.#run("kubectl", argv);
+  }
+
+  async pods(selector: string): Promise<readonly PodInfo[]> {
+    const query = { labelSelector: selector };
+    const list = await this.#world.api.call({ method: "GET", path: PODS, query });
+    return (list as { readonly items: readonly WirePod[] }).items.map(({ metadata, spec, status }) => ({
+      name: metadata.name,
+      node: spec.nodeName ?? "",
+      role: metadata.labels["margay.dev/role"] ?? "",
+      model: metadata.annotations?.["margay.dev/model"] ?? "",
+      annotations: metadata.annotations ?? {},
+      ready: status.conditions?.some(({ type, status: is }) => type === "Ready" && is === "True") ?? false,
+      stopping: metadata.deletionTimestamp !== undefined,
+      createdMs: Date.parse(metadata.creationTimestamp),
+    }));
+  }
+
+  workers(role?: string): Promise<readonly PodInfo[]> {
+    return this.pods(role === undefined ? "margay.dev/role" : `margay.dev/role=${role}`);
+  }
+
+  controlPlanes(): Promise<readonly PodInfo[]> {
+    return this.pods("app.kubernetes.io/component=control-plane");
+  }
+
+  /** Waits until there are two control planes, all of them as `right` wants them. */
+  async settled(right: (pod: PodInfo) => boolean): Promise<void> {
+    const whole = async () => {
+      const pods = await this.controlPlanes();
+      return pods.length === 2 && pods.every((pod) => pod.ready && !pod.stopping && right(pod)) ? true : null;
+    };
+    await waitFor("two control planes", whole, WAIT_MS);
+  }
+
+  /** A pod that takes work, other than one. */
+  readyWorker(role: string, but = ""): Promise<PodInfo> {
+    return waitFor(
+      `a ready ${role} worker`,
+      async () => (await this.workers(role)).find((pod) => pod.ready && !pod.stopping && pod.name !== but) ?? null,
+      WAIT_MS,
+    );
+  }
+
+  async nobody(): Promise<void> {
+    await waitFor("no worker pods", async () => ((await this.workers()).length === 0 ? true : null), WAIT_MS);
+  }
+
+  /** Deletes a pod; without `graceSeconds` with its own. */
+  async remove(name: string, graceSeconds: number | null = null): Promise<void> {
+    const body = graceSeconds === null ? {} : { gracePeriodSeconds: graceSeconds };
+    await this.#world.api.call({ method: "DELETE", path: `${PODS}/${name}`, body });
+  }
+
+  /** Of the control plane that leads: the pod's name; empty while none does. */
+  async leader(): Promise<string> {
+    const path = `/apis/coordination.k8s.io/v1/namespaces/${NAMESPACE}/leases/${NAME}`;
+    const lease = (await this.#world.api.call({ method: "GET", path })) as {
+      readonly spec: { readonly holderIdentity?: string };
+    };
+    return (lease.spec.holderIdentity ?? "").split("_")[0]!;
+  }
+
+  /** What its processes wrote. */
+  logs(): Promise<string> {
+    return this.#world.logs(/margay/);
+  }
+
+  /** Values as files, of which a later one is merged into the earlier. */
+  async #given(changes: Values = {}): Promise<readonly string[]> {
+    const files = ["values.json", "changes.json"].map((name) => join(this.#world.folder, name));
+    await writeFile(files[0]!, JSON.stringify(this.#values));
+    await writeFile(files[1]!, JSON.stringify(changes));
+    return files.flatMap((file) => ["--values", file]);
+  }
+
+  async #run(tool: Tool, argv: readonly string[]): Promise<string> {
+    const found = kubernetesTool(tool);
+    if ("lack" in found) throw new Error(found.lack);
+    const { folder, kubeconfig } = this.#world;
+    const config = join(folder, "outside.kubeconfig");
+    await writeFile(config, kubeconfig, { mode: 0o600 });
+    const env = { PATH: process.env.PATH, HOME: folder, KUBECONFIG: config };
+    const done = await promisify(execFile)(found.path, [...argv], { timeout: 2 * WAIT_MS, env }).catch(
+      async (error: Error) => {
+        throw new Error(`${error.message}\n${await this.logs()}`);
+      },
+    );
+    return done.stdout;
+  }
 }
 
-async function installNats(api: KubeApi, release: string): Promise<void> {
-  const name = `${release}-nats`;
-  const credentials = Object.fromEntries(BUS_ROLES.map((role) => [role, systemRandom.hex(12)])) as NatsCredentials;
-  const folder = "/var/lib/nats";
-  const config = natsConfig({ host: "0.0.0.0", port: 4222, portsFolder: folder, storeFolder: folder, credentials });
-  await create(api, `/api/v1/namespaces/${NAMESPACE}/secrets`, {
-    ...{ apiVersion: "v1", kind: "Secret", metadata: { name } },
-    stringData: { ...credentials, "nats.conf": config },
+/** What a cluster's storage class would make. */
+async function disk(world: KubeWorld): Promise<void> {
+  const path = join(world.folder, "disk");
+  await mkdir(path);
+  await chmod(path, 0o777);
+  await create(world.api, "/api/v1/persistentvolumes", {
+    ...{ apiVersion: "v1", kind: "PersistentVolume", metadata: { name: "disk" } },
+    spec: { capacity: { storage: "1Gi" }, accessModes: ["ReadWriteOnce"], hostPath: { path } },
   });
-  await createDeployment(api, {
-    ...{ name, replicas: 1 },
-    pod: {
-      containers: [
-        {
-          ...{ name: "nats", image: "nats:2.15", args: ["--config", "/etc/nats/nats.conf"] },
-          volumeMounts: [
-            { name: "config", mountPath: "/etc/nats" },
-            { name: "data", mountPath: folder },
-          ],
-          readinessProbe: { tcpSocket: { port: 4222 }, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 10 },
-        },
-      ],
-      volumes: [
-        { name: "config", secret: { secretName: name } },
-        { name: "data", emptyDir: {} },
-      ],
-    },
-  });
-  await createService(api, name, NATS_IP, 4222, 4222);
-}
-
-/** The rights that control-plane/kube/README.md lists, and no more. */
-async function installAccount(api: KubeApi, name: string): Promise<void> {
-  const metadata = { name };
-  const rbac = { apiVersion: "rbac.authorization.k8s.io/v1" };
-  await create(api, `/api/v1/namespaces/${NAMESPACE}/serviceaccounts`, {
-    apiVersion: "v1",
-    kind: "ServiceAccount",
-    metadata,
-  });
-  await create(api, `/apis/${rbac.apiVersion}/namespaces/${NAMESPACE}/roles`, {
-    ...rbac,
-    ...{ kind: "Role", metadata },
-    rules: [
-      { apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "watch", "delete"] },
-      { apiGroups: ["apps"], resources: ["deployments"], verbs: ["get", "list", "watch"] },
-      { apiGroups: ["apps"], resources: ["deployments/scale", "deployments/status"], verbs: ["patch"] },
-      { apiGroups: ["coordination.k8s.io"], resources: ["leases"], verbs: ["get", "create", "update"] },
-      { apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["get", "create", "patch"] },
-    ],
-  });
-  await create(api, `/apis/${rbac.apiVersion}/namespaces/${NAMESPACE}/rolebindings`, {
-    ...rbac,
-    ...{ kind: "RoleBinding", metadata },
-    subjects: [{ kind: "ServiceAccount", name, namespace: NAMESPACE }],
-    roleRef: { apiGroup: "rbac.authorization.k8s.io", kind: "Role", name },
-  });
-}
-
-function installPool(api: KubeApi, options: ReleaseOptions, model: string, role: "prefill" | "decode"): Promise<void> {
-  const { name: release, stateFolder, limits = {} } = options;
-  const settings = {
-    ...{ MARGAY_NATS_URL: `nats://${release}-nats:4222`, MARGAY_NATS_USER: role },
-    ...{ MARGAY_MODEL: "models/nano", MARGAY_MODEL_NAME: model, MARGAY_STATE_DIR: "/var/lib/margay" },
-    ...{ MARGAY_BACKEND: "cpu", MARGAY_THREADS: "1", MARGAY_DETERMINISTIC: "1", MARGAY_LATENT_NORM_EPS: "1e-6" },
-    ...{ MARGAY_HEALTH_PORT: "8080", MARGAY_KV_PORT: "7000", MARGAY_KV_TRANSPORT: "tcp" },
-    ...{ MARGAY_HEALTH_HOST: "$(POD_IP)", MARGAY_KV_HOST: "$(POD_IP)", MARGAY_DRAIN_SECONDS: DRAIN_SECONDS },
-  };
-  return createPool(api, {
-    ...{ release, role, model },
-    pod: {
-      terminationGracePeriodSeconds: GRACE_SECONDS,
-      automountServiceAccountToken: false,
-      containers: [
-        {
-          ...{ name: "worker", image: "margay", command: ["node", `${role}-node/main.ts`] },
-          terminationMessagePolicy: "FallbackToLogsOnError",
-          env: [
-            podIp,
-            { name: "MARGAY_WORKER_ID", valueFrom: { fieldRef: { fieldPath: "metadata.name" } } },
-            password(release, role),
-            ...variables(settings),
-          ],
-          ...{ readinessProbe: ready(8080), resources: { limits: limits[model] ?? {} } },
-          volumeMounts: [{ name: "state", mountPath: "/var/lib/margay" }],
-        },
-      ],
-      volumes: [{ name: "state", hostPath: { path: stateFolder } }],
-    },
-  });
-}
-
-async function installControlPlane(
-  api: KubeApi,
-  { name: release, models, settings = {} }: ReleaseOptions,
-): Promise<void> {
-  const name = `${release}-control-plane`;
-  const all = {
-    ...{ MARGAY_TARGET: "kube", MARGAY_KUBE_RELEASE: release, MARGAY_HOST: "$(POD_IP)", MARGAY_PORT: "8000" },
-    ...{ MARGAY_NATS_URL: `nats://${release}-nats:4222`, MARGAY_NATS_USER: "control-plane" },
-    ...{ MARGAY_MODEL: models.map((model) => `${model}=models/nano`).join(","), MARGAY_STATE_DIR: "/tmp/margay" },
-    ...{ MARGAY_DRAIN_SECONDS: DRAIN_SECONDS },
-    ...settings,
-  };
-  await createDeployment(api, {
-    ...{ name, replicas: 2 },
-    pod: {
-      ...{ serviceAccountName: release, terminationGracePeriodSeconds: GRACE_SECONDS },
-      containers: [
-        {
-          ...{ name: "control-plane", image: "margay", command: ["node", "control-plane/main.ts"] },
-          terminationMessagePolicy: "FallbackToLogsOnError",
-          env: [
-            podIp,
-            { name: "MARGAY_POD_NAME", valueFrom: { fieldRef: { fieldPath: "metadata.name" } } },
-            password(release, "control-plane"),
-            ...variables(all),
-          ],
-          ports: [{ name: "http", containerPort: 8000 }],
-          readinessProbe: ready(8000),
-          // Its Service stops sending before it stops listening.
-          lifecycle: { preStop: { sleep: { seconds: 2 } } },
-        },
-      ],
-    },
-  });
-  await createService(api, name, GATEWAY_IP, GATEWAY_PORT, "http");
 }

