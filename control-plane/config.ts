@@ -63,6 +63,9 @@ export function readControlPlaneConfig(
     "MARGAY_EP_SPARE",
     "MARGAY_EP_BALANCE_SECONDS",
     "MARGAY_IDLE_SECONDS",
+    "MARGAY_KEEP_ALIVE",
+    "MARGAY_TTFT_GOAL_MS",
+    "MARGAY_TPOT_GOAL_MS",
     "MARGAY_LOCAL_PREFILL_TOKENS",
     "MARGAY_NATS_URL",
     "MARGAY_NATS_USER",
@@ -103,7 +106,11 @@ export function readControlPlaneConfig(
     models: parseModels(s.MARGAY_MODEL),
     stateFolder: resolve(s.MARGAY_STATE_DIR),
     nats: { url: s.MARGAY_NATS_URL, user: s.MARGAY_NATS_USER, password: s.MARGAY_NATS_PASSWORD },
-    scaling: { prefill: s.MARGAY_PREFILL, decode: s.MARGAY_DECODE, idleMs: s.MARGAY_IDLE_SECONDS * 1000 },
+    scaling: {
+      ...{ prefill: s.MARGAY_PREFILL, decode: s.MARGAY_DECODE },
+      keepAlive: { fixedMs: s.MARGAY_IDLE_SECONDS * 1000, learned: s.MARGAY_KEEP_ALIVE === "learned" },
+      ...{ ttftGoalMs: s.MARGAY_TTFT_GOAL_MS, tpotGoalMs: s.MARGAY_TPOT_GOAL_MS },
+    },
     kube:
       s.MARGAY_TARGET === "process"
         ? null

@@ -1,5 +1,6 @@
 import type { Duplex } from "node:stream";
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import type { ModelDemand } from "#protocol/demand.ts";
 import type { GatewayId, ModelName, RankId } from "#protocol/ids.ts";
 import { connectBus } from "#service/connect-bus.ts";
 import { Grammars } from "#service/grammar/grammars.ts";
@@ -16,8 +17,8 @@ import { Gateway } from "./gateway/gateway.ts";
 import { GroupBalancer } from "./groups/group-balancer.ts";
 import { GroupFormer } from "./groups/group-former.ts";
 import { openOperatorDesk } from "./operator-desk.ts";
+import { DecisionLog } from "./scaling/decision-log.ts";
 import { DemandExchange } from "./scaling/demand-exchange.ts";
-import type { Demand } from "./scaling/planner.ts";
 import { Scaler } from "./scaling/scaler.ts";
 import { StartWatch } from "./scaling/start-watch.ts";
 import { Keyring } from "./tenancy/keyring.ts";
@@ -65,6 +66,7 @@ export class ControlPlane implements Service {
   readonly #demand: DemandExchange;
   readonly #scaler: Scaler;
   readonly #starts: StartWatch;
+  readonly #decisions: DecisionLog;
   readonly #gateway: Gateway;
   readonly #grammars = new Map<ModelName, Grammars>();
   readonly #gatewayId: GatewayId;
@@ -124,6 +126,7 @@ export class ControlPlane implements Service {
     this.#board = new RequestBoard({ bus, clock, metrics, gatewayId });
     const flow = new Flow({
       ...{ bus, clock, logger, metrics, gatewayId, fleet, waitingRoom, localPrefillTokens, waitMs },
+      ttftGoalMs: config.scaling.ttftGoalMs,
       board: this.#board,
     });
     this.#flow = flow;
@@ -134,12 +137,16 @@ export class ControlPlane implements Service {
       own: (model) => this.#ownDemand(model),
       onWaiting: () => this.#scaler.look(),
     });
+    this.#decisions = new DecisionLog({ bus, clock, gatewayId });
     this.#scaler = new Scaler({
       ...{ clock, logger, metrics },
       target: home.target,
       models: names,
       rules: config.scaling,
       demand: (model) => this.#demand.demand(model),
+      traffic: (model) => this.#demand.traffic(model),
+      usualStartMs: (model, role) => this.#starts.usualMs(model, role),
+      log: this.#decisions,
       snapshot: () => fleet.snapshot,
     });
     this.#starts = new StartWatch({ clock, target: home.target, snapshot: () => fleet.snapshot });
@@ -167,6 +174,8 @@ export class ControlPlane implements Service {
       ...{
         demand: this.#demand,
         scaler: this.#scaler,
+        starts: this.#starts,
+        decisions: this.#decisions,
         target: this.#home.target,
         models: [...this.#models.keys()],
       },
@@ -174,6 +183,7 @@ export class ControlPlane implements Service {
     await this.#bus.flush(CLOSE_MS);
     this.#demand.start();
     this.#starts.start();
+    this.#decisions.start();
     this.#home.start((leads) => this.#lead(leads));
     if (!this.#loopbackOrKeyed())
       logger.warn(
@@ -217,6 +227,7 @@ export class ControlPlane implements Service {
     this.#demand.stop();
     await this.#tenancy.stop();
     this.#starts.stop();
+    this.#decisions.stop();
     for (const open of this.#desk) open.unsubscribe();
     this.#board.stop();
     this.#fleet.stop();
@@ -236,11 +247,13 @@ export class ControlPlane implements Service {
     return keysFile !== null || gateway.host === null || /^(localhost|127\..*|::1)$/.test(gateway.host);
   }
 
-  #ownDemand(model: ModelName): Demand {
+  #ownDemand(model: ModelName): Omit<ModelDemand, "model"> {
     const lastMs = this.#flow.lastActiveMs(model);
     return {
       waiting: this.#waitingRoom.waiting(model),
       oldestWaitMs: this.#waitingRoom.oldestWaitMs(model),
+      waitingTokens: this.#waitingRoom.waitingTokens(model),
+      traffic: this.#flow.traffic(model),
       missing: this.#waitingRoom.missing(model),
       running: this.#flow.running(model),
       idleMs: lastMs === null ? null : this.#context.clock.monotonic() - lastMs,

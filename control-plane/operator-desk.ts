@@ -2,13 +2,16 @@ import type { Bus, Subscription } from "#protocol/bus/bus.ts";
 import type { GatewayId, ModelName } from "#protocol/ids.ts";
 import { DrainWorker, DrainWorkerReply, StatusQuery, StatusReport } from "#protocol/operator.ts";
 import { DrainReply } from "#protocol/prefill.ts";
+import { ExplainQuery, ExplainReport } from "#protocol/scaling.ts";
 import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
 import { Drain } from "#protocol/worker.ts";
 import type { Clock } from "#service/clock.ts";
 import type { FleetWatch } from "./fleet/fleet-watch.ts";
+import type { DecisionLog } from "./scaling/decision-log.ts";
 import type { DemandExchange } from "./scaling/demand-exchange.ts";
 import type { ScaleTarget } from "./scaling/scale-target.ts";
 import type { Scaler } from "./scaling/scaler.ts";
+import type { StartWatch } from "./scaling/start-watch.ts";
 
 const ANSWER_MS = 2_000;
 
@@ -21,9 +24,11 @@ export interface OperatorDeskParts {
   readonly demand: DemandExchange;
   readonly scaler: Scaler;
   readonly target: ScaleTarget;
+  readonly starts: StartWatch;
+  readonly decisions: DecisionLog;
 }
 
-/** Answers the operator: what there is, and drains of workers. Returns the open subscriptions. */
+/** Answers the operator: what there is, why, and drains of workers. Returns the open subscriptions. */
 export function openOperatorDesk(parts: OperatorDeskParts): readonly Subscription[] {
   const { bus } = parts;
   const startedMs = parts.clock.monotonic();
@@ -35,6 +40,7 @@ export function openOperatorDesk(parts: OperatorDeskParts): readonly Subscriptio
       () => report(parts, startedMs),
       CONTROL_PLANE_QUEUE,
     ),
+    bus.respond(subjects.operatorExplain(), ExplainQuery, ExplainReport, () => explanation(parts), CONTROL_PLANE_QUEUE),
     bus.respond(
       subjects.operatorDrain(),
       DrainWorker,
@@ -88,6 +94,18 @@ function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
         wantedDecode: wanted?.decode ?? 0,
       };
     }),
+  };
+}
+
+function explanation({ models, starts, decisions, target }: OperatorDeskParts): ExplainReport {
+  return {
+    kind: "explain-report",
+    models: models.map((model) => ({
+      model,
+      outlook: [...starts.outlook(model)],
+      failure: target.lastFailure(model)?.sentence ?? null,
+      ...decisions.explain(model),
+    })),
   };
 }
 

@@ -12,6 +12,7 @@ import {
 } from "#native";
 import type { SequenceHandle } from "#protocol/kv.ts";
 import type { Generation } from "#protocol/request.ts";
+import { NO_RANK_WORK, type Work } from "#protocol/worker.ts";
 import { planDecode } from "./decode-batcher.ts";
 import { blocksFor, roomAhead } from "./growth.ts";
 import { FEWEST_STEPS, StepPace } from "./step-pace.ts";
@@ -82,6 +83,8 @@ export class DecodeBatch {
   #sequences: DecodeSequence[] = [];
   #preempted: DecodeSequence[] = [];
   #arrivals = 0;
+  /** Everything that was computed here. */
+  #done = NO_RANK_WORK;
   /** Closed sequences whose blocks the running step still has. */
   #releasing = 0;
 
@@ -102,6 +105,10 @@ export class DecodeBatch {
 
   get pressed(): boolean {
     return this.#preempted.length > 0;
+  }
+
+  get done(): Work {
+    return this.#done;
   }
 
   get promptTokensLeft(): number {
@@ -279,6 +286,7 @@ export class DecodeBatch {
     const ended: [DecodeSequence, number][] = [];
     let decoding = 0;
     let promptRows = 0;
+    let gained = 0;
     for (const entry of stepEntries(result)) {
       const sequence = find(entry);
       if (entry.finish === FINISH.skipped || sequence === null) continue;
@@ -288,6 +296,7 @@ export class DecodeBatch {
         promptRows += entry.rows;
         sequence.promptLeft -= entry.rows;
       } else decoding++;
+      gained += entry.tokens.length;
       sequence.length = entry.length;
       for (const token of entry.tokens) sequence.tokens.push(token);
       if (entry.tokens.length > 0 && sequence.mask !== null) sequence.mask = "awaited";
@@ -295,6 +304,11 @@ export class DecodeBatch {
       if (entry.finish !== FINISH.none) ended.push([sequence, entry.finish]);
     }
     this.pace.observe(decoding, promptRows, result.computeMs);
+    const { steps, busyMs, promptRows: rows, streamSteps, tokens } = this.#done;
+    this.#done = {
+      ...{ steps: steps + 1, busyMs: busyMs + result.computeMs, promptRows: rows + promptRows },
+      ...{ streamSteps: streamSteps + decoding, tokens: tokens + gained },
+    };
     for (const [sequence, finish] of ended) sequence.owner.onFinish(finish);
     this.#parts.onStepped(decoding + promptRows, result.computeMs);
   }

@@ -79,9 +79,9 @@ export class DecodeRequests {
   }
 
   /** Counts whoever is here, and the prompt tokens this rank still has to compute itself. */
-  get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond"> {
-    const pendingPrefillTokens = this.#batch.promptTokensLeft;
-    return { requests: this.#held.size, pendingPrefillTokens, prefillTokensPerSecond: 0 };
+  get load(): Omit<Load, "maxRequests" | "blocksTotal" | "blocksAvailable"> {
+    const { promptTokensLeft: pendingPrefillTokens, done: work } = this.#batch;
+    return { requests: this.#held.size, pendingPrefillTokens, prefillTokensPerSecond: 0, work };
   }
 
   reserve(message: ReserveKv): ReserveReply {

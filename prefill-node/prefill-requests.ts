@@ -99,12 +99,10 @@ export class PrefillRequests {
   }
 
   /** Counts whoever holds a slot. */
-  get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond"> {
-    return {
-      requests: this.#slots.size,
-      pendingPrefillTokens: this.#of("waiting", "computing").reduce((sum, request) => sum + request.left, 0),
-      prefillTokensPerSecond: this.#rate.tokensPerSecond,
-    };
+  get load(): Omit<Load, "maxRequests" | "blocksTotal" | "blocksAvailable"> {
+    const { tokensPerSecond: prefillTokensPerSecond, work } = this.#rate;
+    const pendingPrefillTokens = this.#of("waiting", "computing").reduce((sum, request) => sum + request.left, 0);
+    return { requests: this.#slots.size, pendingPrefillTokens, prefillTokensPerSecond, work };
   }
 
   accept(work: PrefillWork): PrefillReply {

@@ -1,4 +1,5 @@
 import type { Bus } from "#protocol/bus/bus.ts";
+import { NO_TRAFFIC, type Traffic } from "#protocol/demand.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, ModelName, RequestId, WorkerId } from "#protocol/ids.ts";
 import type { Generation, Logprobs } from "#protocol/request.ts";
@@ -12,6 +13,7 @@ import { Passage } from "./passage.ts";
 import type { RequestBoard } from "./request-board.ts";
 import { nextMove } from "./retry-policy.ts";
 import { settle } from "./settle.ts";
+import { withArrival, withEnd, withFirstToken } from "./traffic-count.ts";
 import type { WaitingRoom } from "./waiting-room.ts";
 
 export interface FlowRequest {
@@ -81,6 +83,8 @@ export interface FlowParts {
   readonly localPrefillTokens: number;
   /** A request that only ever met busy ranks waits so long. */
   readonly waitMs: number;
+  /** A first token that comes later is counted as late. */
+  readonly ttftGoalMs: number;
 }
 
 const BUSY_RETRY_AFTER_MS = 5_000;
@@ -99,6 +103,7 @@ export class Flow implements RequestFlow {
   readonly #parts: FlowParts;
   readonly #running = new Map<ModelName, number>();
   readonly #lastActiveMs = new Map<ModelName, number>();
+  readonly #traffic = new Map<ModelName, Traffic>();
 
   constructor(parts: FlowParts) {
     this.#parts = parts;
@@ -114,19 +119,33 @@ export class Flow implements RequestFlow {
     return this.#lastActiveMs.get(model) ?? null;
   }
 
+  /** What came and what it was, since the beginning. */
+  traffic(model: ModelName): Traffic {
+    return this.#traffic.get(model) ?? NO_TRAFFIC;
+  }
+
   async serve(request: FlowRequest, listener: FlowListener): Promise<Settled> {
-    const { clock, metrics, waitingRoom } = this.#parts;
-    const { model, share } = request;
+    const { clock, metrics, waitingRoom, ttftGoalMs } = this.#parts;
+    const { model, share, generation } = request;
+    this.#tally(model, (traffic) => withArrival(traffic, generation.promptLength));
+    let first = true;
     const passage = new Passage(request, listener, clock, {
-      onServed: (tokens) => waitingRoom.charge(model, share, tokens),
+      onServed: (tokens) => {
+        waitingRoom.charge(model, share, tokens);
+        if (!first) return;
+        first = false;
+        this.#tally(model, (traffic) => withFirstToken(traffic, clock.monotonic() - passage.beganMs > ttftGoalMs));
+      },
       onDuplicate: () => metrics.count("margay_duplicate_messages_total", { kind: "token-chunk" }),
     });
-    this.#count(request.model, 1);
+    this.#count(model, 1);
     try {
-      return await this.#untilSettled(passage);
+      const settled = await this.#untilSettled(passage);
+      this.#tally(model, (traffic) => withEnd(traffic, generation.promptLength, settled));
+      return settled;
     } finally {
       passage.end();
-      this.#count(request.model, -1);
+      this.#count(model, -1);
     }
   }
 
@@ -179,6 +198,10 @@ export class Flow implements RequestFlow {
     } finally {
       attempt.release();
     }
+  }
+
+  #tally(model: ModelName, next: (traffic: Traffic) => Traffic): void {
+    this.#traffic.set(model, next(this.traffic(model)));
   }
 
   #count(model: ModelName, by: number): void {

@@ -91,6 +91,13 @@ export class WaitingRoom {
     return this.#queues.get(model)?.size ?? 0;
   }
 
+  /** Prompt tokens of those that wait. */
+  waitingTokens(model: ModelName): number {
+    let tokens = 0;
+    for (const { promptTokens } of this.#queue(model)) tokens += promptTokens;
+    return tokens;
+  }
+
   oldestWaitMs(model: ModelName): number {
     const nowMs = this.#parts.clock.monotonic();
     let oldestMs = nowMs;

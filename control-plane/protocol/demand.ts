@@ -2,6 +2,28 @@ import { z } from "zod";
 import { GatewayId, ModelName } from "./ids.ts";
 import { Role } from "./worker.ts";
 
+/** What came and what it was, counted since a control plane began: differences tell rates and means. */
+export const Traffic = z.strictObject({
+  arrived: z.int().min(0),
+  promptTokens: z.int().min(0),
+  /** Sum of the squares of prompt lengths. */
+  promptSquares: z.number().min(0),
+  /** First tokens that came, and those of them later than the goal. */
+  firstTokens: z.int().min(0),
+  lateTokens: z.int().min(0),
+  /** Of requests that ended well: how many, their prompt tokens, those of them that nobody computed, and what they generated. */
+  ended: z.int().min(0),
+  endedPromptTokens: z.int().min(0),
+  cachedTokens: z.int().min(0),
+  outputTokens: z.int().min(0),
+});
+export type Traffic = z.infer<typeof Traffic>;
+
+export const NO_TRAFFIC: Traffic = {
+  ...{ arrived: 0, promptTokens: 0, promptSquares: 0, firstTokens: 0, lateTokens: 0 },
+  ...{ ended: 0, endedPromptTokens: 0, cachedTokens: 0, outputTokens: 0 },
+};
+
 /** What the requests of one model at one control plane ask of its workers. */
 export const ModelDemand = z.strictObject({
   model: ModelName,
@@ -14,6 +36,9 @@ export const ModelDemand = z.strictObject({
   running: z.int().min(0),
   /** Since the last request began or ended; null: there was none yet. */
   idleMs: z.number().min(0).nullable(),
+  /** Prompt tokens of the requests without a place. */
+  waitingTokens: z.int().min(0),
+  traffic: Traffic,
 });
 export type ModelDemand = z.infer<typeof ModelDemand>;
 

@@ -145,6 +145,18 @@ export const METRICS = {
     unit: "seconds",
     labels: {},
   },
+  margay_wanted_workers: {
+    type: "gauge",
+    help: "Workers that are wanted, told by the control plane that decides.",
+    unit: "workers",
+    labels: { model: TEXT, role: roles },
+  },
+  margay_scaling_decisions_total: {
+    type: "counter",
+    help: "Changes of the number of workers that are wanted.",
+    unit: "events",
+    labels: { model: TEXT, role: roles, direction: ["grow", "shrink"] },
+  },
   margay_cold_starts_total: {
     type: "counter",
     help: "Workers started because a request waited while there was none.",

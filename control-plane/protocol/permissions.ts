@@ -47,6 +47,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.group(anyRank),
       subjects.gatewayBeat(anyGateway),
       subjects.gatewayDemand(anyGateway),
+      subjects.gatewayScaling(anyGateway),
       // The epoch bucket: look it up, make it, put keys.
       "$JS.API.INFO",
       `$JS.API.STREAM.INFO.KV_${EPOCH_BUCKET}`,
@@ -66,9 +67,11 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.prefillOutcome(anyGateway),
       subjects.gatewayBeats(),
       subjects.gatewayDemands(),
+      subjects.allScaling(),
       subjects.responseLogs(),
       subjects.operatorStatus(),
       subjects.operatorDrain(),
+      subjects.operatorExplain(),
     ],
     answers: true,
   },
@@ -89,7 +92,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
     answers: true,
   },
   operator: {
-    publish: [subjects.operatorStatus(), subjects.operatorDrain()],
+    publish: [subjects.operatorStatus(), subjects.operatorDrain(), subjects.operatorExplain()],
     subscribe: [],
     answers: false,
   },

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { GatewayId, ModelName } from "./ids.ts";
 import { Role } from "./worker.ts";
 
 /**
@@ -21,3 +22,65 @@ export const RoleOutlook = z.strictObject({
   leftMs: z.number().min(0).nullable(),
 });
 export type RoleOutlook = z.infer<typeof RoleOutlook>;
+
+/** A change of the number of workers that are wanted, and why, in words. */
+export const ScalingDecision = z.strictObject({
+  kind: z.literal("scaling-decision"),
+  gatewayId: GatewayId,
+  model: ModelName,
+  role: Role,
+  from: z.int().min(0),
+  to: z.int().min(0),
+  reason: z.string().max(500),
+});
+export type ScalingDecision = z.infer<typeof ScalingDecision>;
+
+const known = z.number().nullable();
+
+/** What the plan of a model was last made of; null: not known. */
+export const PlannedFrom = z.strictObject({
+  arrivalsPerSecond: known,
+  arrivalsPerSecondLong: known,
+  prefillSeconds: known,
+  queuedSeconds: z.number(),
+  oldestWaitMs: z.number(),
+  late: known,
+  streams: z.number(),
+  streamSeconds: known,
+  streamsPerGroup: known,
+  coldStartMs: z.number(),
+});
+
+/** The plan of one model as it stands: told by whoever scales, heard by every control plane. */
+export const ScalingPlan = z.strictObject({
+  kind: z.literal("scaling-plan"),
+  gatewayId: GatewayId,
+  model: ModelName,
+  /** Groups that the plan asks for, and why. */
+  prefill: z.strictObject({ groups: z.int().min(0), reason: z.string().max(500) }),
+  decode: z.strictObject({ groups: z.int().min(0), reason: z.string().max(500) }),
+  from: PlannedFrom,
+  /** How long workers stay without a request, and why. */
+  keepAlive: z.string().max(500),
+});
+export type ScalingPlan = z.infer<typeof ScalingPlan>;
+
+/** `margay explain` asks, any control plane answers. */
+export const ExplainQuery = z.strictObject({ kind: z.literal("explain-query") });
+
+export const ExplainReport = z.strictObject({
+  kind: z.literal("explain-report"),
+  models: z.array(
+    z.strictObject({
+      model: ModelName,
+      outlook: z.array(RoleOutlook),
+      /** null: nobody told of a plan yet. */
+      plan: z.strictObject({ agoMs: z.number(), plan: ScalingPlan }).nullable(),
+      /** The latest first. */
+      decisions: z.array(z.strictObject({ agoMs: z.number(), decision: ScalingDecision })),
+      /** Why workers do not come; null: nothing keeps them. */
+      failure: z.string().nullable(),
+    }),
+  ),
+});
+export type ExplainReport = z.infer<typeof ExplainReport>;

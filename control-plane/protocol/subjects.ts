@@ -16,6 +16,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.rank.RANK.group            GroupOrder -> GroupReply
  *   margay.operator.status            StatusQuery -> StatusReport
  *   margay.operator.drain             DrainWorker -> Done | Refused
+ *   margay.operator.explain           ExplainQuery -> ExplainReport
  * Published:
  *   margay.fleet.beat.RANK            Heartbeat | Goodbye
  *   margay.fleet.kv.RANK              KvEvents
@@ -24,6 +25,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.gateway.GATEWAY.prefill    PrefillDone | PrefillFailed
  *   margay.gateway.GATEWAY.beat       GatewayBeat
  *   margay.gateway.GATEWAY.demand     GatewayDemand
+ *   margay.gateway.GATEWAY.scaling    ScalingPlan | ScalingDecision
  * Kept in a journal of the control planes:
  *   margay.response.RESPONSE.log      ResponseEntry
  *   margay.response.RESPONSE.running  ResponseEntry                       (one, while somebody has to make the response)
@@ -52,6 +54,8 @@ export const subjects = {
   gatewayDemand: (gateway: GatewayId) => `margay.gateway.${gateway}.demand`,
   gatewayDemands: () => "margay.gateway.*.demand",
   responseAll: () => "margay.response.>",
+  gatewayScaling: (gateway: GatewayId) => `margay.gateway.${gateway}.scaling`,
+  allScaling: () => "margay.gateway.*.scaling",
   responseLog: (response: string) => `margay.response.${response}.log`,
   responseLogs: () => "margay.response.*.log",
   responseMark: (response: string) => `margay.response.${response}.running`,
@@ -60,6 +64,7 @@ export const subjects = {
   tenantAccounts: () => "margay.tenant.*.account",
   operatorStatus: () => "margay.operator.status",
   operatorDrain: () => "margay.operator.drain",
+  operatorExplain: () => "margay.operator.explain",
 } as const;
 
 /** Queue group in which control planes share request/reply subjects. */

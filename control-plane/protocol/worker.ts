@@ -38,6 +38,20 @@ export const MAX_CLOCK_SKEW_MS = 2_000;
 export const Welcome = z.strictObject({ kind: z.literal("welcome"), epoch: z.int().min(1), gatewayId: GatewayId });
 export type Welcome = z.infer<typeof Welcome>;
 
+/** What a rank has computed since it began: differences tell how fast it is, however many heartbeats are lost. */
+export const Work = z.strictObject({
+  steps: z.int().min(0),
+  busyMs: z.number().min(0),
+  /** Prompt tokens computed. */
+  promptRows: z.int().min(0),
+  /** Sequences that decoded, summed over steps, and the tokens they gained. */
+  streamSteps: z.int().min(0),
+  tokens: z.int().min(0),
+});
+export type Work = z.infer<typeof Work>;
+
+export const NO_RANK_WORK: Work = { steps: 0, busyMs: 0, promptRows: 0, streamSteps: 0, tokens: 0 };
+
 /** Load of a rank at the time of a heartbeat. */
 export const Load = z.strictObject({
   /** Requests admitted and not ended. */
@@ -51,6 +65,7 @@ export const Load = z.strictObject({
   blocksTotal: z.int().min(0),
   /** Blocks that an admission could take now: free or cached and unpinned. */
   blocksAvailable: z.int().min(0),
+  work: Work,
 });
 export type Load = z.infer<typeof Load>;
 

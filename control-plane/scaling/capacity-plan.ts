@@ -1,3 +1,5 @@
+import type { Role } from "#protocol/worker.ts";
+
 /**
  * How many prefill and decode groups keep the goals for time to first token and time per token at least cost: pure, time and
  * what was learned are arguments.
@@ -6,7 +8,9 @@
  *   what a group holds within its goal
  * - what is planned for is the traffic until a group that is asked for now would be there; a queue is worked off besides
  * - unknown is not zero: where a signal is missing the role stays as it is
- * - growing is at once; shrinking waits until fewer would have done for `shrinkAfterMs`, one step of a fifth at a time
+ * - what comes again is kept: groups that were needed for more than a share of the last while stay, so that bursts that return
+ *   find them. The while is a number of cold starts; the share is small where requests missed their goal, large where none did
+ * - growing is at once, and at most doubles; shrinking waits, one step of a fifth at a time
  */
 export interface CapacitySignals {
   readonly nowMs: number;
@@ -18,6 +22,8 @@ export interface CapacitySignals {
   /** Prefill work that waits, in seconds of one group, and the age of the first. */
   readonly queuedSeconds: number;
   readonly oldestWaitMs: number;
+  /** Of the first tokens of a long time, the share that came later than the goal; null: none came. */
+  readonly late: number | null;
   /** Streams that decode or wait for it, how long one lasts, and how many a group holds within the goal. */
   readonly streams: number;
   readonly streamSeconds: number | null;
@@ -39,10 +45,28 @@ export interface CapacityRules {
   readonly missed: number;
   /** Standard deviations of the number of streams that are kept free. */
   readonly spare: number;
+  /** What was needed is remembered for so many cold starts, within the two bounds. */
+  readonly memoryStarts: number;
+  readonly memoryMs: Bounds;
+  /** Share of the remembered time in which more may have been needed than is kept, while no first token is late. */
+  readonly rare: number;
+  /** Share of late first tokens at which all is kept that was needed. */
+  readonly mostLate: number;
+  /** Fewer must do for so long before a step down. */
   readonly shrinkAfterMs: number;
-  readonly least: number;
-  readonly most: number;
+  readonly groups: Readonly<Record<Role, Bounds>>;
 }
+
+interface Bounds {
+  readonly min: number;
+  readonly max: number;
+}
+
+/** Chosen on two traces, see `control-plane/simulate`. */
+export const CAPACITY_CONSTANTS = {
+  ...{ headroom: 1.25, missed: 0.05, spare: 2 },
+  ...{ memoryStarts: 15, memoryMs: { min: 60_000, max: 900_000 }, rare: 0.4, mostLate: 0.05, shrinkAfterMs: 20_000 },
+} as const;
 
 export interface CapacityState {
   readonly prefill: RolePlan;
@@ -51,33 +75,53 @@ export interface CapacityState {
 
 export interface RolePlan {
   readonly groups: number;
-  /** Since when fewer would have done, and how many at the most of that time; null: not. */
+  /** The most that was needed in each of the latest spans of time, the last one still running. */
+  readonly needs: readonly Need[];
+  /** Since when fewer would have done; null: not. */
   readonly fewerSinceMs: number | null;
-  readonly fewer: number;
+  /** Something that it depends on is not known. */
+  readonly held: boolean;
   /** The last decision, in words. */
   readonly reason: string;
 }
 
+interface Need {
+  readonly sinceMs: number;
+  readonly groups: number;
+}
+
+export function newRolePlan(groups: number): RolePlan {
+  return { groups, needs: [], fewerSinceMs: null, held: false, reason: "as found" };
+}
+
+/** Spans that the memory is divided into. */
+const SPANS = 40;
+/** A role may grow by so many at once, however few it has. */
+const LEAST_GROWTH = 4;
 /** Most that a role shrinks by in one decision. */
 const SHRINK_SHARE = 0.2;
 
 export function planCapacity(rules: CapacityRules, signals: CapacitySignals, state: CapacityState): CapacityState {
   return {
-    prefill: settle(rules, signals.nowMs, state.prefill, prefillNeed(rules, signals)),
-    decode: settle(rules, signals.nowMs, state.decode, decodeNeed(rules, signals)),
+    prefill: settle(rules, signals, state.prefill, prefillNeed(rules, signals), rules.groups.prefill),
+    decode: settle(rules, signals, state.decode, decodeNeed(rules, signals), rules.groups.decode),
   };
 }
 
-type Need = { readonly groups: number; readonly reason: string } | null;
+/** `steady`: without the work that waits already. */
+type Wish = { readonly groups: number; readonly steady: number; readonly reason: string } | null;
 
-function prefillNeed(rules: CapacityRules, signals: CapacitySignals): Need {
+function prefillNeed(rules: CapacityRules, signals: CapacitySignals): Wish {
   const { arrivals, prefillSeconds, prefillVariation, queuedSeconds, coldStartMs } = signals;
   if (arrivals === null || prefillSeconds === null) return null;
   const rate = rules.headroom * Math.max(arrivals.short, arrivals.long);
   const load = rate * prefillSeconds;
   const goalSeconds = Math.max(rules.ttftGoalMs / 1000 - prefillSeconds, rules.ttftGoalMs / 4000);
   let groups = Math.max(1, Math.ceil(load + 1e-9));
-  while (groups < rules.most && waitTail(groups, load, prefillSeconds, prefillVariation, goalSeconds) > rules.missed)
+  while (
+    groups < rules.groups.prefill.max &&
+    waitTail(groups, load, prefillSeconds, prefillVariation, goalSeconds) > rules.missed
+  )
     groups++;
   const calm = groups;
   // What waits already is worked off within the time in which new groups come, or the goal where that is longer.
@@ -88,7 +132,7 @@ function prefillNeed(rules: CapacityRules, signals: CapacitySignals): Need {
   const reason =
     `${rate.toFixed(2)} requests/s of ${prefillSeconds.toFixed(3)} s need ${calm} groups` +
     (behind > 0 ? `, ${queuedSeconds.toFixed(0)} s of waiting work ${behind} more` : "");
-  return { groups, reason };
+  return { groups, steady: calm, reason };
 }
 
 /** Share of requests that wait longer than `seconds` before `groups` servers: Erlang's C with Allen and Cunneen's correction. */
@@ -101,31 +145,58 @@ export function waitTail(groups: number, load: number, mean: number, variation: 
   return waits * Math.exp(-seconds / meanWait);
 }
 
-function decodeNeed(rules: CapacityRules, signals: CapacitySignals): Need {
+function decodeNeed(rules: CapacityRules, signals: CapacitySignals): Wish {
   const { arrivals, streams, streamSeconds, streamsPerGroup } = signals;
   if (arrivals === null || streamSeconds === null || streamsPerGroup === null) return null;
   const expected = rules.headroom * Math.max(Math.max(arrivals.short, arrivals.long) * streamSeconds, streams);
-  const groups = Math.ceil((expected + rules.spare * Math.sqrt(expected)) / streamsPerGroup);
+  const groups = Math.max(1, Math.ceil((expected + rules.spare * Math.sqrt(expected)) / streamsPerGroup));
   const reason = `${expected.toFixed(0)} streams, ${streamsPerGroup} to a group, need ${groups}`;
-  return { groups: Math.max(1, groups), reason };
+  return { groups, steady: groups, reason };
 }
 
-function settle(rules: CapacityRules, nowMs: number, plan: RolePlan, need: Need): RolePlan {
-  if (need === null) return { ...plan, reason: "held: not everything that it depends on is known" };
-  const wanted = Math.min(rules.most, Math.max(rules.least, need.groups));
+function settle(rules: CapacityRules, signals: CapacitySignals, plan: RolePlan, wish: Wish, bounds: Bounds): RolePlan {
+  if (wish === null) return { ...plan, held: true, reason: "held: not everything that it depends on is known" };
+  const { nowMs, coldStartMs } = signals;
+  const memoryMs = within(rules.memoryMs, rules.memoryStarts * coldStartMs);
+  const needs = withNeed(plan.needs, { sinceMs: nowMs, groups: wish.steady }, memoryMs);
+  const kept = usual(needs, rules.rare * Math.max(0, 1 - (signals.late ?? rules.mostLate / 2) / rules.mostLate));
+  const wanted = within(bounds, Math.max(wish.groups, kept));
   if (wanted >= plan.groups) {
-    const reason = wanted > plan.groups ? need.reason : plan.reason;
-    return { groups: wanted, fewerSinceMs: null, fewer: 0, reason };
+    const groups = Math.min(wanted, Math.max(plan.groups * 2, plan.groups + LEAST_GROWTH));
+    const why = kept > wish.groups ? `${kept} were needed often enough in the last ${seconds(memoryMs)}` : wish.reason;
+    return { groups, needs, fewerSinceMs: null, held: false, reason: groups > plan.groups ? why : plan.reason };
   }
-  const fewer = Math.max(plan.fewerSinceMs === null ? 0 : plan.fewer, wanted);
   const sinceMs = plan.fewerSinceMs ?? nowMs;
-  if (nowMs - sinceMs < rules.shrinkAfterMs) return { ...plan, fewerSinceMs: sinceMs, fewer };
+  if (nowMs - sinceMs < rules.shrinkAfterMs) return { ...plan, needs, fewerSinceMs: sinceMs, held: false };
   const step = Math.max(1, Math.floor(plan.groups * SHRINK_SHARE));
-  const groups = Math.max(fewer, plan.groups - step);
   return {
-    groups,
+    groups: Math.max(wanted, plan.groups - step),
+    needs,
     fewerSinceMs: nowMs,
-    fewer: wanted,
-    reason: `fewer did for ${rules.shrinkAfterMs / 1000} s: ${need.reason}`,
+    held: false,
+    reason: `${wanted} did for ${seconds(rules.shrinkAfterMs)}: ${wish.reason}`,
   };
+}
+
+/** The needs of the last `memoryMs`, with one more. */
+function withNeed(needs: readonly Need[], need: Need, memoryMs: number): readonly Need[] {
+  const last = needs.at(-1);
+  const fresh = needs.filter(({ sinceMs }) => sinceMs > need.sinceMs - memoryMs);
+  if (last === undefined || need.sinceMs - last.sinceMs >= memoryMs / SPANS) return [...fresh, need];
+  const most = { ...last, groups: Math.max(last.groups, need.groups) };
+  return [...fresh.filter((one) => one !== last), most];
+}
+
+/** What all but a share of the spans needed. */
+function usual(needs: readonly Need[], rare: number): number {
+  const sorted = needs.map(({ groups }) => groups).sort((a, b) => b - a);
+  return sorted[Math.floor(sorted.length * rare)] ?? 0;
+}
+
+function within({ min, max }: Bounds, value: number): number {
+  return Math.min(max, Math.max(min, value));
+}
+
+function seconds(ms: number): string {
+  return `${Math.round(ms / 1000)} s`;
 }

@@ -1,5 +1,5 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
-import { GatewayDemand, type ModelDemand } from "#protocol/demand.ts";
+import { GatewayDemand, type ModelDemand, type Traffic } from "#protocol/demand.ts";
 import type { GatewayId, ModelName } from "#protocol/ids.ts";
 import { subjects } from "#protocol/subjects.ts";
 import { GATEWAY_BEAT_MS, OWNER_TIMEOUT_MS } from "#protocol/worker.ts";
@@ -12,7 +12,7 @@ export interface DemandExchangeParts {
   readonly gatewayId: GatewayId;
   readonly models: readonly ModelName[];
   /** The demand of this process's own requests. */
-  readonly own: (model: ModelName) => Demand;
+  readonly own: (model: ModelName) => Omit<ModelDemand, "model">;
   /** Another control plane told of requests that wait. */
   readonly onWaiting: () => void;
 }
@@ -24,6 +24,8 @@ interface Told {
 
 /** Arrivals within this time are told together. */
 const TOGETHER_MS = 20;
+/** What was told longer ago is no measure of now. */
+const FRESH_MS = 3 * GATEWAY_BEAT_MS;
 
 /**
  * Owns what the control planes of a system tell each other of their requests, so that whoever scales sees all of them.
@@ -85,6 +87,19 @@ export class DemandExchange {
     return this.#told(model).reduce((sum, told) => sum + told.waiting, 0);
   }
 
+  /** What came at each control plane; null: one of them, or the bus, was not heard lately. */
+  traffic(model: ModelName): ReadonlyMap<string, Traffic> | null {
+    const { bus, clock, gatewayId, own } = this.#parts;
+    const freshMs = clock.monotonic() - FRESH_MS;
+    const counters = new Map<string, Traffic>([[gatewayId, own(model).traffic]]);
+    for (const [other, { heardMs, models }] of this.#others) {
+      if (bus.state !== "connected" || heardMs < freshMs) return null;
+      const told = models.get(model);
+      if (told !== undefined) counters.set(other, told.traffic);
+    }
+    return counters;
+  }
+
   /** Of all control planes together. Nothing counts as idle for longer than this process has looked. */
   demand(model: ModelName): Demand {
     const { clock, own } = this.#parts;
@@ -141,6 +156,7 @@ export function sumOf(demands: readonly Demand[], mostIdleMs: number): Demand {
   return {
     waiting,
     oldestWaitMs: waiting === 0 ? 0 : first.oldestWaitMs,
+    waitingTokens: demands.reduce((sum, demand) => sum + demand.waitingTokens, 0),
     missing: waiting === 0 ? null : first.missing,
     running: demands.reduce((sum, demand) => sum + demand.running, 0),
     idleMs: demands.reduce((least, { idleMs }) => Math.min(least, idleMs ?? mostIdleMs), mostIdleMs),

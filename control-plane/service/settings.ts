@@ -89,6 +89,16 @@ export const SETTINGS = {
     "300",
     "Workers above the minimum stop after this long without a request.",
   ),
+  MARGAY_KEEP_ALIVE: setting(
+    z.enum(["learned", "fixed"]),
+    "learned",
+    "`learned`: once enough pauses were seen, workers stay for as long as those of their model usually are; MARGAY_IDLE_SECONDS holds until then. `fixed`: it always holds.",
+  ),
+  MARGAY_TTFT_GOAL_MS: setting(
+    whole(50, 600_000),
+    "2000",
+    "Time to the first token that the number of workers is planned for, in milliseconds.",
+  ),
   MARGAY_BACKEND: setting(
     z.enum(["auto", "ref", "cpu"]),
     "auto",
@@ -111,7 +121,7 @@ export const SETTINGS = {
   MARGAY_TPOT_GOAL_MS: setting(
     whole(0, 60_000),
     "0",
-    "A decode worker takes no further request while a step would then take longer than this, in milliseconds; 0: no goal.",
+    "A decode worker takes no further request while a step would then take longer than this, in milliseconds, and the number of decode workers is planned for it; 0: no goal.",
   ),
   MARGAY_LOCAL_PREFILL_TOKENS: setting(
     whole(0, 131_072),

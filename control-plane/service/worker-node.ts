@@ -5,7 +5,7 @@ import type { KvEndpoint } from "#protocol/kv.ts";
 import type { ExchangeEndpoint } from "#protocol/membership.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import { subjects } from "#protocol/subjects.ts";
-import type { Load, Role } from "#protocol/worker.ts";
+import { type Load, NO_RANK_WORK, type Role } from "#protocol/worker.ts";
 import type { Clock, Random } from "./clock.ts";
 import { type EngineCounters, type ExchangeCounters, reportEngine, reportExchange } from "./engine-metrics.ts";
 import { type GroupLostEvent, GroupSeat, type SeatEngine } from "./group-seat.ts";
@@ -67,7 +67,7 @@ export interface NodeListener<Result, Event> {
 
 /** The requests of a rank. */
 export interface NodeRequests<Result, Event> {
-  readonly load: Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond">;
+  readonly load: Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond" | "work">;
   onStep(result: Result): void;
   onEvent(event: Event): void;
   endOwner(owner: GatewayId): void;
@@ -238,6 +238,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
       requests: 0,
       pendingPrefillTokens: 0,
       prefillTokensPerSecond: 0,
+      work: NO_RANK_WORK,
       ...this.#serving?.requests.load,
     };
     return { ...requests, maxRequests: info.slots, blocksTotal: info.kvBlocks, blocksAvailable };

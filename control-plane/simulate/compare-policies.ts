@@ -1,4 +1,4 @@
-import type { CapacityRules } from "../scaling/capacity-plan.ts";
+import { CAPACITY_CONSTANTS, type CapacityRules } from "../scaling/capacity-plan.ts";
 import type { FleetModel } from "./fleet-model.ts";
 import { type FleetFigures, figuresOf } from "./fleet-report.ts";
 import { type FleetRun, type Groups, type Policy, runFleet } from "./fleet-run.ts";
@@ -17,12 +17,10 @@ export const ATTAINED = 0.95;
 const FIRST: Groups = { prefill: 2, decode: 2 };
 const WINDOWS = { shortMs: 10_000, longMs: 300_000 } as const;
 
-/** The planner's constants: chosen on Mooncake's and Azure's conversations, used everywhere. */
+/** The product's rules for a fleet that may not go to zero. */
 export function plannerRules({ spec }: FleetModel): CapacityRules {
-  return {
-    ...{ ttftGoalMs: spec.ttftGoalMs, headroom: 1.25, missed: 0.05, spare: 2, shrinkAfterMs: 60_000 },
-    ...{ least: 1, most: spec.mostGroups },
-  };
+  const groups = { min: 1, max: spec.mostGroups };
+  return { ...CAPACITY_CONSTANTS, ttftGoalMs: spec.ttftGoalMs, groups: { prefill: groups, decode: groups } };
 }
 
 export function runPlanner(trace: readonly TraceRequest[], model: FleetModel): FleetRun {
@@ -44,15 +42,21 @@ export function comparePolicies(trace: readonly TraceRequest[], model: FleetMode
   };
   const context = trace.reduce((sum, one) => sum + one.promptTokens + one.outputTokens / 2, 0) / trace.length;
   const streams = model.mostStreams(context);
-  for (const prefill of [0.5, 0.8, 1, 2, 4, 8]) {
-    for (const share of [0.4, 0.6, 0.8, 1]) {
-      const decode = share * streams;
-      add("knative", `${prefill} prompts, ${Math.round(decode)} streams`, knativePolicy({ prefill, decode }));
+  for (const prefill of [0.25, 0.5, 0.7, 1, 2, 4]) {
+    for (const share of [0.4, 1]) {
+      for (const delayMs of [0, 300_000, 900_000]) {
+        const decode = share * streams;
+        const setting = `${prefill} prompts, ${Math.round(decode)} streams, delay ${delayMs / 1000} s`;
+        add("knative", setting, knativePolicy({ prefill, decode, delayMs }));
+      }
     }
   }
-  for (const target of [0.25, 1, 3, 10, 30]) {
-    for (const decodePerPrefill of [0.125, 0.25, 0.5, 1]) {
-      add("hpa", `${target} waiting, D/P ${decodePerPrefill}`, hpaPolicy({ target, decodePerPrefill }));
+  for (const target of [0.02, 0.1, 0.3, 1, 3, 10]) {
+    for (const decodePerPrefill of [0.0625, 0.125, 0.25]) {
+      for (const windowMs of [300_000, 900_000]) {
+        const setting = `${target} waiting, D/P ${decodePerPrefill}, window ${windowMs / 1000} s`;
+        add("hpa", setting, hpaPolicy({ target, decodePerPrefill, windowMs }));
+      }
     }
   }
   return outcomes;

@@ -17,6 +17,9 @@ export interface FleetSignals {
   readonly arrivedPrefillMs: number;
   readonly arrivedOutput: number;
   readonly arrivedContext: number;
+  /** First tokens that came, and those of them later than the goal. */
+  readonly firstTokens: number;
+  readonly lateTokens: number;
   /** Waiting for prefill: how many, their work, the first one's age. */
   readonly queued: number;
   readonly queuedPrefillMs: number;
@@ -36,6 +39,7 @@ export const PERIOD_MS = 2_000;
 
 /** What became of a request. */
 export interface Served {
+  readonly atMs: number;
   readonly ttftMs: number;
   readonly tpotMs: number;
   readonly outputTokens: number;
@@ -73,14 +77,22 @@ const TAIL_MS = 1_800_000;
  * groups, each of which computes one prompt at a time; one before the decode groups, which hold what fits memory and the TPOT
  * goal, each stream as fast as its group's step. Groups cost from the wish for them until they have drained.
  */
-export function runFleet(trace: readonly TraceRequest[], model: FleetModel, policy: Policy, first: Groups): FleetRun {
-  return new FleetSimulation(trace, model, policy, first).run();
+export function runFleet(
+  trace: readonly TraceRequest[],
+  model: FleetModel,
+  policy: Policy,
+  first: Groups,
+  /** What comes and what it costs before counts for nothing: the fleet is there already when it begins. */
+  countedFromMs = 0,
+): FleetRun {
+  return new FleetSimulation(trace, model, policy, first, countedFromMs).run();
 }
 
 class FleetSimulation {
   readonly #trace: readonly TraceRequest[];
   readonly #model: FleetModel;
   readonly #policy: Policy;
+  readonly #countedFromMs: number;
   readonly #prefill: PrefillGroup[] = [];
   readonly #decode: DecodeGroup[] = [];
   readonly #queue: Waiting[] = [];
@@ -94,10 +106,12 @@ class FleetSimulation {
   #nowMs = 0;
   #next = 0;
   #arrived = { count: 0, workMs: 0, output: 0, context: 0 };
+  #first = { count: 0, late: 0 };
   #queuedWorkMs = 0;
   #computing: Computing[] = [];
 
-  constructor(trace: readonly TraceRequest[], model: FleetModel, policy: Policy, first: Groups) {
+  constructor(trace: readonly TraceRequest[], model: FleetModel, policy: Policy, first: Groups, countedFromMs: number) {
+    this.#countedFromMs = countedFromMs;
     this.#trace = trace;
     this.#model = model;
     this.#policy = policy;
@@ -127,7 +141,7 @@ class FleetSimulation {
     for (const { bornMs } of this.#prefill) this.#charge("prefill", bornMs);
     for (const { bornMs } of this.#decode) this.#charge("decode", bornMs);
     return {
-      served: this.#served,
+      served: this.#served.filter(({ atMs }) => atMs >= this.#countedFromMs),
       gpuSeconds: this.#gpuMs / 1000,
       endMs: this.#nowMs,
       history: this.#history,
@@ -172,8 +186,13 @@ class FleetSimulation {
     if (!this.#computing.some(({ endMs }) => endMs <= this.#nowMs)) return;
     const rest: Computing[] = [];
     for (const one of this.#computing) {
-      if (one.endMs > this.#nowMs) rest.push(one);
-      else if (one.stream.request.outputTokens === 1) this.#finish(one.stream);
+      if (one.endMs > this.#nowMs) {
+        rest.push(one);
+        continue;
+      }
+      this.#first.count++;
+      if (one.endMs - one.stream.request.atMs > this.#model.spec.ttftGoalMs) this.#first.late++;
+      if (one.stream.request.outputTokens === 1) this.#finish(one.stream);
       else this.#handover.push(one.stream);
     }
     this.#computing = rest;
@@ -199,6 +218,7 @@ class FleetSimulation {
     const { outputTokens, atMs, promptTokens } = request;
     const tailMs = outputTokens > 1 ? this.#nowMs + this.#model.transferMs(promptTokens) - firstMs : 0;
     this.#served.push({
+      atMs,
       ttftMs: firstMs - atMs,
       tpotMs: outputTokens > 1 ? tailMs / (outputTokens - 1) : 0,
       outputTokens,
@@ -208,6 +228,8 @@ class FleetSimulation {
   #look(): void {
     const { count: arrived, workMs, output, context } = this.#arrived;
     this.#arrived = { count: 0, workMs: 0, output: 0, context: 0 };
+    const { count: firstTokens, late: lateTokens } = this.#first;
+    this.#first = { count: 0, late: 0 };
     const first = this.#queue[this.#head];
     const ready = {
       prefill: this.#prefill.filter(({ readyMs, leaving }) => !leaving && readyMs <= this.#nowMs).length,
@@ -215,7 +237,7 @@ class FleetSimulation {
     };
     const signals: FleetSignals = {
       ...{ nowMs: this.#nowMs, model: this.#model, ready, wanted: this.#wanted, arrived },
-      ...{ arrivedPrefillMs: workMs, arrivedOutput: output, arrivedContext: context },
+      ...{ arrivedPrefillMs: workMs, arrivedOutput: output, arrivedContext: context, firstTokens, lateTokens },
       queued: this.#queue.length - this.#head,
       queuedPrefillMs: this.#queuedWorkMs,
       oldestMs: first === undefined ? 0 : this.#nowMs - first.atMs,
@@ -264,6 +286,7 @@ class FleetSimulation {
 
   #charge(role: keyof Groups, bornMs: number): void {
     const { prefillGpus, decodeGpus } = this.#model.spec;
-    this.#gpuMs += (this.#nowMs - bornMs) * (role === "prefill" ? prefillGpus : decodeGpus);
+    const fromMs = Math.max(bornMs, this.#countedFromMs);
+    this.#gpuMs += Math.max(0, this.#nowMs - fromMs) * (role === "prefill" ? prefillGpus : decodeGpus);
   }
 }

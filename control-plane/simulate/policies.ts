@@ -1,4 +1,4 @@
-import { type CapacityRules, type CapacityState, planCapacity } from "../scaling/capacity-plan.ts";
+import { type CapacityRules, type CapacityState, newRolePlan, planCapacity } from "../scaling/capacity-plan.ts";
 import { type FleetSignals, type Groups, PERIOD_MS, type Policy } from "./fleet-run.ts";
 
 /** A value over the last `spanMs`, looked at every PERIOD_MS. */
@@ -36,16 +36,22 @@ class Window {
  * Knative's autoscaler by its published rules, one for each role: mean concurrency over 60 s against a target per replica; over
  * 6 s in panic, which begins when that asks for twice what is ready, lasts 60 s and never shrinks; at most halved at a time.
  */
-export function knativePolicy(targets: { readonly prefill: number; readonly decode: number }): Policy {
-  const prefill = knativeRole(targets.prefill);
-  const decode = knativeRole(targets.decode);
+export function knativePolicy(rules: {
+  readonly prefill: number;
+  readonly decode: number;
+  /** `scale-down-delay`: never fewer than the most that was asked for within so long. */
+  readonly delayMs: number;
+}): Policy {
+  const prefill = knativeRole(rules.prefill, rules.delayMs);
+  const decode = knativeRole(rules.decode, rules.delayMs);
   return (signals) => ({
     prefill: prefill(signals.nowMs, signals.queued + signals.computing, signals.ready.prefill, signals.wanted.prefill),
     decode: decode(signals.nowMs, signals.streams + signals.queuedStreams, signals.ready.decode, signals.wanted.decode),
   });
 }
 
-function knativeRole(target: number) {
+function knativeRole(target: number, delayMs: number) {
+  const asked = new Window(delayMs);
   const stable = new Window(60_000);
   const panic = new Window(6_000);
   let panicUntilMs = Number.NEGATIVE_INFINITY;
@@ -55,18 +61,25 @@ function knativeRole(target: number) {
     const calm = Math.ceil(stable.mean / target);
     const urgent = Math.ceil(panic.mean / target);
     if (urgent >= 2 * Math.max(1, ready)) panicUntilMs = nowMs + 60_000;
-    if (nowMs < panicUntilMs) return Math.max(wanted, urgent);
-    return Math.max(1, Math.ceil(ready / 2), calm);
+    const panics = nowMs < panicUntilMs;
+    const desired = panics ? Math.max(wanted, urgent) : Math.max(1, Math.ceil(ready / 2), calm);
+    asked.add(desired);
+    return delayMs === 0 ? desired : asked.largest;
   };
 }
 
 /**
  * The horizontal pod autoscaler on the length of the queue per prefill replica, decode replicas in fixed proportion: every 15 s
  * the replicas times metric over target, left alone within 10 %; at most the larger of 4 more and twice as many per step;
- * shrinking to the most that the last 300 s asked for.
+ * shrinking to the most that was asked for within a window.
  */
-export function hpaPolicy(rules: { readonly target: number; readonly decodePerPrefill: number }): Policy {
-  const asked = new Window(300_000);
+export function hpaPolicy(rules: {
+  readonly target: number;
+  readonly decodePerPrefill: number;
+  /** `stabilizationWindowSeconds`, 300 by default. */
+  readonly windowMs: number;
+}): Policy {
+  const asked = new Window(rules.windowMs);
   let nextMs = 0;
   let groups: Groups | null = null;
   return ({ nowMs, queued, queuedStreams, wanted }) => {
@@ -84,6 +97,9 @@ export function hpaPolicy(rules: { readonly target: number; readonly decodePerPr
   };
 }
 
+/** Whether goals are kept is judged over so long. */
+const LATE_MS = 900_000;
+
 /** What the planner of the product is told of a simulated fleet, measured as the product would. */
 export function plannedPolicy(
   rules: CapacityRules,
@@ -95,6 +111,8 @@ export function plannedPolicy(
   const shapes = new Window(windows.longMs);
   const work = new Window(windows.longMs);
   const context = new Window(windows.longMs);
+  const first = new Window(LATE_MS);
+  const late = new Window(LATE_MS);
   let state: CapacityState | null = null;
   return (signals: FleetSignals) => {
     const { nowMs, model, arrived, wanted } = signals;
@@ -102,10 +120,9 @@ export function plannedPolicy(
     shapes.add(signals.arrivedOutput);
     work.add(signals.arrivedPrefillMs / 1000);
     context.add(signals.arrivedContext);
-    state ??= {
-      prefill: { groups: wanted.prefill, fewerSinceMs: null, fewer: 0, reason: "as found" },
-      decode: { groups: wanted.decode, fewerSinceMs: null, fewer: 0, reason: "as found" },
-    };
+    first.add(signals.firstTokens);
+    late.add(signals.lateTokens);
+    state ??= { prefill: newRolePlan(wanted.prefill), decode: newRolePlan(wanted.decode) };
     const known = long.sum > 0;
     const meanContext = known ? context.sum / long.sum : 0;
     const streamsPerGroup = known ? model.mostStreams(meanContext) : null;
@@ -119,6 +136,7 @@ export function plannedPolicy(
         prefillVariation: 1,
         queuedSeconds: signals.queuedPrefillMs / 1000,
         oldestWaitMs: signals.oldestMs,
+        late: first.sum === 0 ? null : late.sum / first.sum,
         streams: signals.streams + signals.queuedStreams,
         streamSeconds: tokenMs === null ? null : ((shapes.sum / long.sum) * tokenMs) / 1000,
         streamsPerGroup,

@@ -24,6 +24,7 @@ export const SIM_MODEL = ModelName.parse("sim");
 export const REQUEST_MS = 90_000;
 export const WAIT_MS = 60_000;
 const DRAIN_MS = 5_000;
+const TTFT_GOAL_MS = 1_000;
 
 export interface WorldOptions {
   readonly model: ServedModel;
@@ -190,7 +191,10 @@ export class SimWorld {
       models: new Map(),
       stateFolder: "",
       nats: { url: "", user: null, password: null },
-      scaling: { prefill: limits, decode: limits, idleMs },
+      scaling: {
+        ...{ prefill: limits, decode: limits, ttftGoalMs: TTFT_GOAL_MS, tpotGoalMs: 0 },
+        keepAlive: { fixedMs: idleMs, learned: true },
+      },
       kube: null,
       ranks: { prefill: 1, decode: 1 },
       groups: { leastRanks: 1, sparePerRank: 0, balanceMs: 0 },

@@ -3,6 +3,7 @@ import {
   type CapacityRules,
   type CapacitySignals,
   type CapacityState,
+  newRolePlan,
   planCapacity,
   waitTail,
 } from "../../control-plane/scaling/capacity-plan.ts";
@@ -12,9 +13,12 @@ const rules: CapacityRules = {
   headroom: 1.25,
   missed: 0.05,
   spare: 2,
+  memoryStarts: 1,
+  memoryMs: { min: 1_000, max: 600_000 },
+  rare: 0.5,
+  mostLate: 0.05,
   shrinkAfterMs: 60_000,
-  least: 1,
-  most: 20,
+  groups: { prefill: { min: 1, max: 20 }, decode: { min: 1, max: 20 } },
 };
 
 const calm: CapacitySignals = {
@@ -24,6 +28,7 @@ const calm: CapacitySignals = {
   prefillVariation: 1,
   queuedSeconds: 0,
   oldestWaitMs: 0,
+  late: 0,
   streams: 80,
   streamSeconds: 20,
   streamsPerGroup: 50,
@@ -31,8 +36,7 @@ const calm: CapacitySignals = {
 };
 
 function stateOf(prefill: number, decode: number): CapacityState {
-  const role = (groups: number) => ({ groups, fewerSinceMs: null, fewer: 0, reason: "" });
-  return { prefill: role(prefill), decode: role(decode) };
+  return { prefill: newRolePlan(prefill), decode: newRolePlan(decode) };
 }
 
 /** Groups and reasons after one look. */
@@ -73,7 +77,7 @@ describe("how many groups", () => {
   });
 
   test("never beyond the bounds", () => {
-    expect(look({ arrivals: { short: 1e6, long: 0 } }).prefill.groups).toBe(20);
+    expect(look({ arrivals: { short: 1e6, long: 0 } }, stateOf(19, 1)).prefill.groups).toBe(20);
     expect(look({ arrivals: { short: 0, long: 0 }, streams: 0 }).decode.groups).toBe(1);
   });
 });
@@ -85,6 +89,15 @@ describe("what is not known", () => {
     expect(held.decode.groups).toBeGreaterThan(1);
     const blind = look({ arrivals: null }, stateOf(7, 9));
     expect([blind.prefill.groups, blind.decode.groups]).toEqual([7, 9]);
+  });
+});
+
+describe("growing", () => {
+  test("at most doubles, or adds four, at a time", () => {
+    const flood = { arrivals: { short: 1e6, long: 4 } };
+    expect(look(flood, stateOf(1, 1)).prefill.groups).toBe(5);
+    expect(look(flood, stateOf(8, 1)).prefill.groups).toBe(16);
+    expect(look(flood, stateOf(16, 1)).prefill.groups).toBe(20);
   });
 });
 
@@ -102,17 +115,34 @@ describe("shrinking", () => {
     expect(at(100_000, { arrivals: { short: 60, long: 4 } })).toBe(20);
     expect(at(110_000)).toBe(20);
     expect(at(165_000)).toBe(20);
-    expect(at(170_000)).toBe(16);
-    expect(state.prefill.reason).toMatch(/fewer did for 60 s/);
+    expect(at(175_000)).toBe(16);
+    expect(state.prefill.reason).toMatch(/did for 60 s/);
   });
 
-  test("never below the most that was needed meanwhile", () => {
-    let state = stateOf(6, 1);
-    const needed = look({ arrivals: { short: 6, long: 6 } }).prefill.groups;
-    expect(needed).toBeLessThan(6);
-    state = look({ nowMs: 0 }, state);
-    state = look({ nowMs: 30_000, arrivals: { short: 6, long: 6 } }, state);
-    state = look({ nowMs: 60_000 }, state);
-    expect(state.prefill.groups).toBe(Math.max(needed, 5));
+  test("what came again and again is kept, what came once is not; all of it while first tokens are late", () => {
+    const burst = { arrivals: { short: 12, long: 4 } };
+    const needed = look(burst, stateOf(5, 1)).prefill.groups;
+    const left = (bursts: number, late: number): number => {
+      let state = stateOf(needed, 1);
+      const often = { ...rules, memoryMs: { min: 600_000, max: 600_000 }, rare: 0.3 };
+      for (let i = 0; i < 40; i++) {
+        const changes = i % 10 < bursts ? burst : {};
+        state = planCapacity(often, { ...calm, ...changes, late, nowMs: i * 15_000 }, state);
+      }
+      return state.prefill.groups;
+    };
+    expect(left(1, 0)).toBeLessThan(needed);
+    expect(left(5, 0)).toBe(needed);
+    expect(left(1, 0.05)).toBe(needed);
+  });
+
+  test("the memory is as long as it takes to be worth a start", () => {
+    const burst = { arrivals: { short: 12, long: 4 } };
+    const kept = (coldStartMs: number): number => {
+      let state = look({ ...burst, coldStartMs }, stateOf(1, 1));
+      for (let i = 1; i <= 60; i++) state = look({ nowMs: i * 5_000, coldStartMs, late: 0.05 }, state);
+      return state.prefill.groups;
+    };
+    expect(kept(1_000)).toBeLessThan(kept(600_000));
   });
 });

@@ -1,30 +1,32 @@
 import { describe, expect, test } from "vitest";
 import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import { NO_TRAFFIC, type Traffic } from "#protocol/demand.ts";
 import { GatewayId, type ModelName } from "#protocol/ids.ts";
 import { DemandExchange, sumOf } from "../../control-plane/scaling/demand-exchange.ts";
 import type { Demand } from "../../control-plane/scaling/planner.ts";
 import { FakeClock, fakeRandom } from "../support/fake-clock.ts";
 
 const NANO = "nano" as ModelName;
-const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null };
+const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null, waitingTokens: 0 };
 
 /** Two control planes on one bus. */
 function pair() {
   const clock = new FakeClock();
   const network = new MemoryNetwork(clock, fakeRandom(1));
   const demands: Record<string, Demand> = { a: quiet, b: quiet };
+  const traffic: Record<string, Traffic> = { a: NO_TRAFFIC, b: NO_TRAFFIC };
   const looks: Record<string, number> = { a: 0, b: 0 };
   const exchange = (name: string): DemandExchange => {
     const made = new DemandExchange({
       ...{ clock, models: [NANO], bus: network.connect("control-plane") },
       gatewayId: GatewayId.parse(`gw-${name}`),
-      own: () => demands[name]!,
+      own: () => ({ ...demands[name]!, traffic: traffic[name]! }),
       onWaiting: () => looks[name]!++,
     });
     made.start();
     return made;
   };
-  return { clock, demands, looks, a: exchange("a"), b: exchange("b") };
+  return { clock, demands, traffic, looks, a: exchange("a"), b: exchange("b") };
 }
 
 describe("what control planes tell each other", () => {
@@ -58,12 +60,34 @@ describe("what control planes tell each other", () => {
   });
 });
 
+describe("what came", () => {
+  test("is told by control plane, and is unknown once one of them was not heard for three seconds", async () => {
+    const { clock, traffic, a, b } = pair();
+    traffic.b = { ...NO_TRAFFIC, arrived: 5, promptTokens: 500 };
+    await clock.advance(1_100);
+    expect([...a.traffic(NANO)!.values()].map(({ arrived }) => arrived).sort()).toEqual([0, 5]);
+    b.stop();
+    await clock.advance(4_000);
+    expect(a.traffic(NANO)).toBeNull();
+    // Its requests have nobody any more, and a is alone.
+    await clock.advance(15_000);
+    expect(a.traffic(NANO)?.size).toBe(1);
+  });
+});
+
 describe("several demands as one", () => {
   test("adds up, and takes the first in line for what is missing", () => {
-    const first: Demand = { waiting: 1, oldestWaitMs: 900, missing: "prefill", running: 4, idleMs: 0 };
-    const later: Demand = { waiting: 2, oldestWaitMs: 100, missing: "decode", running: 2, idleMs: 7 };
+    const first: Demand = {
+      waiting: 1,
+      oldestWaitMs: 900,
+      missing: "prefill",
+      running: 4,
+      idleMs: 0,
+      waitingTokens: 7,
+    };
+    const later: Demand = { waiting: 2, oldestWaitMs: 100, missing: "decode", running: 2, idleMs: 7, waitingTokens: 5 };
     expect(sumOf([quiet, later, first], 60_000)).toEqual({
-      ...{ waiting: 3, oldestWaitMs: 900, missing: "prefill", running: 6, idleMs: 0 },
+      ...{ waiting: 3, oldestWaitMs: 900, missing: "prefill", running: 6, idleMs: 0, waitingTokens: 12 },
     });
     expect(sumOf([quiet, { ...quiet, idleMs: 30 }], 60_000)).toEqual({ ...quiet, idleMs: 30 });
     expect(sumOf([quiet], 60_000).idleMs).toBe(60_000);

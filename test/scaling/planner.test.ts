@@ -1,12 +1,28 @@
 import { describe, expect, test } from "vitest";
-import { type Demand, GROW_AFTER_MS, planWorkers, type RoleState } from "../../control-plane/scaling/planner.ts";
+import { keepAliveOf, NO_GAPS } from "../../control-plane/scaling/keep-alive.ts";
+import {
+  type Asked,
+  type Demand,
+  GROW_AFTER_MS,
+  planWorkers,
+  type RoleState,
+} from "../../control-plane/scaling/planner.ts";
 
-const rules = { prefill: { min: 0, max: 3 }, decode: { min: 0, max: 2 }, idleMs: 300_000 };
-const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null };
+const rules = {
+  ...{ prefill: { min: 0, max: 3 }, decode: { min: 0, max: 2 } },
+  ...{ keepAlive: { fixedMs: 300_000, learned: true }, ttftGoalMs: 1_000, tpotGoalMs: 0 },
+};
+const fixed = keepAliveOf(rules.keepAlive, NO_GAPS, 1_000);
+const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null, waitingTokens: 0 };
 const busy: Demand = { ...quiet, running: 3, idleMs: 0 };
 const state = (wanted: number, starting = 0, unmade = 0): RoleState => ({ wanted, starting, unmade });
-const plan = (demand: Partial<Demand>, prefill: RoleState, decode: RoleState, changes: Partial<typeof rules> = {}) =>
-  planWorkers({ ...rules, ...changes }, { ...quiet, ...demand }, { prefill, decode });
+const decide = (demand: Partial<Demand>, prefill: RoleState, decode: RoleState, asked?: Asked, keepAlive = fixed) =>
+  planWorkers(rules, { ...quiet, ...demand }, { prefill, decode }, keepAlive, asked);
+/** The counts alone. */
+const plan = (demand: Partial<Demand>, prefill: RoleState, decode: RoleState, changes: Partial<typeof rules> = {}) => {
+  const after = planWorkers({ ...rules, ...changes }, { ...quiet, ...demand }, { prefill, decode }, fixed);
+  return { prefill: after.prefill.count, decode: after.decode.count };
+};
 
 describe("from zero", () => {
   test("a request that waits wakes both roles together, one worker each, at once", () => {
@@ -58,5 +74,69 @@ describe("shrinking", () => {
 
   test("a worker that is still loading outlives the idle time; the other role does not wait for it", () => {
     expect(plan({ idleMs: 900_000 }, state(1, 1), state(1))).toEqual({ prefill: 1, decode: 0 });
+  });
+});
+
+describe("what the plan of capacity asks for", () => {
+  const asks = (prefill: number | null, decode: number | null): Asked => ({
+    prefill: prefill === null ? null : { groups: prefill, reason: "more prompts" },
+    decode: decode === null ? null : { groups: decode, reason: "more streams" },
+  });
+
+  test("moves each role on its own, with its reason, within the limits", () => {
+    expect(decide(busy, state(1), state(1), asks(3, 1))).toEqual({
+      prefill: { count: 3, reason: "more prompts" },
+      decode: { count: 1, reason: null },
+    });
+    expect(decide(busy, state(1), state(1), asks(9, 9)).prefill.count).toBe(3);
+    expect(decide(busy, state(3), state(2), asks(1, 2)).prefill).toEqual({ count: 1, reason: "more prompts" });
+  });
+
+  test("nothing where it holds a role, or was not made", () => {
+    expect(decide(busy, state(3), state(2), asks(null, 1))).toMatchObject({
+      prefill: { count: 3 },
+      decode: { count: 1 },
+    });
+    expect(decide(busy, state(3), state(2))).toMatchObject({ prefill: { count: 3 }, decode: { count: 2 } });
+  });
+
+  test("takes nothing away while a request waits, nor from a role whose worker is starting", () => {
+    expect(decide({ ...busy, waiting: 1, missing: "decode" }, state(3), state(2), asks(1, 1))).toMatchObject({
+      prefill: { count: 3 },
+      decode: { count: 2 },
+    });
+    expect(decide(busy, state(3, 1), state(2), asks(1, 1))).toMatchObject({
+      prefill: { count: 3 },
+      decode: { count: 1 },
+    });
+  });
+
+  test("never below one while there is something to do, and wakes nobody by itself", () => {
+    expect(decide(busy, state(1), state(1), asks(0, 0))).toMatchObject({ prefill: { count: 1 }, decode: { count: 1 } });
+    expect(decide({ idleMs: 1_000 }, state(0), state(0), asks(2, 2))).toMatchObject({
+      prefill: { count: 0 },
+      decode: { count: 0 },
+    });
+  });
+
+  test("a request that starves is believed before the plan", () => {
+    const late = { ...busy, waiting: 5, oldestWaitMs: GROW_AFTER_MS + 1, missing: "prefill" } as const;
+    const { prefill } = decide(late, state(1), state(1), asks(1, 1));
+    expect(prefill).toMatchObject({ count: 2, reason: expect.stringMatching(/waited 1\.0 s/) });
+  });
+});
+
+describe("a model whose requests come at known times", () => {
+  const due = { lingerMs: 10_000, wakeMs: 50_000, untilMs: 70_000, reason: "every minute" };
+
+  test("is stopped between them, woken before the next is due, and stopped again when it does not come", () => {
+    const at = (idleMs: number, wanted: number) =>
+      decide({ idleMs }, state(wanted), state(wanted), undefined, due).decode;
+    expect(at(9_000, 1).count).toBe(1);
+    expect(at(10_000, 1)).toEqual({ count: 0, reason: "idle: every minute" });
+    expect(at(49_000, 0).count).toBe(0);
+    expect(at(50_000, 0)).toEqual({ count: 1, reason: "a request is due: every minute" });
+    expect(at(69_000, 1).count).toBe(1);
+    expect(at(70_000, 1).count).toBe(0);
   });
 });

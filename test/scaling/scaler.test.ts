@@ -1,14 +1,16 @@
 import { beforeEach, describe, expect, test } from "vitest";
-import { type ModelName, type RankId, rankIdOf, type WorkerId } from "#protocol/ids.ts";
+import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
+import { GatewayId, type ModelName, type RankId, rankIdOf, type WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
 import { EMPTY_FLEET, type FleetSnapshot, type Rank } from "../../control-plane/fleet/fleet.ts";
+import { DecisionLog } from "../../control-plane/scaling/decision-log.ts";
 import type { Demand } from "../../control-plane/scaling/planner.ts";
 import type { ScaleTarget, TargetWorker } from "../../control-plane/scaling/scale-target.ts";
 import { Scaler } from "../../control-plane/scaling/scaler.ts";
 import { SILENT_MS, START_MS } from "../../control-plane/scaling/worker-health.ts";
-import { FakeClock } from "../support/fake-clock.ts";
+import { FakeClock, fakeRandom } from "../support/fake-clock.ts";
 
 const NANO = "nano" as ModelName;
 
@@ -65,7 +67,7 @@ let fleet: FleetSnapshot;
 let scaler: Scaler;
 let metrics: ReturnType<typeof createMetrics>;
 
-const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null };
+const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null, waitingTokens: 0 };
 const ids = () => target.list.map((worker) => worker.workerId).sort();
 
 /** What the fleet knows: each worker of the list in the state given by role or id. */
@@ -88,8 +90,18 @@ beforeEach(() => {
     ...{ clock, target, metrics },
     logger: silentLogger,
     models: [NANO],
-    rules: { prefill: { min: 0, max: 2 }, decode: { min: 0, max: 2 }, idleMs: 10_000 },
+    rules: {
+      ...{ prefill: { min: 0, max: 2 }, decode: { min: 0, max: 2 }, ttftGoalMs: 1_000, tpotGoalMs: 0 },
+      keepAlive: { fixedMs: 10_000, learned: true },
+    },
     demand: () => demand,
+    traffic: () => null,
+    usualStartMs: () => 1_000,
+    log: new DecisionLog({
+      bus: new MemoryNetwork(clock, fakeRandom(1)).connect("control-plane"),
+      clock,
+      gatewayId: GatewayId.parse("gw-1"),
+    }),
     snapshot: () => fleet,
   });
   scaler.start();

@@ -7,7 +7,17 @@ import type { GatewayId, ModelName, RankId, WorkerId } from "#protocol/ids.ts";
 import { KvEvents, KvMissed, KvMissedReply } from "#protocol/kv.ts";
 import { DrainReply } from "#protocol/prefill.ts";
 import { CONTROL_PLANE_QUEUE, subjects } from "#protocol/subjects.ts";
-import { Drain, GatewayBeat, Goodbye, HEARTBEAT_MS, Heartbeat, Hello, Refused, Welcome } from "#protocol/worker.ts";
+import {
+  Drain,
+  GatewayBeat,
+  Goodbye,
+  HEARTBEAT_MS,
+  Heartbeat,
+  Hello,
+  NO_RANK_WORK,
+  Refused,
+  Welcome,
+} from "#protocol/worker.ts";
 import { silentLogger } from "#service/logger.ts";
 import { type AgentHost, WorkerAgent } from "#service/worker-agent.ts";
 import { FakeClock, fakeRandom } from "../support/fake-clock.ts";
@@ -69,6 +79,7 @@ beforeEach(async () => {
       prefillTokensPerSecond: 0,
       blocksTotal: 10,
       blocksAvailable: 10,
+      work: NO_RANK_WORK,
     }),
     prefixHashes: () => Uint8Array.of(1, 2, 3),
     onDrain: (deadlineMs) => void drains.push(deadlineMs),

@@ -1,6 +1,7 @@
 import type { ModelName, RankId, WorkerId } from "#protocol/ids.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import type { Heartbeat, Load, Role } from "#protocol/worker.ts";
+import { NO_RANK_WORK } from "#protocol/worker.ts";
 import { EMPTY_FLEET, type FleetSnapshot, type Rank, withHeartbeat } from "../../control-plane/fleet/fleet.ts";
 
 export const NANO = "nano" as ModelName;
@@ -27,6 +28,7 @@ export function loadOf(changes: Partial<Load> = {}): Load {
     prefillTokensPerSecond: 1000,
     blocksTotal: 64,
     blocksAvailable: 64,
+    work: NO_RANK_WORK,
     ...changes,
   };
 }

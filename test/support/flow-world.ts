@@ -68,6 +68,7 @@ export class FlowWorld {
       waitingRoom: this.waitingRoom,
       board: this.board,
       localPrefillTokens: options.localPrefillTokens ?? 0,
+      ttftGoalMs: 1_000,
     });
     this.fleet.start();
     this.board.start();

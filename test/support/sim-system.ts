@@ -65,7 +65,12 @@ export class SimSystem {
   #calls = 0;
 
   constructor(
-    options: { readonly seed?: number; readonly localPrefillTokens?: number; readonly model?: Partial<SimModel> } = {},
+    options: {
+      readonly seed?: number;
+
+      localPrefillTokens?: number;
+      readonly model?: Partial<SimModel>;
+    } = {},
   ) {
     const { clock, metrics } = this;
     const logger = silentLogger;
@@ -94,6 +99,7 @@ export class SimSystem {
     this.flow = new Flow({
       ...{ bus, clock, logger, metrics, gatewayId, fleet, waitingRoom, board, waitMs },
       localPrefillTokens: options.localPrefillTokens ?? 0,
+      ttftGoalMs: 1_000,
     });
     fleet.start();
     this.former.start();
