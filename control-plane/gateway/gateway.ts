@@ -15,6 +15,7 @@ import type { Tenancy } from "../tenancy/tenancy.ts";
 import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
+import { DOCS_HEADERS, DOCS_PAGE } from "./docs-page.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
 import { findModel } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
@@ -30,6 +31,7 @@ import type { ResponsesHost } from "./responses/responses-host.ts";
 import { RouteTable } from "./route-table.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
+import { addTokenizationRoutes } from "./tokenization.ts";
 
 export interface GatewayConfig {
   /** null: nothing listens; connections come through `accept`. */
@@ -283,6 +285,7 @@ export class Gateway {
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     addResponseRoutes(app, host);
+    addTokenizationRoutes(app, models);
     app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
     app.get("/v1/models", (request) => {
       const caller = callerOf(request);
@@ -295,6 +298,7 @@ export class Gateway {
     });
     const document = openApiDocument();
     app.get("/openapi.json", () => document);
+    app.get("/docs", (_request, reply) => reply.headers(DOCS_HEADERS).send(DOCS_PAGE));
     addHealthRoutes(app, readiness, metrics);
   }
 

@@ -69,16 +69,25 @@ export type InputItem = z.infer<typeof InputItem>;
 const listRule = must("be a string or a list of items");
 
 /** `input`: a text is one message of the user, and an item without a type is a message. */
-export const InputField = z.preprocess(
-  (value) => {
+export const InputField = z
+  .unknown()
+  .transform((value) => {
     if (typeof value === "string") return [{ type: "message", role: "user", content: value }];
     return Array.isArray(value) ? value.map(withType) : value;
-  },
-  z
-    .array(InputItem, listRule)
-    .min(1, must("hold at least one item"))
-    .max(MAX_MESSAGES, must(`hold at most ${MAX_MESSAGES} items`)),
-);
+  })
+  .pipe(
+    z
+      .array(InputItem, listRule)
+      .min(1, must("hold at least one item"))
+      .max(MAX_MESSAGES, must(`hold at most ${MAX_MESSAGES} items`)),
+  )
+  .meta({
+    description: "A text of the user, or items; one without a type is a message.",
+    anyOf: [
+      { type: "string" },
+      { type: "array", items: z.toJSONSchema(InputItem, { io: "input" }), minItems: 1, maxItems: MAX_MESSAGES },
+    ],
+  });
 
 function withType(item: unknown): unknown {
   const untyped = typeof item === "object" && item !== null && !Array.isArray(item) && !("type" in item);

@@ -78,6 +78,20 @@ export const ResponseResponse = z.strictObject({
     .nullable(),
 });
 
+export const DeletedResponse = z.strictObject({
+  id: z.string(),
+  object: z.literal("response"),
+  deleted: z.literal(true),
+});
+
+export const InputItemList = z.strictObject({
+  object: z.literal("list"),
+  data: z.array(z.looseObject({ type: z.string(), id: z.string(), status: itemStatus })),
+  first_id: z.string().nullable(),
+  last_id: z.string().nullable(),
+  has_more: z.boolean(),
+});
+
 const numbered = { sequence_number: z.int().min(0) };
 const inOutput = { ...numbered, output_index: z.int().min(0) };
 const ofItem = { ...inOutput, item_id: z.string().min(1) };
