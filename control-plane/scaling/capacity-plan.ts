@@ -64,8 +64,8 @@ interface Bounds {
 
 /** Chosen on two traces, see `control-plane/simulate`. */
 export const CAPACITY_CONSTANTS = {
-  ...{ headroom: 1.25, missed: 0.05, spare: 2 },
-  ...{ memoryStarts: 15, memoryMs: { min: 60_000, max: 900_000 }, rare: 0.4, mostLate: 0.05, shrinkAfterMs: 20_000 },
+  ...{ headroom: 1, missed: 0.05, spare: 2 },
+  ...{ memoryStarts: 15, memoryMs: { min: 60_000, max: 900_000 }, rare: 0.3, mostLate: 0.05, shrinkAfterMs: 20_000 },
 } as const;
 
 export interface CapacityState {

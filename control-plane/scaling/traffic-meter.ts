@@ -22,11 +22,13 @@ interface Sample {
   readonly came: Traffic;
 }
 
-export const SHORT_MS = 10_000;
-export const LONG_MS = 300_000;
+export const SHORT_MS = 15_000;
+export const LONG_MS = 120_000;
+/** Whether goals are kept is judged over so long. */
+export const LATE_MS = 900_000;
 
 /**
- * Owns what came at all control planes within LONG_MS, out of their counters.
+ * Owns what came at all control planes lately, out of their counters.
  *
  * M1 a control plane that is heard for the first time, or whose counters fell, adds nothing but what it counts from there on
  * M2 means are those of the latest requests there were, however long ago
@@ -35,7 +37,7 @@ export class TrafficMeter {
   readonly #beganMs: number;
   #last: ReadonlyMap<string, Traffic>;
   #samples: readonly Sample[] = [];
-  #means: Omit<TrafficMeans, "short" | "long"> | null = null;
+  #means: Omit<TrafficMeans, "short" | "long" | "late"> | null = null;
 
   /** `counters` are those of now, by control plane. */
   constructor(nowMs: number, counters: ReadonlyMap<string, Traffic>) {
@@ -50,8 +52,8 @@ export class TrafficMeter {
       if (before !== undefined && before.arrived <= now.arrived) came = combined(came, now, before);
     }
     this.#last = counters;
-    this.#samples = [...this.#samples.filter(({ atMs }) => atMs > nowMs - LONG_MS), { atMs: nowMs, came }];
-    const long = sumOf(this.#samples);
+    this.#samples = [...this.#samples.filter(({ atMs }) => atMs > nowMs - LATE_MS), { atMs: nowMs, came }];
+    const long = sumOf(this.#samples.filter(({ atMs }) => atMs > nowMs - LONG_MS));
     if (long.arrived > 0) this.#means = meansOf(long, this.#means?.outputTokens ?? null);
   }
 
@@ -62,18 +64,19 @@ export class TrafficMeter {
       const { arrived } = sumOf(this.#samples.filter(({ atMs }) => atMs > nowMs - spanMs));
       return (1000 * arrived) / Math.max(1_000, Math.min(spanMs, nowMs - this.#beganMs));
     };
-    return { ...this.#means, short: rate(SHORT_MS), long: rate(LONG_MS) };
+    const { firstTokens, lateTokens } = sumOf(this.#samples);
+    const late = firstTokens === 0 ? null : lateTokens / firstTokens;
+    return { ...this.#means, late, short: rate(SHORT_MS), long: rate(LONG_MS) };
   }
 }
 
-function meansOf(long: Traffic, outputTokens: number | null): Omit<TrafficMeans, "short" | "long"> {
+function meansOf(long: Traffic, outputTokens: number | null): Omit<TrafficMeans, "short" | "long" | "late"> {
   const promptTokens = long.promptTokens / long.arrived;
   const square = long.promptSquares / long.arrived;
   return {
     promptTokens,
     promptVariation: promptTokens === 0 ? 0 : Math.max(0, square / promptTokens ** 2 - 1),
     cachedShare: long.endedPromptTokens === 0 ? 0 : long.cachedTokens / long.endedPromptTokens,
-    late: long.firstTokens === 0 ? null : long.lateTokens / long.firstTokens,
     outputTokens: long.ended === 0 ? outputTokens : long.outputTokens / long.ended,
   };
 }

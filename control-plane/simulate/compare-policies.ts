@@ -1,4 +1,5 @@
 import { CAPACITY_CONSTANTS, type CapacityRules } from "../scaling/capacity-plan.ts";
+import { LONG_MS, SHORT_MS } from "../scaling/traffic-meter.ts";
 import type { FleetModel } from "./fleet-model.ts";
 import { type FleetFigures, figuresOf } from "./fleet-report.ts";
 import { type FleetRun, type Groups, type Policy, runFleet } from "./fleet-run.ts";
@@ -15,7 +16,7 @@ export interface Outcome {
 /** The share of requests that has to be within both goals. */
 export const ATTAINED = 0.95;
 const FIRST: Groups = { prefill: 2, decode: 2 };
-const WINDOWS = { shortMs: 10_000, longMs: 300_000 } as const;
+const WINDOWS = { shortMs: SHORT_MS, longMs: LONG_MS } as const;
 
 /** The product's rules for a fleet that may not go to zero. */
 export function plannerRules({ spec }: FleetModel): CapacityRules {

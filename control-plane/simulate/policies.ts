@@ -1,4 +1,5 @@
 import { type CapacityRules, type CapacityState, newRolePlan, planCapacity } from "../scaling/capacity-plan.ts";
+import { LATE_MS } from "../scaling/traffic-meter.ts";
 import { type FleetSignals, type Groups, PERIOD_MS, type Policy } from "./fleet-run.ts";
 
 /** A value over the last `spanMs`, looked at every PERIOD_MS. */
@@ -96,9 +97,6 @@ export function hpaPolicy(rules: {
     return groups;
   };
 }
-
-/** Whether goals are kept is judged over so long. */
-const LATE_MS = 900_000;
 
 /** What the planner of the product is told of a simulated fleet, measured as the product would. */
 export function plannedPolicy(

@@ -22,7 +22,7 @@ interface Load {
   readonly outputTokens: number;
 }
 
-const QUIET: Load = { perSecond: 0.5, promptTokens: 16, outputTokens: 4 };
+const QUIET: Load = { perSecond: 0.2, promptTokens: 16, outputTokens: 4 };
 
 function requestsOf(load: Load, fromMs: number, untilMs: number, first: number): SimRequest[] {
   const count = Math.floor(((untilMs - fromMs) / 1000) * load.perSecond);
@@ -40,9 +40,9 @@ function requestsOf(load: Load, fromMs: number, untilMs: number, first: number):
 }
 
 /** Most workers of each role that were wanted in a span of time, and how many at the very end. */
-async function played(load: Load) {
-  const quietMs = 420_000;
-  const [beginMs, endMs] = [20_000, 100_000];
+async function played(load: Load, slots: number) {
+  const quietMs = 240_000;
+  const [beginMs, endMs] = [10_000, 45_000];
   const requests = [
     ...requestsOf(QUIET, 0, beginMs, 0),
     ...requestsOf(load, beginMs, endMs, 1_000),
@@ -51,7 +51,7 @@ async function played(load: Load) {
   const calm = scenarioOf(3, { requests: 1, calm: true });
   const scenario: Scenario = {
     ...{ ...calm, requests, controlPlanes: 1, localPrefillTokens: 0, minWorkers: 0, maxWorkers: 4, idleMs: 60_000 },
-    ...{ pool: { slots: 32, kvBlocks: 512, maxStepTokens: 128 }, startMs: [1_500, 1_500], stepMs: 20 },
+    ...{ pool: { slots, kvBlocks: 512, maxStepTokens: 128 }, startMs: [1_500, 1_500], stepMs: 20 },
   };
   const world = new SimWorld(scenario, { model, planted: {}, note: () => {}, logs: false });
   await world.start();
@@ -82,16 +82,16 @@ async function played(load: Load) {
   return { most, left };
 }
 
-describe("loads that lean to one role", () => {
+describe("loads that lean to one role", { timeout: 120_000 }, () => {
   test("long prompts with short answers grow prefill workers alone, and they go again", async () => {
-    const { most, left } = await played({ perSecond: 12, promptTokens: 400, outputTokens: 2 });
+    const { most, left } = await played({ perSecond: 12, promptTokens: 400, outputTokens: 2 }, 32);
     expect(most.prefill).toBeGreaterThan(1);
     expect(most.decode).toBe(1);
     expect(left).toEqual({ prefill: 1, decode: 1 });
   });
 
   test("short prompts with long answers grow decode workers alone, and they go again", async () => {
-    const { most, left } = await played({ perSecond: 16, promptTokens: 16, outputTokens: 200 });
+    const { most, left } = await played({ perSecond: 6, promptTokens: 16, outputTokens: 100 }, 6);
     expect(most.decode).toBeGreaterThan(1);
     expect(most.prefill).toBe(1);
     expect(left).toEqual({ prefill: 1, decode: 1 });
