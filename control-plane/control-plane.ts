@@ -77,7 +77,8 @@ export class ControlPlane implements Service {
     for (const [name, folder] of config.models) models.set(name, await loadServedModel(name, folder));
     const { clock, random, logger } = context;
     const gatewayId = `gw-${random.hex(4)}` as GatewayId;
-    const metrics = createMetrics({ processMetrics: true });
+    const telling = { teller: "control-plane", models: [...config.models.keys()] } as const;
+    const metrics = createMetrics({ processMetrics: true, telling });
     const keyring =
       config.keysFile === null ? null : await Keyring.open({ path: config.keysFile, clock, logger, metrics });
     const bus = await connectBus({
@@ -269,7 +270,9 @@ export class ControlPlane implements Service {
       }
     }
     for (const model of this.#models.keys()) {
-      metrics.gauge("margay_waiting_requests", { model }, this.#waitingRoom.waiting(model));
+      const waiting = this.#waitingRoom.waiting(model);
+      metrics.gauge("margay_waiting_requests", { model }, waiting);
+      metrics.gauge("margay_running_requests", { model }, this.#flow.running(model) - waiting);
     }
   }
 }

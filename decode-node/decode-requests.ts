@@ -369,7 +369,7 @@ export class DecodeRequests {
     return refusal(code, detail, retryAfterMs);
   }
 
-  #countDuplicate(kind: string): void {
+  #countDuplicate(kind: "reserve-kv" | "start-decode"): void {
     this.#parts.metrics.count("margay_duplicate_messages_total", { kind });
   }
 }

@@ -85,6 +85,8 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
   groups: ["fleet"],
   scaling: ["fleet", "kube"],
   tenancy: [],
+  // Made of the list of metrics alone; no process runs it.
+  monitoring: [],
   gateway: ["tenancy", "flow", "chat", "tokenizer"],
   // The one that assembles everything, over simulated ground.
   simulate: [

@@ -1,49 +1,27 @@
 import { ERRORS, type ErrorCode } from "./errors.ts";
 import { CACHE_TIERS } from "./kv.ts";
 import { BLOCK_STATES } from "./lifecycle.ts";
+import { type MetricSpec, STEP_SECONDS, TEXT, TOKENS, WAIT_SECONDS } from "./metric-spec.ts";
 import { Role, WorkerState } from "./worker.ts";
-
-/**
- * Every metric, declared once. service/metrics.ts turns a declaration into a typed handle, so a wrong name, label or
- * (for closed labels) value does not compile; dashboards, alerts and documentation are checked against this list.
- */
-interface MetricSpec {
-  readonly type: "counter" | "gauge" | "histogram";
-  readonly help: string;
-  readonly unit:
-    | "seconds"
-    | "bytes"
-    | "tokens"
-    | "blocks"
-    | "requests"
-    | "workers"
-    | "events"
-    | "boolean"
-    | "ratio"
-    | "experts";
-  /** Label names with their closed set of values, or TEXT where the set is bounded but known only at run time. */
-  readonly labels: Readonly<Record<string, readonly string[] | typeof TEXT>>;
-  /** Upper bounds of a histogram, rising, in its unit. */
-  readonly buckets?: readonly number[];
-}
-
-/** A label value known only at run time: few values all the same. */
-const TEXT = "text";
 
 const roles = Role.options;
 const codes = Object.keys(ERRORS) as ErrorCode[];
 const outcomes: readonly ("ok" | ErrorCode)[] = ["ok", ...codes];
-
-/** 1 ms to 10 min: anything a client or a phase of a request waits for. */
-const WAIT_SECONDS = [
-  0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
+/** Messages that may come twice. */
+const repeatable = [
+  "prefill-work",
+  "prefill-target",
+  "prefill-done",
+  "prefill-failed",
+  "reserve-kv",
+  "start-decode",
+  "token-chunk",
 ] as const;
-/** 0.1 ms to 2.5 s: one step, one token. */
-const STEP_SECONDS = [
-  0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
-] as const;
-const TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072] as const;
 
+/**
+ * Every metric, declared once. service/metrics.ts turns a declaration into a typed handle, so a wrong name, label or
+ * (for closed labels) value does not compile; boards, alerts and documents are made from this list.
+ */
 export const METRICS = {
   margay_requests_total: {
     type: "counter",
@@ -100,6 +78,12 @@ export const METRICS = {
   margay_waiting_requests: {
     type: "gauge",
     help: "Requests waiting for a worker now.",
+    unit: "requests",
+    labels: { model: TEXT },
+  },
+  margay_running_requests: {
+    type: "gauge",
+    help: "Requests that came to this control plane and are being served now, those that wait left out.",
     unit: "requests",
     labels: { model: TEXT },
   },
@@ -204,6 +188,12 @@ export const METRICS = {
     help: "Blocks of the KV pool (the pages of 64 tokens) by state; they add up to the pool.",
     unit: "blocks",
     labels: { role: roles, state: BLOCK_STATES },
+  },
+  margay_kv_used_share: {
+    type: "gauge",
+    help: "Share of the KV blocks that requests hold: neither free nor cached for later.",
+    unit: "ratio",
+    labels: { role: roles },
   },
   margay_kv_transfer_bytes_total: {
     type: "counter",
@@ -328,6 +318,12 @@ export const METRICS = {
     unit: "ratio",
     labels: { worker: TEXT, map: ["before", "after"] },
   },
+  margay_expert_load_over_mean: {
+    type: "gauge",
+    help: "Rows that a rank sent to an expert over the mean of all real experts: of the busiest, of the one that nine in ten do not exceed, of the middle one, of the idlest.",
+    unit: "ratio",
+    labels: { role: roles, expert: ["busiest", "ninth_decile", "median", "idlest"] },
+  },
   margay_expert_moves_total: {
     type: "counter",
     help: "Experts that a rank took over to even out the load.",
@@ -344,7 +340,7 @@ export const METRICS = {
     type: "counter",
     help: "Messages ignored because they were already obeyed or belong to an earlier attempt, by message kind.",
     unit: "events",
-    labels: { kind: TEXT },
+    labels: { kind: repeatable },
   },
   margay_bus_connected: {
     type: "gauge",

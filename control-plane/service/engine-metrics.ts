@@ -24,6 +24,9 @@ export function reportEngine(metrics: Metrics, role: Role, counters: EngineCount
   for (const [state, count] of Object.entries(counters.blocks) as [BlockState, number][]) {
     metrics.gauge("margay_kv_pages", { role, state }, count);
   }
+  const { free, cached } = counters.blocks;
+  const total = Object.values(counters.blocks).reduce((sum, count) => sum + count, 0);
+  metrics.gauge("margay_kv_used_share", { role }, total === 0 ? 0 : 1 - (free + cached) / total);
   const [direction, bytes] =
     role === "prefill" ? (["sent", counters.bytesSent] as const) : (["received", counters.bytesReceived] as const);
   metrics.countTotal("margay_kv_transfer_bytes_total", { role, direction }, bytes);
@@ -70,4 +73,17 @@ export function reportExchange(metrics: Metrics, role: Role, counters: ExchangeC
   if (routedRows === 0) return;
   metrics.gauge("margay_zero_expert_share", { role }, zeroChoices / (realChoices + zeroChoices));
   metrics.gauge("margay_real_experts_per_token", { role }, realChoices / routedRows);
+  reportExpertLoads(metrics, role, counters.expertLoads);
+}
+
+/** Of hundreds of experts four numbers: enough to see whether some are asked for far more than others. */
+function reportExpertLoads(metrics: Metrics, role: Role, loads: Float64Array): void {
+  const sorted = loads.toSorted();
+  const mean = sorted.reduce((sum, load) => sum + load, 0) / sorted.length;
+  if (!(mean > 0)) return;
+  const at = (share: number): number => sorted[Math.round(share * (sorted.length - 1))]! / mean;
+  metrics.gauge("margay_expert_load_over_mean", { role, expert: "busiest" }, at(1));
+  metrics.gauge("margay_expert_load_over_mean", { role, expert: "ninth_decile" }, at(0.9));
+  metrics.gauge("margay_expert_load_over_mean", { role, expert: "median" }, at(0.5));
+  metrics.gauge("margay_expert_load_over_mean", { role, expert: "idlest" }, at(0));
 }

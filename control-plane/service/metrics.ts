@@ -1,5 +1,7 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { seriesOf, type Teller, tellersOf } from "#protocol/metric-tellers.ts";
 import { type LabelsOf, METRICS, type MetricName, type MetricOf } from "#protocol/metrics.ts";
+import { aliasesOf, renamed } from "./metric-aliases.ts";
 
 /** One time series of a counter, ready to be added to: for hot paths. */
 export interface CounterSeries {
@@ -12,8 +14,8 @@ export interface HistogramSeries {
 }
 
 /**
- * The declared metrics of this process. A series appears in the text once it was touched; `count(name, labels, 0)`
- * makes it appear at zero.
+ * The declared metrics of this process. A process that says who it is has every counter and histogram of its own from the
+ * start, at zero, as far as their labels are known; any other series appears in the text once it was touched.
  */
 export interface Metrics {
   count<N extends MetricOf<"counter">>(name: N, labels: LabelsOf<N>, by?: number): void;
@@ -34,8 +36,14 @@ export interface Metrics {
 /** How often the delay of the event loop is sampled: each sample wakes an idle process. */
 const LOOP_DELAY_MS = 100;
 
+/** Whose metrics these are, and the models it serves. */
+export interface Telling {
+  readonly teller: Teller;
+  readonly models: readonly string[];
+}
+
 /** A registry of its own; `processMetrics` adds memory, CPU, garbage collection and event loop. */
-export function createMetrics(options: { readonly processMetrics: boolean }): Metrics {
+export function createMetrics(options: { readonly processMetrics: boolean; readonly telling?: Telling }): Metrics {
   const registry = new Registry();
   if (options.processMetrics)
     collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: LOOP_DELAY_MS });
@@ -57,6 +65,27 @@ export function createMetrics(options: { readonly processMetrics: boolean }): Me
   const histogram = (name: MetricOf<"histogram">) =>
     metric(name, (common) => new Histogram({ ...common, buckets: [...METRICS[name].buckets] }));
 
+  const { telling } = options;
+  if (telling !== undefined) {
+    for (const name of Object.keys(METRICS) as MetricName[]) {
+      if (!tellersOf(name).includes(telling.teller)) continue;
+      for (const labels of seriesOf(name, telling.teller, telling.models) ?? []) {
+        const { type } = METRICS[name];
+        if (type === "counter") counter(name as MetricOf<"counter">).inc(labels, 0);
+        else if (type === "histogram") histogram(name as MetricOf<"histogram">).zero(labels);
+      }
+    }
+  }
+  const aliases = telling === undefined ? [] : aliasesOf(telling.teller);
+
+  /** The same samples under the names that other engines' boards ask for. */
+  async function aliasText(): Promise<string> {
+    const texts = aliases
+      .filter(({ of }) => made.has(of))
+      .map(async (alias) => renamed(await registry.getSingleMetricAsString(alias.of), alias, telling!));
+    return (await Promise.all(texts)).join("");
+  }
+
   return {
     contentType: registry.contentType,
     count: (name, labels, by = 1) => counter(name).inc(record(labels), by),
@@ -76,7 +105,7 @@ export function createMetrics(options: { readonly processMetrics: boolean }): Me
     onCollect: (collect) => void collectors.push(collect),
     async text() {
       for (const collect of collectors) collect();
-      return await registry.metrics();
+      return (await registry.metrics()) + (await aliasText());
     },
   };
 }

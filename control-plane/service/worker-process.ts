@@ -18,7 +18,7 @@ export async function createWorkerProcess(
   createNode: (parts: WorkerNodeParts) => TracedService,
 ): Promise<Service> {
   const { clock, random, logger } = context;
-  const metrics = createMetrics({ processMetrics: true });
+  const metrics = createMetrics({ processMetrics: true, telling: { teller: role, models: [config.modelName] } });
   const name = config.workerId === null ? role : rankIdOf(config.workerId, config.rank);
   const bus = await connectBus({ ...config.nats, role, name, clock, random, logger, metrics });
   let traced: TracedService | null = null;

@@ -17,10 +17,11 @@ describe.each(examples)("%s", (name, file) => {
   helmTest("renders what is on record", () => {
     const run = template(file);
     expect(run.ok, run.stderr).toBe(true);
-    // Passwords are drawn anew at every install; files/nats.conf has a test of its own.
+    // Passwords are drawn anew at every install; files/nats.conf and the dashboards have tests of their own.
     const text = run.stdout
       .replaceAll(/^( {2}(?:control-plane|prefill|decode|operator): ).{20,}$/gm, "$1(drawn)")
       .replaceAll(/server_name: margay\n(?: {4}.*\n)*? {4}\}\n(?= {0,3}\S| {4}tls)/g, "(files/nats.conf)\n")
+      .replaceAll(/^( {2}margay-\S+\.json: \|\n)(?: {4}.*\n)+/gm, "$1    (files/dashboards)\n")
       .replaceAll(/(checksum\/config: ).*/g, "$1(sum)");
     const path = join(golden, `${name}.yaml`);
     if (process.env.WRITE_GOLDEN === "1") writeFileSync(path, text);

@@ -1,8 +1,6 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { load } from "js-yaml";
 import { describe, expect } from "vitest";
-import { METRICS } from "#protocol/metrics.ts";
 import { BUS_ROLES } from "#protocol/permissions.ts";
 import { readWorkerConfig } from "#service/worker-config.ts";
 import { readControlPlaneConfig } from "../../control-plane/config.ts";
@@ -110,24 +108,4 @@ helmTest("NATS is given a password for every user", () => {
   const given = nats.containers[0]!.env!.map((variable) => variable.name).filter((name) => name !== "POD_IP");
   const config = objects.find((object) => object.kind === "ConfigMap")!.data["nats.conf"] as string;
   expect([...config.matchAll(/\$(PASSWORD_[A-Z_]+)/g)].map((match) => match[1]).sort()).toEqual(given.sort());
-});
-
-helmTest("alerts and dashboard read metrics that there are, by labels that they have", () => {
-  const rules = load(readFileSync(join(chartFolder, "files/alerts.yaml"), "utf8")) as readonly { expr: string }[];
-  const dashboard = JSON.parse(readFileSync(join(chartFolder, "files/dashboard.json"), "utf8"));
-  const expressions = [
-    ...rules.map((rule) => rule.expr),
-    ...dashboard.panels.flatMap((panel: { targets: { expr: string }[] }) => panel.targets.map((target) => target.expr)),
-  ];
-  const labels: Readonly<Record<string, { readonly labels: object }>> = METRICS;
-  for (const expression of expressions) {
-    for (const [, name, , selected] of expression.matchAll(
-      /\b(margay_[a-z_]+?)(_bucket)?(?:\{([^}]*)\})?(?=[\s[){]|$)/g,
-    )) {
-      expect(Object.keys(METRICS), expression).toContain(name);
-      for (const [, label] of (selected ?? "").matchAll(/([a-z_]+)=/g)) {
-        expect(Object.keys(labels[name!]!.labels), expression).toContain(label);
-      }
-    }
-  }
 });

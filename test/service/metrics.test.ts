@@ -74,3 +74,31 @@ test("every declaration is complete: prefix, unit in the name, rising buckets fo
     }
   }
 });
+
+test("a process that says who it is tells its counters and histograms from the start, at zero", async () => {
+  const telling = { teller: "control-plane", models: ["nano"] } as const;
+  const text = await createMetrics({ processMetrics: false, telling }).text();
+  expect(text).toContain('margay_requests_total{model="nano",outcome="worker_lost"} 0');
+  expect(text).toContain('margay_time_to_first_token_seconds_count{model="nano"} 0');
+  expect(text).not.toContain("margay_prefill_tokens_total");
+  const rank = await createMetrics({ processMetrics: false, telling: { teller: "decode", models: ["nano"] } }).text();
+  expect(rank).toContain('margay_step_seconds_bucket{le="0.001",role="decode"} 0');
+  expect(rank).toContain('margay_kv_transfer_bytes_total{role="decode",direction="received"} 0');
+  expect(rank).not.toContain('role="prefill"');
+  expect(rank).not.toContain("margay_requests_total");
+});
+
+test("vLLM's names tell the same samples", async () => {
+  const metrics = createMetrics({ processMetrics: false, telling: { teller: "control-plane", models: ["nano"] } });
+  metrics.observe("margay_time_to_first_token_seconds", { model: "nano" }, 0.3);
+  metrics.count("margay_generated_tokens_total", { model: "nano" }, 12);
+  const text = await metrics.text();
+  expect(text).toContain("# TYPE vllm:time_to_first_token_seconds histogram");
+  expect(text).toContain('vllm:time_to_first_token_seconds_bucket{le="0.5",model_name="nano"} 1');
+  expect(text).toContain('vllm:generation_tokens_total{model_name="nano"} 12');
+  const rank = createMetrics({ processMetrics: false, telling: { teller: "decode", models: ["nano"] } });
+  rank.gauge("margay_kv_used_share", { role: "decode" }, 0.5);
+  rank.count("margay_preemptions_total", {});
+  expect(await rank.text()).toContain('vllm:kv_cache_usage_perc{model_name="nano",role="decode"} 0.5');
+  expect(await rank.text()).toContain('vllm:num_preemptions_total{model_name="nano"} 1');
+});
