@@ -93,6 +93,20 @@ const SCALING: Board = {
       queries: [{ expr: over("max", "margay_workers", ["role", "state"]), legend: "{{role}} {{state}}" }],
     },
     {
+      title: "Workers wanted",
+      about: "By the control plane that decides; `margay explain` says why.",
+      unit: "short",
+      queries: [{ expr: over("max", "margay_wanted_workers", ["model", "role"]), legend: "{{model}} {{role}}" }],
+    },
+    {
+      title: "Decisions",
+      about: "Changes of the number of workers that are wanted. Both ways at once, again and again, is flapping.",
+      unit: "ops",
+      queries: [
+        { expr: rate("margay_scaling_decisions_total", ["role", "direction"]), legend: "{{role}} {{direction}}" },
+      ],
+    },
+    {
       title: "Requests that wait",
       about: "What asks for workers.",
       unit: "short",

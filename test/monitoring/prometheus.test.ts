@@ -1,0 +1,169 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { BOARDS } from "../../control-plane/monitoring/boards.ts";
+import { PANEL_WINDOW } from "../../control-plane/monitoring/promql.ts";
+import { RECORDING_RULES } from "../../control-plane/monitoring/recording-rules.ts";
+import { freePort } from "../support/free-port.ts";
+import { prometheusTool } from "../support/prometheus-tools.ts";
+import { type System, startSystem, waitFor } from "../support/system.ts";
+
+/** A real Prometheus scrapes a running system under load: every query of every board has something to show. */
+
+const found = prometheusTool("prometheus");
+const rules = fileURLToPath(new URL("../../helm/files/rules.yaml", import.meta.url));
+/** Long enough for several scrapes, as Grafana would choose it. */
+const WINDOW = "20s";
+
+if ("lack" in found) test.skip(`Prometheus scrapes a running system (not run: ${found.lack})`, () => {});
+else describe("Prometheus over a running system", () => describePrometheus(found.path));
+
+/** What clients counted. */
+interface Counted {
+  requests: number;
+  promptTokens: number;
+  generatedTokens: number;
+}
+
+function describePrometheus(program: string): void {
+  let system: System;
+  let prometheus: { readonly url: string; readonly child: ChildProcess; readonly folder: string };
+  const counted: Counted = { requests: 0, promptTokens: 0, generatedTokens: 0 };
+
+  beforeAll(async () => {
+    system = await startSystem({
+      MARGAY_DECODE_EP: "2",
+      MARGAY_EP_BALANCE_SECONDS: "1",
+      // Several processes on few cores: a rank is late because it waits for its turn.
+      MARGAY_EXCHANGE_DEADLINE_MS: "10000",
+    });
+    await system.ready("prefill", 1);
+    const ranks = await system.ready("decode", 2);
+    const all = [...(await system.ready("prefill", 1)), ...ranks];
+    prometheus = await startPrometheus(program, [system.url, ...all.map((rank) => rank.healthUrl)]);
+  }, 150_000);
+
+  afterAll(async () => {
+    if (prometheus !== undefined) {
+      prometheus.child.kill("SIGTERM");
+      await new Promise((resolve) => prometheus.child.once("exit", resolve));
+      rmSync(prometheus.folder, { recursive: true, force: true });
+    }
+    expect(await system?.stop()).toBe(0);
+  }, 90_000);
+
+  test("every query of a board and every recorded series has data", async () => {
+    const load = new AbortController();
+    const clients = [0, 1].map((client) => keepAsking(system.url, client, counted, load.signal));
+    const lacking = new Map(
+      [
+        ...BOARDS.flatMap(({ name, panels }) =>
+          panels.flatMap(({ title, queries }) =>
+            queries.map(({ expr }) => [`${name}: ${title}: ${expr}`, expr] as const),
+          ),
+        ),
+        ...RECORDING_RULES.map(({ record }) => [record, record] as const),
+      ].map(([where, expr]) => [where, expr.replaceAll(PANEL_WINDOW, WINDOW)]),
+    );
+    expect(lacking.size).toBeGreaterThan(60);
+    await waitFor(
+      "data for every query",
+      async () => {
+        for (const [where, expr] of lacking) {
+          const values = await ask(prometheus.url, expr);
+          if (values.some(Number.isFinite)) lacking.delete(where);
+        }
+        return lacking.size === 0 ? true : null;
+      },
+      60_000,
+      () => [...lacking.keys()].join("\n"),
+    ).finally(() => load.abort());
+    await Promise.all(clients);
+  }, 120_000);
+
+  test("five numbers are those that the clients counted", async () => {
+    expect(counted.requests).toBeGreaterThan(2);
+    const expected: Readonly<Record<string, number>> = {
+      'sum(margay_requests_total{outcome="ok"})': counted.requests,
+      "sum(margay_prompt_tokens_total)": counted.promptTokens,
+      "sum(margay_generated_tokens_total)": counted.generatedTokens,
+      "sum(margay_time_to_first_token_seconds_count)": counted.requests,
+      'sum(vllm:e2e_request_latency_seconds_bucket{le="+Inf"})': counted.requests,
+    };
+    for (const [expr, value] of Object.entries(expected)) {
+      let last: readonly number[] = [];
+      await waitFor(
+        `${expr} to be ${value}`,
+        async () => {
+          last = await ask(prometheus.url, expr);
+          return last[0] === value ? true : null;
+        },
+        15_000,
+        () => `it is ${last}`,
+      );
+    }
+  }, 90_000);
+}
+
+/** One request after the other until told to stop; what was asked for and answered is counted as the answers tell it. */
+async function keepAsking(url: string, client: number, counted: Counted, signal: AbortSignal): Promise<void> {
+  for (let turn = 0; !signal.aborted; turn++) {
+    const content = `Client ${client} asks question ${turn}: ${"what is a margay? ".repeat(8)}`;
+    const response = await fetch(`${url}/v1/chat/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ model: "nano", messages: [{ role: "user", content }], max_tokens: 24, ignore_eos: true }),
+    });
+    const body = (await response.json()) as { usage: { prompt_tokens: number; completion_tokens: number } };
+    expect(response.status, JSON.stringify(body)).toBe(200);
+    counted.requests++;
+    counted.promptTokens += body.usage.prompt_tokens;
+    counted.generatedTokens += body.usage.completion_tokens;
+  }
+}
+
+async function startPrometheus(program: string, targets: readonly string[]) {
+  const folder = mkdtempSync(join(tmpdir(), "margay-prometheus-"));
+  const port = await freePort();
+  const config = {
+    global: { scrape_interval: "1s", scrape_timeout: "1s", evaluation_interval: "1s" },
+    rule_files: [rules],
+    scrape_configs: [
+      { job_name: "margay", static_configs: [{ targets: targets.map((target) => target.replace("http://", "")) }] },
+    ],
+  };
+  writeFileSync(join(folder, "prometheus.yml"), JSON.stringify(config));
+  const child = spawn(
+    program,
+    [
+      `--config.file=${join(folder, "prometheus.yml")}`,
+      `--storage.tsdb.path=${join(folder, "data")}`,
+      `--web.listen-address=127.0.0.1:${port}`,
+    ],
+    { stdio: ["ignore", "ignore", "pipe"] },
+  );
+  let log = "";
+  child.stderr!.on("data", (bytes: Buffer) => (log += bytes.toString()));
+  const url = `http://127.0.0.1:${port}`;
+  await waitFor(
+    "Prometheus to be ready",
+    async () => ((await fetch(`${url}/-/ready`).catch(() => null))?.ok ? true : null),
+    30_000,
+    () => log,
+  );
+  return { url, child, folder };
+}
+
+/** Values of an instant query, one per series. */
+async function ask(url: string, query: string): Promise<readonly number[]> {
+  const response = await fetch(`${url}/api/v1/query?${new URLSearchParams({ query })}`);
+  const answer = (await response.json()) as {
+    readonly error?: string;
+    readonly data?: { readonly result: readonly { readonly value: readonly [number, string] }[] };
+  };
+  if (answer.data === undefined) throw new Error(`${query}: ${answer.error}`);
+  return answer.data.result.map(({ value }) => Number(value[1]));
+}
