@@ -43,6 +43,7 @@ export async function createMessage(host: GenerationHost, request: FastifyReques
     temperature: body.temperature ?? null,
     top_p: body.top_p ?? null,
     top_k: body.top_k ?? null,
+    ...formatOf(body),
   };
   const constraint = await constraintOf(host.vet, model, fields, { tools, choice: choiceOf(body), startsInReasoning });
   const prompt = { tokens, param: "messages" };
@@ -96,6 +97,13 @@ function promptOf(model: ServedModel, body: CountTokensRequest) {
   const templateKwargs = thinking === null ? {} : { enable_thinking: thinking.type !== "disabled" };
   const messages = conversationOf(body.system ?? null, body.messages);
   return { ...renderChat(model, messages, { tools, templateKwargs }), tools };
+}
+
+/** The chat's form of `output_config.format`. */
+function formatOf({ output_config: config }: MessagesRequest) {
+  const format = config?.format ?? null;
+  if (format === null) return {};
+  return { response_format: { type: "json_schema" as const, json_schema: { name: "answer", schema: format.schema } } };
 }
 
 function choiceOf({ tool_choice: choice }: MessagesRequest): ToolChoice | null {

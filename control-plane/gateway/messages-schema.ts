@@ -135,6 +135,24 @@ export const MessagesRequest = CountTokensRequest.extend({
   temperature: numberWithin(0, 1).nullish(),
   top_p: numberWithin(0, 1).nullish(),
   top_k: wholeFrom(0).nullish(),
+  output_config: z
+    .object(
+      {
+        format: z
+          .object(
+            {
+              type: z.literal("json_schema", { error: 'must be "json_schema"' }),
+              schema: z.record(z.string(), z.unknown(), must("be a JSON schema object")),
+            },
+            must("be an object with type and schema"),
+          )
+          .nullish(),
+        effort: z.literal(["low", "medium", "high", "xhigh", "max"], { error: "must be an effort" }).nullish(),
+      },
+      must("be an object"),
+    )
+    .nullish()
+    .meta({ description: "format binds the answer to a schema; effort is not obeyed: thinking is on or off." }),
   metadata: z.looseObject({ user_id: text.nullish() }).nullish(),
   service_tier: z.literal(["auto", "standard_only"], must('be "auto" or "standard_only"')).nullish(),
 });
