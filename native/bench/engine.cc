@@ -135,9 +135,7 @@ class Subject {
 
 // What a decode step has to read from memory.
 double DecodeBytes(const ModelShape& s, const Format& format, double experts, double batch) {
-  const double matrices = s.AttentionParameters() - s.AbsorbedParameters() + s.DenseParameters() + s.layers * experts * s.ExpertParameters();
-  const double context = batch * s.layers * 2.0 * kDecodeAt * (s.kv_lora + s.rope) * 2;
-  return matrices * format.bytes + (s.AbsorbedParameters() + s.HeadParameters()) * 2 + context;
+  return StepBytes(s, format.bytes, experts, batch * kDecodeAt);
 }
 
 // Multiplications and additions that one row needs.

@@ -149,8 +149,16 @@ double ModelShape::AttentionParameters() const {
 }
 
 double ModelShape::DenseParameters() const { return double(layers) * hidden * (6.0 * ffn + experts + zero_experts); }
+double ModelShape::RouterParameters() const { return double(layers) * hidden * (experts + zero_experts); }
 double ModelShape::ExpertParameters() const { return 3.0 * hidden * expert_ffn; }
 double ModelShape::HeadParameters() const { return double(vocabulary) * hidden; }
+
+double StepBytes(const ModelShape& s, double weight_bytes, double experts, double context_rows) {
+  const double matrices = s.AttentionParameters() - s.AbsorbedParameters() + s.DenseParameters() - s.RouterParameters() +
+                          s.layers * experts * s.ExpertParameters();
+  const double context = context_rows * s.layers * 2 * (s.kv_lora + s.rope) * 2;
+  return matrices * weight_bytes + (s.AbsorbedParameters() + s.HeadParameters()) * 2 + s.RouterParameters() * 4 + context;
+}
 
 ModelShape LayerSlice() { return {.name = "layer slice"}; }
 

@@ -32,9 +32,14 @@ struct ModelShape {
   double AttentionParameters() const;  // of all layers
   double AbsorbedParameters() const;   // kv_b: part of the attention's
   double DenseParameters() const;      // feed-forward parts and router
+  double RouterParameters() const;     // part of the dense ones
   double ExpertParameters() const;     // of one expert
   double HeadParameters() const;
 };
+
+// What a step has to read from memory: weights of `weight_bytes` each (head and absorbed ones are bf16, routers fp32) with
+// `experts` of every layer, and bf16 KV of `context_rows`. Norms, scales and rows of the embedding are left out: less than 1 %.
+double StepBytes(const ModelShape& shape, double weight_bytes, double experts, double context_rows);
 
 // One LongCat layer, with 16 of its experts and no zero experts.
 ModelShape LayerSlice();
