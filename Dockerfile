@@ -8,8 +8,9 @@ COPY package.json package-lock.json ./
 COPY bin bin
 RUN npm ci --omit=dev --no-audit --no-fund
 COPY . .
-# Builds the native part and fetches nats-server.
-RUN node bin/setup.mjs && cp .margay/bin/nats-server /usr/local/bin/ && rm -rf .margay native/build/CMakeFiles
+# Builds the native part and fetches nats-server. The image has its own Node.
+RUN node bin/setup.mjs && cp .margay/bin/nats-server /usr/local/bin/ \
+  && rm -rf .margay native/build/CMakeFiles node_modules/node-linux-*
 
 FROM node:24-bookworm-slim
 WORKDIR /margay

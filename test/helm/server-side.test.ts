@@ -1,7 +1,10 @@
 import { spawn } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
+import { systemClock } from "#service/clock.ts";
+import type { KubeApi } from "../../control-plane/kube/kube-api.ts";
+import { connectKube } from "../../control-plane/kube/kube-client.ts";
 import { describeOnCluster } from "../kube/cluster-or-skip.ts";
 import type { KubeWorld } from "../kube/kube-world.ts";
 import { kubernetesTool } from "../support/kubernetes-tools.ts";
@@ -36,6 +39,35 @@ async function refusalOf(world: KubeWorld, objects: readonly object[]): Promise<
   return code === 0 ? null : said;
 }
 
+interface Rule {
+  readonly apiGroups: readonly string[];
+  readonly resources: readonly string[];
+  readonly verbs: readonly string[];
+}
+
+/** The API server as one of the namespace's accounts. */
+async function as(world: KubeWorld, account: string): Promise<KubeApi> {
+  const asked = (await world.api.call({
+    method: "POST",
+    path: `/api/v1/namespaces/default/serviceaccounts/${account}/token`,
+    body: { apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", spec: {} },
+  })) as { readonly status: { readonly token: string } };
+  const config = JSON.parse(world.kubeconfig) as { users: { user: { token: string } }[] };
+  config.users[0]!.user.token = asked.status.token;
+  return connectKube(JSON.stringify(config), systemClock).api;
+}
+
+/** Everything that the asking account may do in a namespace, as the API server tells it. */
+async function rulesOf(api: KubeApi, namespace: string): Promise<readonly Rule[]> {
+  const kind = "SelfSubjectRulesReview";
+  const told = (await api.call({
+    method: "POST",
+    path: `/apis/authorization.k8s.io/v1/${kind.toLowerCase()}s`,
+    body: { apiVersion: "authorization.k8s.io/v1", kind, spec: { namespace } },
+  })) as { readonly status: { readonly resourceRules: readonly Rule[]; readonly incomplete: boolean } };
+  return told.status.resourceRules;
+}
+
 describe.skipIf(lack !== null)(`the chart${lack === null ? "" : ` (not run: ${lack})`}`, () => {
   describeOnCluster("on a real API server", (world) => {
     test.each([...EXAMPLES])(
@@ -49,6 +81,72 @@ describe.skipIf(lack !== null)(`the chart${lack === null ? "" : ` (not run: ${la
       },
       WAIT_MS,
     );
+
+    describe("what its accounts may do", () => {
+      const accounts: Record<string, readonly Rule[]> = {};
+
+      beforeAll(async () => {
+        const { api } = world();
+        const collections: Readonly<Record<string, string>> = {
+          ServiceAccount: "/api/v1/namespaces/default/serviceaccounts",
+          Role: "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles",
+          RoleBinding: "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings",
+        };
+        for (const object of rendered(null, {}, "default")) {
+          const path = collections[object.kind];
+          if (path !== undefined) await api.call({ method: "POST", path, body: object });
+        }
+        for (const name of ["default", "margay-worker", "margay-control-plane"]) {
+          accounts[name] = await rulesOf(await as(world(), name), "default");
+        }
+      });
+
+      test("a worker's: nothing that an account without any role may not", () => {
+        expect(accounts["margay-worker"]).toEqual(accounts.default);
+      });
+
+      test("the control plane's: what its room asks for, in its own namespace, and no more", async () => {
+        const own = accounts["margay-control-plane"]!.filter(
+          (rule) => !accounts.default!.some((other) => JSON.stringify(other) === JSON.stringify(rule)),
+        );
+        const allowed = own.flatMap(({ apiGroups, resources, verbs }) =>
+          resources.map((resource) => `${apiGroups.join()}/${resource}: ${verbs.join(" ")}`),
+        );
+        expect(allowed.sort()).toEqual([
+          "/pods: get list watch delete",
+          "apps/deployments/scale: patch",
+          "apps/deployments/status: patch",
+          "apps/deployments: get list watch",
+          "coordination.k8s.io/leases: get create update",
+          "events.k8s.io/events: get create patch",
+        ]);
+        const elsewhere = await as(world(), "margay-control-plane");
+        expect(await rulesOf(elsewhere, "kube-system")).toEqual(
+          await rulesOf(await as(world(), "default"), "kube-system"),
+        );
+      });
+
+      test("the API server holds them to it", async () => {
+        const [worker, control] = [await as(world(), "margay-worker"), await as(world(), "margay-control-plane")];
+        const pods = "/api/v1/namespaces/default/pods";
+        await expect(worker.call({ method: "GET", path: pods })).rejects.toThrow(/cannot list resource "pods"/);
+        await expect(control.call({ method: "GET", path: pods })).resolves.toBeDefined();
+        for (const path of [
+          "/api/v1/namespaces/default/secrets",
+          "/api/v1/nodes",
+          "/api/v1/namespaces/kube-system/pods",
+        ]) {
+          await expect(control.call({ method: "GET", path }), path).rejects.toThrow(/cannot list resource/);
+        }
+        const pod = {
+          apiVersion: "v1",
+          kind: "Pod",
+          metadata: { name: "p" },
+          spec: { containers: [{ name: "c", image: "i" }] },
+        };
+        await expect(control.call({ method: "POST", path: pods, body: pod })).rejects.toThrow(/cannot create resource/);
+      });
+    });
 
     test("and one that is wrong is not", async () => {
       const [first] = rendered(null, {}, "default").filter(({ kind }) => kind === "Deployment");

@@ -28,6 +28,7 @@ describeOnCluster(
         scaling: { idleSeconds: 20 },
         drainSeconds: 20,
       });
+      expect(await release.helm("test", release.name, "--timeout", "120s")).toMatch(/Phase:\s+Succeeded/);
       const texts: string[] = [];
       for (let i = 0; i < STREAMS; i++) {
         const answer = await stream(release.url, "/v1/completions", completion(i));
