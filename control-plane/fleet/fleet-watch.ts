@@ -34,12 +34,15 @@ import {
   withTime,
 } from "./fleet.ts";
 import { PrefixIndex } from "./prefix-index.ts";
-import { judgeHello } from "./registration.ts";
+import { judgeHello, lacksPartner } from "./registration.ts";
 
 const TICK_MS = 250;
 /** A tick this late means that this process stood still, and heard nobody. */
 const STALL_MS = 1_000;
 const MISSED_MS = 2_000;
+/** A rank that lacks a partner asks again so soon, and is forgotten when it has not asked for so long. */
+const PARTNER_RETRY_MS = 1_000;
+const NEWCOMER_MS = 10_000;
 const BeatMessage = z.discriminatedUnion("kind", [Heartbeat, Goodbye]);
 const HelloReply = z.discriminatedUnion("kind", [Welcome, Refused]);
 
@@ -72,6 +75,8 @@ export class FleetWatch {
   /** Ranks whose process is known to have ended, and the last epoch it had: what it sent before may still arrive. */
   readonly #ended = new Map<RankId, { readonly epoch: number; readonly ms: number }>();
   readonly #fetching = new Set<RankId>();
+  /** Ranks that were put off for lack of a partner, and when they last asked. */
+  readonly #newcomers = new Map<RankId, { readonly hello: Hello; readonly ms: number }>();
   #open: (Subscription | Timer)[] = [];
   #lastTickMs = 0;
 
@@ -201,6 +206,17 @@ export class FleetWatch {
     if (mismatch !== null) {
       logger.warn({ rank: hello.rankId }, mismatch);
       return { kind: "refused", code: "incompatible", detail: mismatch, retryAfterMs: null };
+    }
+    const nowMs = clock.monotonic();
+    for (const [rankId, { ms }] of this.#newcomers) if (nowMs - ms > NEWCOMER_MS) this.#newcomers.delete(rankId);
+    const alone = lacksPartner(
+      this.#snapshot,
+      hello,
+      [...this.#newcomers.values()].map((one) => one.hello),
+    );
+    if (alone !== null) {
+      this.#newcomers.set(hello.rankId, { hello, ms: nowMs });
+      return { kind: "refused", code: "incompatible", detail: alone, retryAfterMs: PARTNER_RETRY_MS };
     }
     const epoch = await bus.nextEpoch(hello.rankId);
     logger.info({ rank: hello.rankId, role: hello.role, epoch }, "a rank joined");

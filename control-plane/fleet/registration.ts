@@ -5,17 +5,14 @@ import type { FleetSnapshot, Rank } from "./fleet.ts";
 /** Characters of a hash that a sentence shows. */
 const SHOWN = 12;
 
-/**
- * Why a rank may not join this fleet, as a sentence; null: it may. A rank must be like the others of its worker, and able
- * to exchange KV with some rank of the other role, where any is left that takes work.
- */
+/** Why a rank may never join this fleet, as a sentence; null: it may. A rank must be like the others of its worker. */
 export function judgeHello(fleet: FleetSnapshot, hello: Hello): string | null {
   const { rank, ranks, experts, rankId } = hello;
   if (rank >= ranks) return `${rankId} is rank ${rank} of a worker of ${ranks}`;
   if (ranks > 1 && ranks > experts) {
     return `${rankId} would be one of ${ranks} ranks: more than the model's ${experts} experts`;
   }
-  return unlikeItsWorker(fleet, hello) ?? withoutPartner(fleet, hello);
+  return unlikeItsWorker(fleet, hello);
 }
 
 function unlikeItsWorker(fleet: FleetSnapshot, hello: Hello): string | null {
@@ -30,7 +27,14 @@ function unlikeItsWorker(fleet: FleetSnapshot, hello: Hello): string | null {
   return null;
 }
 
-function withoutPartner(fleet: FleetSnapshot, hello: Hello): string | null {
+/**
+ * Why a rank may not join yet, as a sentence: it can exchange KV with no rank of the other role that takes work, though there
+ * are some. null: it may. `newcomers` are ranks put off for the same reason: two of one new version join together, and until
+ * then the old one, which is whole, goes on.
+ */
+export function lacksPartner(fleet: FleetSnapshot, hello: Hello, newcomers: readonly Hello[]): string | null {
+  const fits = ({ role, model }: Hello) => role !== hello.role && differenceOf(hello.model, model) === null;
+  if (newcomers.some((other) => other.model.name === hello.model.name && fits(other))) return null;
   const opposite: Rank[] = [];
   for (const other of fleet.ranks.values()) {
     const serves = other.state !== "lost" && other.state !== "draining";

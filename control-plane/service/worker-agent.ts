@@ -68,8 +68,10 @@ export interface AgentOptions {
 
 const HELLO_TIMEOUT_MS = 2_000;
 const HELLO_BACKOFF: BackoffRule = { firstMs: 100, mostMs: 2_000 };
-/** One line about a missing control plane per this many tries. */
+/** One line about a missing welcome per this many tries. */
 const HELLO_LOG_EVERY = 10;
+/** A rank without anybody to exchange KV with waits so long for one: the other role of a new version may start later. */
+const PARTNER_MS = 120_000;
 const OWNER_CHECK_MS = 1_000;
 const GOODBYE_MS = 1_000;
 const WelcomeReply = z.discriminatedUnion("kind", [Welcome, Refused]);
@@ -105,17 +107,21 @@ export class WorkerAgent {
   /**
    * Says hello until a control plane answers with an epoch, for as long as it takes; `signal` ends the wait.
    * Rejects with `incompatible` and one sentence when this rank is refused for good (`incompatible`, `invalid_request`), for
-   * example for its clock. Every other failure may pass.
+   * example for its clock, or was put off for PARTNER_MS. Every other failure may pass.
    */
   async introduce(signal: AbortSignal): Promise<number> {
     const { clock, random, logger } = this.#options;
+    let putOffSinceMs: number | null = null;
     for (let attempt = 1; ; attempt++) {
       const failure = await this.#hello();
       if (failure === null) return this.#epoch;
-      if (failure.code === "incompatible" || failure.code === "invalid_request") {
+      const isRefusal = failure.code === "incompatible" || failure.code === "invalid_request";
+      if (isRefusal && failure.retryAfterMs !== null) putOffSinceMs ??= clock.monotonic();
+      const waitedMs = putOffSinceMs === null ? 0 : clock.monotonic() - putOffSinceMs;
+      if (isRefusal && (failure.retryAfterMs === null || waitedMs > PARTNER_MS)) {
         throw new MargayError("incompatible", `The control plane refuses this worker: ${failure.message}`);
       }
-      if (attempt % HELLO_LOG_EVERY === 1) logger.info({ error: failure }, "waiting for a control plane");
+      if (attempt % HELLO_LOG_EVERY === 1) logger.info({ error: failure }, "waiting to be welcomed by a control plane");
       await clock.sleep(backoffMs(HELLO_BACKOFF, attempt, random), signal);
     }
   }
@@ -211,7 +217,9 @@ export class WorkerAgent {
     const hello = { kind: "hello", workerId, rankId, rank, ranks, role, model, experts, clockMs } as const;
     try {
       const answer = await bus.request(subjects.hello(), Hello, hello, WelcomeReply, HELLO_TIMEOUT_MS);
-      if (answer.kind === "refused") return new MargayError(answer.code, answer.detail);
+      if (answer.kind === "refused") {
+        return new MargayError(answer.code, answer.detail, { retryAfterMs: answer.retryAfterMs });
+      }
       this.#epoch = answer.epoch;
       this.#owners.beat(answer.gatewayId, clock.monotonic());
       return null;

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { RankId, WorkerId } from "#protocol/ids.ts";
 import type { Hello } from "#protocol/worker.ts";
-import { judgeHello } from "../../control-plane/fleet/registration.ts";
+import { judgeHello, lacksPartner } from "../../control-plane/fleet/registration.ts";
 import { beatOf, cardOf, fleetOf } from "../support/fleet-of.ts";
 
 const hello = (changes: Partial<Hello> = {}): Hello => ({
@@ -39,15 +39,28 @@ describe("a rank is refused", () => {
     ["page size", cardOf({ pageBytes: 4096 }), "its pages have 9216 bytes, the other's 4096"],
   ])("when no rank of the other role could exchange KV with it: %s", (_, model, reason) => {
     const fleet = fleetOf([beatOf("p1", { model })]);
-    expect(judgeHello(fleet, hello())).toBe(`KV cannot pass between w-r1 and p1-r0: ${reason}`);
+    expect(lacksPartner(fleet, hello(), [])).toBe(`KV cannot pass between w-r1 and p1-r0: ${reason}`);
   });
 
   test("but not for ranks that leave, are lost, are of another model, or where another one fits", () => {
     const other = { model: cardOf({ modelHash: "hash-2" }) };
-    expect(judgeHello(fleetOf([beatOf("p1", { ...other, state: "draining" })]), hello())).toBeNull();
-    expect(judgeHello(fleetOf([beatOf("p1", other)], { p1: { state: "lost" } }), hello())).toBeNull();
-    expect(judgeHello(fleetOf([beatOf("p1", other), beatOf("p2")]), hello())).toBeNull();
+    expect(lacksPartner(fleetOf([beatOf("p1", { ...other, state: "draining" })]), hello(), [])).toBeNull();
+    expect(lacksPartner(fleetOf([beatOf("p1", other)], { p1: { state: "lost" } }), hello(), [])).toBeNull();
+    expect(lacksPartner(fleetOf([beatOf("p1", other), beatOf("p2")]), hello(), [])).toBeNull();
     const elsewhere = cardOf({ name: "large" as never, modelHash: "hash-2" });
-    expect(judgeHello(fleetOf([beatOf("p1", { model: elsewhere })]), hello())).toBeNull();
+    expect(lacksPartner(fleetOf([beatOf("p1", { model: elsewhere })]), hello(), [])).toBeNull();
+  });
+
+  test("nor where another one of its kind was put off as well: both sides of a new version join together", () => {
+    const fleet = fleetOf([beatOf("p1"), beatOf("d1", { role: "decode" })]);
+    const model = cardOf({ modelHash: "hash-2" });
+    const decode = hello({ model });
+    const prefill = hello({ workerId: "v" as never, rankId: "v-r0" as never, rank: 0, role: "prefill", model });
+    expect(lacksPartner(fleet, decode, [])).not.toBeNull();
+    expect(
+      lacksPartner(fleet, decode, [decode, { ...prefill, model: cardOf({ modelHash: "hash-3" }) }]),
+    ).not.toBeNull();
+    expect(lacksPartner(fleet, decode, [prefill])).toBeNull();
+    expect(lacksPartner(fleet, prefill, [decode])).toBeNull();
   });
 });

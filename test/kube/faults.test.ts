@@ -109,6 +109,29 @@ describeOnCluster(
       expectSameTexts(ends);
     });
 
+    test("when the new version cannot exchange KV with the old one; no request is served by both", async () => {
+      const placed = { podAnnotations: { version: "other" } };
+      const engine = { threads: 1, deterministic: false };
+      const versions = new Map<string, string>();
+      const isNew = (pod: PodInfo) => pod.annotations.version === "other";
+      const ends = await whileStreaming(async () => {
+        await release.upgrade({ models: { nano: { engine, prefill: placed, decode: placed } } });
+        await workersAre("new workers only", (pods) => {
+          for (const pod of pods) versions.set(pod.name, isNew(pod) ? "new" : "old");
+          return pods.every(isNew);
+        });
+      });
+      const pairs = ends.map(({ comments }) =>
+        ["prefill", "decode"].map((role) => {
+          const worker = new RegExp(`x-margay-${role}: ([^ ]+)`).exec(comments.join("\n"))?.[1] ?? "";
+          return versions.get(worker);
+        }),
+      );
+      expect([...new Set(pairs.map((pair) => pair.join(" with ")))].sort()).toEqual(["new with new", "old with old"]);
+      await release.helm("rollback", release.name);
+      await workersAre("the old workers", (pods) => !pods.some(isNew));
+    });
+
     test("when the nodes are drained, one after the other", async () => {
       const ends = await whileStreaming(async () => {
         for (const node of ["node-a", "node-b"]) {

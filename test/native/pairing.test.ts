@@ -3,7 +3,7 @@ import type { RankId, WorkerId } from "#protocol/ids.ts";
 import type { Hello } from "#protocol/worker.ts";
 import { systemClock } from "#service/clock.ts";
 import { numericsOf } from "#service/worker-config.ts";
-import { judgeHello } from "../../control-plane/fleet/registration.ts";
+import { lacksPartner } from "../../control-plane/fleet/registration.ts";
 import { beatOf, cardOf, fleetOf } from "../support/fleet-of.ts";
 import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
 import { NativeRank } from "../support/native-rank.ts";
@@ -41,8 +41,8 @@ test.each<[string, Settings, Settings]>([
 ])("a pair is refused because %s, and so are pages that come all the same", async (reason, forP, forD) => {
   const [p, d] = [await open("prefill", forP), await open("decode", forD)];
   const fleet = fleetOf([beatOf("p1", { model: p.card })]);
-  expect(judgeHello(fleet, helloOf("d1", d.card))).toBe(`KV cannot pass between d1-r0 and p1-r0: ${reason}`);
-  expect(judgeHello(fleet, helloOf("d1", { ...d.card, numerics: p.card.numerics }))).toMatch(/its model hash is/);
+  expect(lacksPartner(fleet, helloOf("d1", d.card), [])).toBe(`KV cannot pass between d1-r0 and p1-r0: ${reason}`);
+  expect(lacksPartner(fleet, helloOf("d1", { ...d.card, numerics: p.card.numerics }), [])).toMatch(/its model hash is/);
 
   const generation = generationOf(promptOf(100));
   const inTime = systemClock.now() + 20_000;

@@ -154,6 +154,27 @@ test("a refusal for good, as for a wrong clock, ends the start with its sentence
   );
 });
 
+test("one that lacks a partner is put off, and gives up only after two minutes", async () => {
+  const detail = "KV cannot pass between w1-r0 and p1-r0";
+  let asked = 0;
+  let joins = false;
+  control.respond(subjects.hello(), Hello, HelloReply, () => {
+    asked++;
+    if (joins) return { kind: "welcome" as const, epoch: 9, gatewayId };
+    return { kind: "refused" as const, code: "incompatible" as const, detail, retryAfterMs: 1_000 };
+  });
+  const introducing = agent.introduce(abort.signal);
+  await clock.advance(100_000);
+  expect(asked).toBeGreaterThan(40);
+  joins = true;
+  await clock.advance(3_000);
+  expect(await introducing).toBe(9);
+  joins = false;
+  const refused = expect(agent.introduce(abort.signal)).rejects.toThrow(detail);
+  await clock.advance(125_000);
+  await refused;
+});
+
 test("the wait for a control plane ends with the process", async () => {
   const stop = new AbortController();
   const introducing = agent.introduce(stop.signal);
