@@ -3,6 +3,7 @@ import {
   type Engine,
   FINISH,
   refusalCode,
+  rowsOf,
   type StepEntry,
   type StepLoop,
   type StepPlan,
@@ -287,11 +288,16 @@ export class DecodeBatch {
     let decoding = 0;
     let promptRows = 0;
     let gained = 0;
-    for (const entry of stepEntries(result)) {
+    const entries = stepEntries(result);
+    const rowMs = result.computeMs / Math.max(1, rowsOf(entries));
+    for (const entry of entries) {
       const sequence = find(entry);
       if (entry.finish === FINISH.skipped || sequence === null) continue;
       const ofPrompt = sequence.promptLeft > 0;
-      sequence.work = afterStep(sequence.work, ofPrompt, entry.rows, entry.tokens.length);
+      sequence.work = afterStep(sequence.work, {
+        ...{ prompt: ofPrompt, rows: entry.rows, tokens: entry.tokens.length },
+        ms: entry.rows * rowMs,
+      });
       if (ofPrompt) {
         promptRows += entry.rows;
         sequence.promptLeft -= entry.rows;

@@ -81,10 +81,7 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
         }),
         bus.respond(subjects.start(rankId), StartDecode, StartReply, (message) => requests.start(message)),
         bus.respond(subjects.resume(rankId), ResumeStream, ResumeReply, (message) => stream.resume(message)),
-        bus.respond(subjects.cancel(rankId), Cancel, CancelReply, async ({ head }) => ({
-          kind: "cancelled" as const,
-          known: await requests.cancel(head),
-        })),
+        bus.respond(subjects.cancel(rankId), Cancel, CancelReply, ({ head }) => requests.cancel(head)),
         bus.subscribe(subjects.acks(rankId), TokenAcks, (acks) => stream.acknowledge(acks)),
       ];
       return { requests, subscriptions };

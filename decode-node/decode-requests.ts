@@ -3,6 +3,7 @@ import type { DecodeDone, ReserveKv, ReserveReply, StartDecode, StartReply } fro
 import type { ErrorCode } from "#protocol/errors.ts";
 import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
 import { BLOCK_TOKENS, type KvEndpoint } from "#protocol/kv.ts";
+import type { Cancelled } from "#protocol/prefill.ts";
 import type { FinishReason, RequestHead } from "#protocol/request.ts";
 import type { Load, Refused } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
@@ -135,8 +136,8 @@ export class DecodeRequests {
     return request.start;
   }
 
-  /** Ends an attempt and all before it. Resolves, when nothing of them is held, with whether there was anything. */
-  async cancel(head: RequestHead): Promise<boolean> {
+  /** Ends an attempt and all before it. Resolves, when nothing of them is held, with what there was. */
+  async cancel(head: RequestHead): Promise<Cancelled> {
     this.#memory.note(head, { code: "cancelled", start: null });
     this.#parts.stream.drop(head);
     const held = [...this.#held].filter(
@@ -145,7 +146,8 @@ export class DecodeRequests {
     for (const request of held) this.#abandon(request, "cancelled");
     const released = Promise.all(held.map((request) => request.released));
     await atMost(this.#parts.clock, CANCEL_WAIT_MS, released);
-    return held.length > 0;
+    const gpuMs = held.reduce((sum, { sequence }) => sum + (sequence?.work.gpuMs ?? 0), 0);
+    return { kind: "cancelled", known: held.length > 0, gpuMs };
   }
 
   /** The owner of these requests is gone: nobody is told. */

@@ -52,10 +52,7 @@ export function createPrefillNode(parts: PrefillNodeParts): PrefillNode {
           return requests.accept(work);
         }),
         bus.respond(subjects.target(rankId), PrefillTarget, TargetReply, (target) => requests.direct(target)),
-        bus.respond(subjects.cancel(rankId), Cancel, CancelReply, async ({ head }) => ({
-          kind: "cancelled" as const,
-          known: await requests.cancel(head),
-        })),
+        bus.respond(subjects.cancel(rankId), Cancel, CancelReply, ({ head }) => requests.cancel(head)),
       ];
       return { requests, subscriptions };
     },

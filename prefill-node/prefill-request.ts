@@ -27,6 +27,8 @@ export interface PrefillRequest {
   left: number;
   /** Monotonic time at which the first step began. */
   startedMs: number | null;
+  /** Its share of the steps so far, milliseconds. */
+  gpuMs: number;
   /** The owner has heard of its first token. */
   told: boolean;
   /** The decode rank has every page. */
@@ -38,6 +40,21 @@ export interface PrefillRequest {
 /** Its sequence is not closed yet. */
 export function holdsSequence({ phase }: PrefillRequest): boolean {
   return phase === "waiting" || phase === "computing" || phase === "computed";
+}
+
+/** The share of a prompt in the step that ends it, as steps are planned: they hold all rows there are, as far as they can. */
+export function shareOfLastStep(
+  { left }: PrefillRequest,
+  computing: readonly PrefillRequest[],
+  maxStepTokens: number,
+): number {
+  const rows = computing.reduce((sum, request) => sum + request.left, 0);
+  return left / Math.max(left, Math.min(rows, maxStepTokens));
+}
+
+/** The share of steps of which the owner has not heard with an outcome, milliseconds. */
+export function untoldMs(requests: readonly PrefillRequest[]): number {
+  return requests.reduce((sum, { told, gpuMs }) => sum + (told ? 0 : gpuMs), 0);
 }
 
 /**
@@ -64,6 +81,7 @@ export function doneWith(
     cachedTokens: request.cachedTokens,
     queueMs: Math.max(0, startedMs - request.admittedMs),
     computeMs: at.nowMs - startedMs,
+    gpuMs: request.gpuMs,
   };
 }
 

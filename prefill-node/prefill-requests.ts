@@ -4,6 +4,7 @@ import {
   type EngineEvent,
   FINISH,
   refusalCode,
+  rowsOf,
   type StepLogprobs,
   type StepLoop,
   type StepResult,
@@ -13,6 +14,7 @@ import type { ErrorCode } from "#protocol/errors.ts";
 import type { GatewayId, RankId, RequestId } from "#protocol/ids.ts";
 import { BLOCK_TOKENS, type Reservation, type SequenceHandle } from "#protocol/kv.ts";
 import type {
+  Cancelled,
   PrefillDone,
   PrefillFailed,
   PrefillReply,
@@ -31,7 +33,7 @@ import { KvSender } from "./kv-sender.ts";
 import { planPrefill } from "./prefill-batcher.ts";
 import { judgeReservation, judgeWork } from "./prefill-intake.ts";
 import { PrefillRate } from "./prefill-rate.ts";
-import { doneWith, holdsSequence, type PrefillRequest } from "./prefill-request.ts";
+import { doneWith, holdsSequence, type PrefillRequest, shareOfLastStep, untoldMs } from "./prefill-request.ts";
 import { findLead, leadIsOver } from "./prefix-lead.ts";
 
 export type PrefillOutcome = PrefillDone | PrefillFailed;
@@ -162,16 +164,15 @@ export class PrefillRequests {
     return { kind: "done" };
   }
 
-  /** Ends an attempt and all before it. Resolves, when nothing of them is held, with whether there was anything. */
-  async cancel(head: RequestHead): Promise<boolean> {
+  /** Ends an attempt and all before it. Resolves, when nothing of them is held, with what there was. */
+  async cancel(head: RequestHead): Promise<Cancelled> {
     this.#memory.note(head, "cancelled");
     const held = [...this.#slots.values()].filter(
       (request) => request.head.requestId === head.requestId && request.head.attempt <= head.attempt,
     );
     for (const request of held) this.#leave(request, true);
-    const released = Promise.all(held.map((request) => this.#released(request)));
-    await atMost(this.#parts.clock, CANCEL_WAIT_MS, released);
-    return held.length > 0;
+    await atMost(this.#parts.clock, CANCEL_WAIT_MS, Promise.all(held.map((request) => this.#released(request))));
+    return { kind: "cancelled", known: held.length > 0, gpuMs: untoldMs(held) };
   }
 
   /** The owner of these requests is gone: nobody is told. */
@@ -239,11 +240,8 @@ export class PrefillRequests {
         deadlineMs,
         deadline: clock.after(deadlineMs - clock.now(), () => this.#fail(request, "timeout", "not done in time")),
         phase: lead === null ? "computing" : "waiting",
-        reservation: null,
         left: given - (lead?.tokens ?? cachedTokens),
-        startedMs: null,
-        told: false,
-        sent: false,
+        ...{ reservation: null, startedMs: null, gpuMs: 0, told: false, sent: false },
         released: Promise.resolve(),
       };
       if (reservation !== null) this.#send(request, reservation);
@@ -304,17 +302,19 @@ export class PrefillRequests {
     const request = this.#slots.get(handle.slot);
     if (request?.handle.generation !== handle.generation || request.phase !== "computing") return;
     request.startedMs ??= this.#parts.clock.monotonic() - computeMs;
+    request.gpuMs += computeMs * shareOfLastStep(request, this.#of("computing"), this.#parts.engine.info.maxStepTokens);
     this.#tellFirst(request, token, logprobs, finish);
   }
 
   #obey(result: StepResult): void {
-    let total = 0;
-    for (const { slot, generation, rows, tokens, logprobs, finish, length } of stepEntries(result)) {
-      total += rows;
+    const entries = stepEntries(result);
+    const total = rowsOf(entries);
+    for (const { slot, generation, rows, tokens, logprobs, finish, length } of entries) {
       const request = this.#slots.get(slot);
       if (request?.handle.generation !== generation || request.phase !== "computing") continue;
       if (finish === FINISH.skipped) continue;
       request.startedMs ??= this.#parts.clock.monotonic() - result.computeMs;
+      request.gpuMs += (result.computeMs * rows) / total;
       request.left = request.given - length;
       if (finish === FINISH.numeric) this.#fail(request, "numeric", "a logit is not a number");
       else if (tokens.length > 0) this.#finish(request, tokens[0]!, logprobs[0] ?? null, finish);

@@ -4,7 +4,7 @@ import type { Reservation } from "#protocol/kv.ts";
 import { type PrefillDone, PrefillReply, PrefillTarget, PrefillWork, TargetReply } from "#protocol/prefill.ts";
 import type { Generation } from "#protocol/request.ts";
 import { subjects } from "#protocol/subjects.ts";
-import type { Refused } from "#protocol/worker.ts";
+import type { Refused, Role } from "#protocol/worker.ts";
 import { PAIR_COOL_MS, type Rank, ranksOf } from "../fleet/fleet.ts";
 import { choosePrefill } from "../placement/place.ts";
 import { ASK_FAULT_COOL_MS, askRank } from "./ask-rank.ts";
@@ -192,7 +192,7 @@ export class Attempt {
   release(): void {
     for (const undo of this.#undo) undo();
     this.#dropPrefillLeg();
-    if (this.#decodeLeg !== null) this.#cancel(this.#decodeLeg);
+    if (this.#decodeLeg !== null) this.#cancel("decode", this.#decodeLeg);
     this.#leavePrefill();
     if (this.#seat !== null) leave(this.#seat);
   }
@@ -335,6 +335,7 @@ export class Attempt {
     const passage = this.#passage;
     passage.timings.queueMs += outcome.queueMs;
     passage.timings.prefillMs += outcome.computeMs;
+    passage.gpuMs.prefill += outcome.gpuMs;
     passage.cachedTokens ??= outcome.cachedTokens;
     this.#leavePrefill();
     this.#first = outcome;
@@ -389,11 +390,11 @@ export class Attempt {
 
   #dropPrefillLeg(): void {
     this.#onPrefill = this.#countLate;
-    if (this.#prefillLeg !== null) this.#cancel(this.#prefillLeg);
+    if (this.#prefillLeg !== null) this.#cancel("prefill", this.#prefillLeg);
     this.#prefillLeg = null;
   }
 
-  #cancel(leg: Leg): void {
-    void releaseLeg(this.#parts, this.#passage.head(this.#parts.gatewayId), leg);
+  #cancel(role: Role, leg: Leg): void {
+    this.#passage.releasing(role, releaseLeg(this.#parts, this.#passage.head(this.#parts.gatewayId), leg));
   }
 }

@@ -2,10 +2,12 @@ import { blockHashes } from "#protocol/block-hash.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, RankId } from "#protocol/ids.ts";
 import type { Generation, RequestHead } from "#protocol/request.ts";
+import type { Role } from "#protocol/worker.ts";
+import { atMost } from "#service/at-most.ts";
 import type { Clock } from "#service/clock.ts";
 import type { PlacementQuery } from "../placement/place.ts";
 import { Interruption } from "./interruption.ts";
-import type { FlowListener, FlowProgress, FlowRequest } from "./request-flow.ts";
+import type { FlowListener, FlowProgress, FlowRequest, RequestUse } from "./request-flow.ts";
 import { TokenReceiver } from "./token-receiver.ts";
 import type { Turn } from "./waiting-room.ts";
 
@@ -33,6 +35,10 @@ export class Passage {
   readonly tokens: TokenReceiver;
   readonly avoid = new Set<RankId>();
   readonly timings: Timings = { queueMs: 0, prefillMs: 0, transferMs: 0, decodeMs: 0 };
+  /** Compute time of ranks, of all attempts, as far as they told. */
+  readonly gpuMs: Record<Role, number> = { prefill: 0, decode: 0 };
+  readonly #releases: Promise<void>[] = [];
+  #cachedOnDecode = 0;
   attempt = 0;
   /** Monotonic time until which it may wait for ranks with room. */
   waitsUntilMs = 0;
@@ -72,6 +78,10 @@ export class Passage {
       },
       onGap: (seq) => this.#onGap(seq),
       onDuplicate,
+      onDone: ({ gpuMs, cachedTokens }) => {
+        this.gpuMs.decode += gpuMs;
+        this.#cachedOnDecode = cachedTokens;
+      },
     });
     const deadline = clock.after(request.deadlineMs - clock.now(), () =>
       this.interruption.raise(new MargayError("deadline_exceeded")),
@@ -111,6 +121,25 @@ export class Passage {
   get turn(): Turn {
     const { share } = this.request;
     return { share, arrivedMs: this.beganMs, untilMs: this.waitsUntilMs, again: this.attempt > 0 };
+  }
+
+  /** A leg is being cancelled; in the end its rank tells what it had computed. */
+  releasing(role: Role, release: Promise<number>): void {
+    const told = release.then((ms) => {
+      this.gpuMs[role] += ms;
+    });
+    this.#releases.push(told);
+  }
+
+  /** What the request used up, once every rank has told or time is over. */
+  async use(waitMs: number): Promise<RequestUse> {
+    if (this.#releases.length > 0) await atMost(this.#clock, waitMs, Promise.all(this.#releases));
+    return {
+      cachedTokens: this.cachedTokens ?? this.#cachedOnDecode,
+      outputTokens: this.generated,
+      prefillGpuMs: this.gpuMs.prefill,
+      decodeGpuMs: this.gpuMs.decode,
+    };
   }
 
   head(owner: GatewayId): RequestHead {

@@ -23,7 +23,7 @@ export interface Leg {
 /**
  * Cancels one leg of an attempt until the rank has said that it holds nothing of it any more, or its epoch is over. A
  * rank that is lost, or out of reach with the bus, may come back with everything it held. Never rejects and keeps no
- * client waiting; what could not be told within GIVE_UP_MS ends on the rank by its own deadlines.
+ * client waiting. Resolves with the milliseconds of compute that the rank had not told of; what could not be told within GIVE_UP_MS ends on the rank by its own deadlines.
  */
 export async function releaseLeg(
   parts: {
@@ -35,21 +35,22 @@ export async function releaseLeg(
   },
   head: RequestHead,
   leg: Leg,
-): Promise<void> {
+): Promise<number> {
   const { bus, clock, logger, metrics, fleet } = parts;
   const untilMs = clock.monotonic() + GIVE_UP_MS;
   for (let tried = 1; ; tried++) {
     try {
-      await bus.request(subjects.cancel(leg.rankId), Cancel, { kind: "cancel", head }, CancelReply, CANCEL_MS);
+      const message = { kind: "cancel", head } as const;
+      const reply = await bus.request(subjects.cancel(leg.rankId), Cancel, message, CancelReply, CANCEL_MS);
       metrics.count("margay_cancellations_total", { outcome: "acknowledged" });
-      return;
+      return reply.kind === "cancelled" ? reply.gpuMs : 0;
     } catch (thrown) {
-      if (!fleet.isKnown(leg.rankId, leg.epoch) || bus.state === "closed") return;
+      if (!fleet.isKnown(leg.rankId, leg.epoch) || bus.state === "closed") return 0;
       const fields = { request: head.requestId, rank: leg.rankId, code: asMargayError(thrown).code, tried };
       if (clock.monotonic() >= untilMs) {
         metrics.count("margay_cancellations_total", { outcome: "given_up" });
         logger.warn(fields, "a cancellation was never acknowledged");
-        return;
+        return 0;
       }
       logger.debug(fields, "a cancellation was not acknowledged");
       await clock.sleep(Math.min(MOST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** tried));

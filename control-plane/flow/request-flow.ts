@@ -42,6 +42,19 @@ export interface FlowListener {
   onProgress(progress: FlowProgress): void;
   /** Generated tokens in order, never twice. "enough": end the request now as finished (a stop string matched). */
   onTokens(tokens: Int32Array, logprobs: Logprobs | null): "more" | "enough";
+  /** What it used up, however it ended: once, within USE_MS after its end. */
+  onUse?(use: RequestUse): void;
+}
+
+/** What one request used up, failed attempts included. */
+export interface RequestUse {
+  /** Prompt tokens that nobody had to compute. */
+  readonly cachedTokens: number;
+  /** Told to the listener. */
+  readonly outputTokens: number;
+  /** Its shares of the steps of prefill and of decode ranks, milliseconds. */
+  readonly prefillGpuMs: number;
+  readonly decodeGpuMs: number;
 }
 
 /** How a request ended well. */
@@ -87,6 +100,8 @@ export interface FlowParts {
   readonly ttftGoalMs: number;
 }
 
+/** Ranks that are told to stop get so long to say what they had computed. */
+export const USE_MS = 3_000;
 const BUSY_RETRY_AFTER_MS = 5_000;
 
 /**
@@ -145,6 +160,7 @@ export class Flow implements RequestFlow {
       return settled;
     } finally {
       passage.end();
+      void passage.use(USE_MS).then((use) => listener.onUse?.(use));
       this.#count(model, -1);
     }
   }

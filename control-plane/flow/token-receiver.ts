@@ -8,6 +8,8 @@ export interface ReceiverSink {
   /** Tokens are missing: ask for everything from `seq` on. */
   onGap(seq: number): void;
   onDuplicate(): void;
+  /** A decode rank's last word in an attempt, once. */
+  onDone(done: DecodeDone): void;
 }
 
 /**
@@ -104,6 +106,7 @@ export class TokenReceiver {
       );
     }
     if (chunk.done === null) return;
+    if (!this.#ended) this.#sink.onDone(chunk.done);
     this.#ended = true;
     if (chunk.done.error !== null) this.#done.reject(new MargayError(chunk.done.error));
     else this.#done.resolve(chunk.done);

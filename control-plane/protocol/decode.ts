@@ -57,6 +57,8 @@ export const DecodeDone = z.strictObject({
   verifiedDrafts: z.int().min(0),
   acceptedDrafts: z.int().min(0),
   decodeMs: z.number().min(0),
+  /** Its share of the steps it had rows in, by rows, milliseconds: shares of all requests add up to the engine's time. */
+  gpuMs: z.number().min(0),
 });
 export type DecodeDone = z.infer<typeof DecodeDone>;
 

@@ -54,6 +54,8 @@ export const PrefillDone = z.strictObject({
   /** Waiting on the rank before the first step, then computing, milliseconds. */
   queueMs: z.number().min(0),
   computeMs: z.number().min(0),
+  /** Its share of the steps it had rows in, by rows, milliseconds. */
+  gpuMs: z.number().min(0),
 });
 export type PrefillDone = z.infer<typeof PrefillDone>;
 
@@ -72,8 +74,15 @@ export type PrefillFailed = z.infer<typeof PrefillFailed>;
 export const Cancel = z.strictObject({ kind: z.literal("cancel"), head: RequestHead });
 export type Cancel = z.infer<typeof Cancel>;
 
-/** `known` is false when the rank holds nothing of this request (never had, or already ended). */
-export const Cancelled = z.strictObject({ kind: z.literal("cancelled"), known: z.boolean() });
+/**
+ * `known` is false when the rank holds nothing of this request (never had, or already ended). `gpuMs`: its share of steps
+ * that no other word told.
+ */
+export const Cancelled = z.strictObject({
+  kind: z.literal("cancelled"),
+  known: z.boolean(),
+  gpuMs: z.number().min(0),
+});
 export type Cancelled = z.infer<typeof Cancelled>;
 
 export const PrefillReply = z.discriminatedUnion("kind", [PrefillAccepted, Refused]);

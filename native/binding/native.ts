@@ -333,6 +333,6 @@ export function openEngine(options: EngineOptions, listener: EngineListener): Pr
 
 export { asGroupEngine, type GroupEngine, type GroupOptions, type GroupSpec } from "./group-engine.ts";
 export { refusalCode } from "./refusal-code.ts";
-export { FINISH, finishReason, STEP_ENTRY_WIDTH, type StepEntry, stepEntries } from "./step-entries.ts";
+export { FINISH, finishReason, rowsOf, STEP_ENTRY_WIDTH, type StepEntry, stepEntries } from "./step-entries.ts";
 export { createStepLoop, type StepLoop } from "./step-loop.ts";
 export { type PlanEntry, packPlan, type StepPlan, sameHandle, sumPlans } from "./step-plan.ts";

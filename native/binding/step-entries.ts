@@ -52,6 +52,11 @@ export function stepEntries({ entries, tokens, logprobs }: StepResult): StepEntr
   return list;
 }
 
+/** Rows of a whole step. */
+export function rowsOf(entries: readonly StepEntry[]): number {
+  return entries.reduce((sum, { rows }) => sum + rows, 0);
+}
+
 const NONE: readonly never[] = [];
 
 /** How generation ended by itself, or null for the other codes. */

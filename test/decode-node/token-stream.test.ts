@@ -13,6 +13,7 @@ const finished: DecodeDone = {
   verifiedDrafts: 0,
   acceptedDrafts: 0,
   decodeMs: 1,
+  gpuMs: 1,
 };
 const failed: DecodeDone = { ...finished, finish: null, error: "numeric" };
 

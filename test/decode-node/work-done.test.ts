@@ -2,8 +2,9 @@ import { expect, test } from "vitest";
 import { afterStep, NO_WORK } from "../../decode-node/work-done.ts";
 
 test("rows of a prompt are computed tokens, whatever comes of their last one", () => {
-  const work = afterStep(afterStep(NO_WORK, true, 64, 0), true, 10, 1);
-  expect(work).toEqual({ computedTokens: 74, verifiedDrafts: 0, acceptedDrafts: 0 });
+  const first = afterStep(NO_WORK, { prompt: true, rows: 64, tokens: 0, ms: 2 });
+  const work = afterStep(first, { prompt: true, rows: 10, tokens: 1, ms: 0.5 });
+  expect(work).toEqual({ computedTokens: 74, verifiedDrafts: 0, acceptedDrafts: 0, gpuMs: 2.5 });
 });
 
 test("rows of a decode step beyond the first are verified drafts, its tokens beyond the first accepted ones", () => {
@@ -15,6 +16,6 @@ test("rows of a decode step beyond the first are verified drafts, its tokens bey
     [3, 3],
     [2, 0],
   ] as const)
-    work = afterStep(work, false, rows, tokens);
-  expect(work).toEqual({ computedTokens: 0, verifiedDrafts: 7, acceptedDrafts: 3 });
+    work = afterStep(work, { prompt: false, rows, tokens, ms: 1 });
+  expect(work).toEqual({ computedTokens: 0, verifiedDrafts: 7, acceptedDrafts: 3, gpuMs: 5 });
 });

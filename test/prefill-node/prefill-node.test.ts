@@ -178,11 +178,11 @@ test("a cancelled prompt gives everything back, at the latest when the running s
   const { reservation } = await send(p, d, head, generation);
   await world.clock.advance(70);
   const startMs = world.clock.now();
-  expect(await world.settle(world.gateway.cancel(p.rankId, head))).toEqual({ kind: "cancelled", known: true });
+  expect(await world.settle(world.gateway.cancel(p.rankId, head))).toMatchObject({ kind: "cancelled", known: true });
   expect(world.clock.now() - startMs).toBeLessThanOrEqual(110);
   expect(p.held()).toBe(0);
   expect(p.engine.stats().sequences).toBe(0);
-  expect(await world.settle(world.gateway.cancel(p.rankId, head))).toEqual({ kind: "cancelled", known: false });
+  expect(await world.settle(world.gateway.cancel(p.rankId, head))).toMatchObject({ kind: "cancelled", known: false });
   expect(await world.settle(world.gateway.prefill(p.rankId, p.epoch, head, generation, reservation))).toEqual(
     refused("cancelled"),
   );
@@ -194,7 +194,7 @@ test("a cancelled prompt gives everything back, at the latest when the running s
 test("work that arrives behind its own cancel is refused; a later attempt is not", async () => {
   const [p, d] = [await world.prefill(), await world.decode()];
   const head = world.gateway.head(1);
-  expect(await world.settle(world.gateway.cancel(p.rankId, head))).toEqual({ kind: "cancelled", known: false });
+  expect(await world.settle(world.gateway.cancel(p.rankId, head))).toMatchObject({ kind: "cancelled", known: false });
   const generation = generationOf(promptOf(20));
   expect((await send(p, d, head, generation)).reply).toEqual(refused("cancelled"));
   expect((await send(p, d, world.gateway.head(2, head.requestId), generation)).reply.kind).toBe("prefill-accepted");

@@ -95,6 +95,7 @@ export class FakeFlow implements RequestFlow {
         ...settled,
       };
     } finally {
+      listener.onUse?.({ cachedTokens: 0, outputTokens: call.delivered, prefillGpuMs: 2, decodeGpuMs: 4 });
       call.ended = true;
     }
   }

@@ -305,6 +305,7 @@ export class ScriptedRank {
       cachedTokens: 0,
       queueMs: 1,
       computeMs: PREFILL_MS,
+      gpuMs: PREFILL_MS,
     });
   }
 
@@ -352,10 +353,11 @@ export class ScriptedRank {
     const decided = this.onCancel(message);
     if (decided !== null) return decided;
     const held = this.held.get(message.head.requestId);
-    if (held === undefined || held.head.attempt > message.head.attempt) return { kind: "cancelled", known: false };
+    if (held === undefined || held.head.attempt > message.head.attempt)
+      return { kind: "cancelled", known: false, gpuMs: 0 };
     held.timer?.cancel();
     this.held.delete(message.head.requestId);
-    return { kind: "cancelled", known: true };
+    return { kind: "cancelled", known: true, gpuMs: 0 };
   }
 
   /** Ended requests whose tokens may still be asked for. */
@@ -379,6 +381,7 @@ export class ScriptedRank {
       verifiedDrafts: 0,
       acceptedDrafts: 0,
       decodeMs,
+      gpuMs: decodeMs,
     };
   }
 
