@@ -22,6 +22,7 @@ import { DemandExchange } from "./scaling/demand-exchange.ts";
 import { Scaler } from "./scaling/scaler.ts";
 import { StartWatch } from "./scaling/start-watch.ts";
 import { Keyring } from "./tenancy/keyring.ts";
+import { Ledger } from "./tenancy/ledger.ts";
 import { Limiter } from "./tenancy/limiter.ts";
 import { KeyedTenancy, openTenancy, type Tenancy } from "./tenancy/tenancy.ts";
 import { kubeHome, processHome, type WorkerHome } from "./worker-home.ts";
@@ -96,7 +97,14 @@ export class ControlPlane implements Service {
       config.kube === null
         ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
         : await kubeHome(config.kube, context, metrics, gatewayId, onEnd);
-    const tenancy = keyring === null ? openTenancy : new KeyedTenancy(keyring, new Limiter({ bus, clock, gatewayId }));
+    const tenancy =
+      keyring === null
+        ? openTenancy
+        : new KeyedTenancy({
+            ...{ keyring, clock, metrics },
+            limiter: new Limiter({ bus, clock, gatewayId }),
+            ledger: new Ledger({ bus, clock, logger, metrics }),
+          });
     return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home, tenancy });
   }
 

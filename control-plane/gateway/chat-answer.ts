@@ -36,6 +36,10 @@ export class ChatAnswer implements ChoiceSink {
     this.#rows = options.logprobs ? [] : null;
   }
 
+  get reasoningTokens(): number {
+    return this.#reasoningTokens.count;
+  }
+
   get stopped(): boolean {
     return this.#answer.stopped;
   }

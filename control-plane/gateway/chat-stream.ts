@@ -56,6 +56,10 @@ export class ChatChunks implements ChoiceSink {
     this.#tail = options.frame.tail;
   }
 
+  get reasoningTokens(): number {
+    return this.#reasoning.count;
+  }
+
   get stopped(): boolean {
     return this.#answer.stopped;
   }

@@ -13,6 +13,8 @@ export interface ChoiceSink {
   /** True once a stop string was found: the request may end. */
   readonly stopped: boolean;
   finish(finish: FinishReason): string;
+  /** Tokens of its reasoning so far, where that is told apart. */
+  readonly reasoningTokens?: number;
 }
 
 /** Counts the tokens of one choice's reasoning; those of its tags are left out. */

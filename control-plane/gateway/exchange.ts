@@ -9,10 +9,9 @@ import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { Share } from "../flow/fair-queue.ts";
-import type { FlowListener, FlowProgress, RequestFlow, Settled } from "../flow/request-flow.ts";
+import type { FlowListener, FlowProgress, RequestFlow, RequestUse, Settled } from "../flow/request-flow.ts";
 import type { Caller } from "../tenancy/caller.ts";
-import { type Meter, NO_METER } from "../tenancy/limiter.ts";
-import type { Tenancy } from "../tenancy/tenancy.ts";
+import { NO_TICKET, type Tenancy, type Ticket } from "../tenancy/tenancy.ts";
 import { callerOf, shareOf } from "./auth.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { maxWaitOf, progressComment } from "./progress.ts";
@@ -63,8 +62,9 @@ export class Exchange {
   readonly #dialect: StreamDialect;
   readonly #startedMs: number;
   readonly #maxWaitMs: number | null;
-  readonly #inputTokens: number;
-  #meter: Meter = NO_METER;
+  readonly #promptLengths: readonly number[];
+  readonly #uses: Promise<RequestUse>[] = [];
+  #ticket: Ticket = NO_TICKET;
   #progress: FlowProgress | null = null;
   #sawFirstToken = false;
 
@@ -100,7 +100,7 @@ export class Exchange {
           onSlow: (error) => this.abort(error),
         })
       : null;
-    this.#inputTokens = options.promptLengths.reduce((sum, length) => sum + length, 0);
+    this.#promptLengths = options.promptLengths;
     host.metrics.count("margay_prompt_tokens_total", { model: model.name }, this.#inputTokens);
   }
 
@@ -131,11 +131,10 @@ export class Exchange {
     };
     this.#response.once("close", onClose);
     if (this.deserted) onClose();
+    let outcome: "ok" | ErrorCode = "ok";
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
-      const { tenancy } = this.#host;
-      this.#meter = await tenancy.begin(this.caller, this.#inputTokens, (limits) => void this.#reply.headers(limits));
-      this.#reply.headers(this.#meter.headers);
+      await this.#begin();
       const settled = await this.#serveAll(generations, sinks);
       const last = await closing(settled);
       this.#stream?.end(`${last}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
@@ -143,6 +142,7 @@ export class Exchange {
       return settled;
     } catch (thrown) {
       const error = this.#abort.signal.aborted ? asMargayError(this.#abort.signal.reason) : asMargayError(thrown);
+      outcome = error.code;
       const begun = this.#stream?.opened === true;
       if (!begun && !this.deserted) throw error;
       this.#count(error.code, generations, []);
@@ -151,11 +151,39 @@ export class Exchange {
       else this.#reply.hijack();
       return null;
     } finally {
-      this.#meter.end();
+      this.#ticket.end();
+      void this.#record(outcome, sinks);
       looks?.cancel();
       this.#response.removeListener("close", onClose);
       running.delete(this);
     }
+  }
+
+  get #inputTokens(): number {
+    return this.#promptLengths.reduce((sum, length) => sum + length, 0);
+  }
+
+  /** Asks for the right to run. Rejects as `Tenancy.begin` does; the answer tells the limits either way. */
+  async #begin(): Promise<void> {
+    const work = { requestId: this.requestId, model: this.#model.name, inputTokens: this.#inputTokens };
+    this.#ticket = await this.#host.tenancy.begin(this.caller, work, (limits) => void this.#reply.headers(limits));
+    this.#reply.headers(this.#ticket.headers);
+  }
+
+  /** Once all choices have told what they used up. A prompt counts once however many choices it has. */
+  async #record(outcome: "ok" | ErrorCode, sinks: readonly ChoiceSink[]): Promise<void> {
+    const uses = await Promise.all(this.#uses);
+    const perPrompt = sinks.length / this.#promptLengths.length;
+    const sum = (of: (use: RequestUse, index: number) => number) =>
+      uses.reduce((total, use, index) => total + of(use, index), 0);
+    this.#ticket.record({
+      outcome,
+      cachedTokens: sum(({ cachedTokens }, index) => (index % perPrompt === 0 ? cachedTokens : 0)),
+      outputTokens: sum(({ outputTokens }) => outputTokens),
+      reasoningTokens: sinks.reduce((total, { reasoningTokens }) => total + (reasoningTokens ?? 0), 0),
+      prefillGpuMs: sum(({ prefillGpuMs }) => prefillGpuMs),
+      decodeGpuMs: sum(({ decodeGpuMs }) => decodeGpuMs),
+    });
   }
 
   async #serveAll(generations: readonly Generation[], sinks: readonly ChoiceSink[]): Promise<readonly Settled[]> {
@@ -166,6 +194,7 @@ export class Exchange {
       generations.map(async (generation, index) => {
         const requestId = (index === 0 ? this.requestId : `${this.requestId}-${index}`) as RequestId;
         const listener = new ChoiceListener(this, sinks[index]!);
+        this.#uses.push(listener.used);
         try {
           const settled = await flow.serve(
             {
@@ -207,7 +236,7 @@ export class Exchange {
   }
 
   charge(tokens: number): void {
-    this.#meter.charge(tokens);
+    this.#ticket.charge(tokens);
   }
 
   onProgress(progress: FlowProgress): void {
@@ -265,6 +294,7 @@ export class Exchange {
 class ChoiceListener implements FlowListener {
   readonly #exchange: Exchange;
   readonly #sink: ChoiceSink;
+  readonly #used = Promise.withResolvers<RequestUse>();
   #tokens = 0;
   #firstMs = 0;
   #lastMs = 0;
@@ -272,6 +302,15 @@ class ChoiceListener implements FlowListener {
   constructor(exchange: Exchange, sink: ChoiceSink) {
     this.#exchange = exchange;
     this.#sink = sink;
+  }
+
+  /** What the choice used up, when that is known. */
+  get used(): Promise<RequestUse> {
+    return this.#used.promise;
+  }
+
+  onUse(use: RequestUse): void {
+    this.#used.resolve(use);
   }
 
   onProgress(progress: FlowProgress): void {

@@ -12,7 +12,8 @@ export interface MetricSpec {
     | "events"
     | "boolean"
     | "ratio"
-    | "experts";
+    | "experts"
+    | "currency";
   /** Label names with their closed set of values, or TEXT where the set is bounded but known only at run time. */
   readonly labels: Readonly<Record<string, readonly string[] | typeof TEXT>>;
   /** Upper bounds of a histogram, rising, in its unit. */

@@ -41,6 +41,36 @@ export const METRICS = {
     unit: "events",
     labels: { outcome: ["ok", "failed"] },
   },
+  margay_ledger_lost_total: {
+    type: "counter",
+    help: "Requests whose ledger entry was given up, for the bus was away and too many waited for it.",
+    unit: "requests",
+    labels: {},
+  },
+  margay_tenant_requests_total: {
+    type: "counter",
+    help: "Requests of a tenant that used something up, and those that its limits or its budget refused.",
+    unit: "requests",
+    labels: { tenant: TEXT, outcome: ["ok", "failed", "limited", "over_budget"] },
+  },
+  margay_tenant_tokens_total: {
+    type: "counter",
+    help: "Tokens of a tenant's requests; cached ones are part of the input, reasoning ones of the output.",
+    unit: "tokens",
+    labels: { tenant: TEXT, kind: ["input", "cached", "output", "reasoning"] },
+  },
+  margay_tenant_gpu_seconds_total: {
+    type: "counter",
+    help: "Compute time of a tenant's requests on ranks of a role.",
+    unit: "seconds",
+    labels: { tenant: TEXT, role: roles },
+  },
+  margay_tenant_cost_total: {
+    type: "counter",
+    help: "What a tenant's requests cost, in the currency of the price list; the ledger has it exactly.",
+    unit: "currency",
+    labels: { tenant: TEXT },
+  },
   margay_http_requests_in_flight: {
     type: "gauge",
     help: "HTTP requests being answered now.",

@@ -1,5 +1,13 @@
 import type { GatewayId, RankId } from "./ids.ts";
-import { ACCOUNT_JOURNAL, EPOCH_BUCKET, inboxPrefix, RESPONSE_JOURNAL, subjects } from "./subjects.ts";
+import {
+  ACCOUNT_JOURNAL,
+  EPOCH_BUCKET,
+  inboxPrefix,
+  LEDGER_JOURNAL,
+  RESPONSE_JOURNAL,
+  subjects,
+  USAGE_JOURNAL,
+} from "./subjects.ts";
 
 /** The users of the bus. Everybody in a role has the same rights and shares an inbox prefix. */
 export const BUS_ROLES = ["control-plane", "prefill", "decode", "operator"] as const;
@@ -58,6 +66,10 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.responseMark("*"),
       ...journalRights(ACCOUNT_JOURNAL),
       subjects.tenantAccount("*"),
+      ...journalRights(LEDGER_JOURNAL),
+      subjects.ledgerDays(),
+      ...journalRights(USAGE_JOURNAL),
+      subjects.usageDays(),
     ],
     subscribe: [
       subjects.hello(),

@@ -30,6 +30,8 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.response.RESPONSE.log      ResponseEntry
  *   margay.response.RESPONSE.running  ResponseEntry                       (one, while somebody has to make the response)
  *   margay.tenant.TENANT.account      TenantAccount                       (the last one)
+ *   margay.ledger.YEAR.MONTH.DAY      LedgerEntry
+ *   margay.usage.YEAR.MONTH.DAY       UsageDay                            (the last one)
  */
 export const subjects = {
   hello: () => "margay.fleet.hello",
@@ -62,6 +64,11 @@ export const subjects = {
   responseMarks: () => "margay.response.*.running",
   tenantAccount: (tenant: string) => `margay.tenant.${tenant}.account`,
   tenantAccounts: () => "margay.tenant.*.account",
+  /** `day`: 2026.11.24. */
+  ledgerDay: (day: string) => `margay.ledger.${day}`,
+  ledgerDays: () => "margay.ledger.*.*.*",
+  usageDay: (day: string) => `margay.usage.${day}`,
+  usageDays: () => "margay.usage.*.*.*",
   operatorStatus: () => "margay.operator.status",
   operatorDrain: () => "margay.operator.drain",
   operatorExplain: () => "margay.operator.explain",
@@ -75,6 +82,9 @@ export const EPOCH_BUCKET = "margay-epochs";
 export const RESPONSE_JOURNAL = "margay-responses";
 /** Journal of the tenants' accounts. */
 export const ACCOUNT_JOURNAL = "margay-accounts";
+/** Journal of what requests used up, and that of its sums by day. */
+export const LEDGER_JOURNAL = "margay-ledger";
+export const USAGE_JOURNAL = "margay-usage";
 /** Prefix of the subjects on which a user of this role takes replies; the others of the role share it. */
 export function inboxPrefix(role: string): string {
   return `_INBOX.${role}`;

@@ -9,6 +9,7 @@ import { silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
 import { keyDigest, newApiKey } from "../../control-plane/tenancy/api-key.ts";
 import { Keyring, type KeyringParts } from "../../control-plane/tenancy/keyring.ts";
+import { Ledger } from "../../control-plane/tenancy/ledger.ts";
 import { Limiter } from "../../control-plane/tenancy/limiter.ts";
 import { KeyedTenancy } from "../../control-plane/tenancy/tenancy.ts";
 
@@ -58,6 +59,10 @@ export async function tenancyOf(
 ): Promise<KeyedTenancy> {
   const clock = parts.clock ?? systemClock;
   const bus = parts.bus ?? new MemoryNetwork(clock, systemRandom).connect("control-plane");
-  const limiter = new Limiter({ bus, clock, gatewayId: GatewayId.parse(parts.gatewayId ?? "gw-1") });
-  return new KeyedTenancy(parts.keyring ?? (await file.open(parts)), limiter);
+  const metrics = parts.metrics ?? createMetrics({ processMetrics: false });
+  return new KeyedTenancy({
+    ...{ clock, metrics, keyring: parts.keyring ?? (await file.open(parts)) },
+    limiter: new Limiter({ bus, clock, gatewayId: GatewayId.parse(parts.gatewayId ?? "gw-1") }),
+    ledger: new Ledger({ bus, clock, logger: silentLogger, metrics }),
+  });
 }

@@ -10,6 +10,8 @@ export interface JournalLimits {
   readonly maxBytes: number;
   /** An entry takes the place of the one before it on its subject. */
   readonly lastOnly?: boolean;
+  /** So long `add` knows the ids it has seen. */
+  readonly addedOnceMs?: number;
 }
 
 /** One entry. `seq` rises over all subjects of a journal and is never 0. */
@@ -23,11 +25,14 @@ export interface JournalEntry<T> {
  * asked, and ends within some seconds.
  *
  * J1 An entry that was appended is read by everybody from then on, until its age, the bytes or `purge` take it.
- * J2 `append` names the last entry that its caller knows; of several callers who know the same one alone succeeds.
+ * J2 `add` adds an entry once for each id, however often it is called within `addedOnceMs`.
+ * J3 `append` names the last entry that its caller knows; of several callers who know the same one alone succeeds.
  */
 export interface Journal<T> {
   /** Appends behind entry `after` of the subject, 0: as the first. null: another entry is the last one, nothing was done. */
   append(subject: string, after: number, message: T): Promise<number | null>;
+  /** Appends behind whatever is the last entry, once for each id. Resolves with the entry's number. */
+  add(subject: string, id: string, message: T): Promise<number>;
   /** The entries behind `after`, oldest first. */
   read(subject: string, after: number): Promise<readonly JournalEntry<T>[]>;
   /** The last entry; null: there is none. */

@@ -154,6 +154,7 @@ class MemoryLink implements Link {
         this.send(subject, data, null);
         return ask((journal) => journal.append(subject, after, data));
       },
+      add: (subject, id, data) => ask((journal) => journal.add(subject, id, data)),
       read: (subject, after) => ask((journal) => journal.read(subject, after)),
       last: (subject) => ask((journal) => journal.last(subject)),
       purge: (subject) => ask((journal) => journal.purge(subject)),

@@ -4,6 +4,7 @@ import { subjectMatches } from "./subject-match.ts";
 /** The journals of a message server inside one process. Keeps everything: what it stands in for bounds age and bytes. */
 export class MemoryJournal {
   readonly #entries = new Map<string, JournalEntry<Uint8Array>[]>();
+  readonly #added = new Map<string, number>();
   #seq = 0;
 
   append(subject: string, after: number, data: Uint8Array): number | null {
@@ -12,6 +13,14 @@ export class MemoryJournal {
     entries.push({ seq: ++this.#seq, value: data.slice() });
     this.#entries.set(subject, entries);
     return this.#seq;
+  }
+
+  add(subject: string, id: string, data: Uint8Array): number {
+    const known = this.#added.get(id);
+    if (known !== undefined) return known;
+    const seq = this.append(subject, this.last(subject)?.seq ?? 0, data)!;
+    this.#added.set(id, seq);
+    return seq;
   }
 
   read(subject: string, after: number): readonly JournalEntry<Uint8Array>[] {

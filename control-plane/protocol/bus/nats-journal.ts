@@ -55,6 +55,14 @@ export class NatsJournal implements LinkJournal {
     });
   }
 
+  add(subject: string, id: string, data: Uint8Array): Promise<number> {
+    return this.#ask(async () => {
+      const stamped = headers();
+      stamped.set("Nats-Msg-Id", id);
+      return stored(await this.#connection.request(subject, data, { timeout: ASK_MS, headers: stamped }));
+    });
+  }
+
   read(subject: string, after: number): Promise<readonly JournalEntry<Uint8Array>[]> {
     return this.#ask(async () => {
       const entries: JournalEntry<Uint8Array>[] = [];
@@ -106,12 +114,13 @@ export class NatsJournal implements LinkJournal {
   }
 
   async #open(): Promise<void> {
-    const { name, subjects, maxAgeMs, maxBytes, lastOnly } = this.#limits;
+    const { name, subjects, maxAgeMs, maxBytes, lastOnly, addedOnceMs } = this.#limits;
     const { streams } = await this.#manager();
     const config: Partial<StreamConfig> & { name: string } = {
       ...{ name, subjects: [subjects], max_age: maxAgeMs * NANOSECONDS, max_bytes: maxBytes },
       ...{ storage: StorageType.File, retention: RetentionPolicy.Limits, discard: DiscardPolicy.Old },
       ...{ allow_direct: true, max_msgs_per_subject: lastOnly === true ? 1 : -1 },
+      ...(addedOnceMs === undefined ? {} : { duplicate_window: addedOnceMs * NANOSECONDS }),
     };
     try {
       await streams.add(config);
@@ -126,13 +135,7 @@ export class NatsJournal implements LinkJournal {
     stamped.set("Nats-Msg-Id", stamp);
     stamped.set("Nats-Expected-Last-Subject-Sequence", String(after));
     const reply = await this.#connection.request(subject, data, { timeout: ASK_MS, headers: stamped });
-    const answer: {
-      readonly seq?: number;
-      readonly error?: { readonly err_code: number; readonly description: string };
-    } = reply.json();
-    if (answer.error?.err_code === WRONG_LAST) return null;
-    if (answer.seq !== undefined) return answer.seq;
-    throw new MargayError("bus_unavailable", `NATS keeps no entry: ${answer.error?.description ?? "no answer"}`);
+    return refusedFor(reply) === WRONG_LAST ? null : stored(reply);
   }
 
   /** What a direct get answers: entries, and how many of the subject are left behind them. */
@@ -162,6 +165,23 @@ export class NatsJournal implements LinkJournal {
     if (!ended) throw new MargayError("bus_unavailable", "NATS did not answer in time.");
     return { entries, left };
   }
+}
+
+/** What the server says to an entry that it is to keep. */
+interface Stored {
+  readonly seq?: number;
+  readonly error?: { readonly err_code: number; readonly description: string };
+}
+
+function refusedFor(reply: Msg): number | null {
+  return reply.json<Stored>().error?.err_code ?? null;
+}
+
+/** The number of the entry; where it was there already, that it has. */
+function stored(reply: Msg): number {
+  const { seq, error } = reply.json<Stored>();
+  if (seq !== undefined && error === undefined) return seq;
+  throw new MargayError("bus_unavailable", `NATS keeps no entry: ${error?.description ?? "no answer"}`);
 }
 
 function sequenceOf(reply: Msg): number {

@@ -140,6 +140,7 @@ export class TypedBus implements Bus {
       append: async (subject, after, message) =>
         await link.append(subject, after, checkedBytes(subject, schema, message)),
       read: async (subject, after) => (await link.read(subject, after)).map(read),
+      add: async (subject, id, message) => await link.add(subject, id, checkedBytes(subject, schema, message)),
       async last(subject) {
         const entry = await link.last(subject);
         return entry === null ? null : read(entry);
