@@ -32,6 +32,7 @@ import { RouteTable } from "./route-table.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
 import { addTokenizationRoutes } from "./tokenization.ts";
+import { usage } from "./usage.ts";
 
 export interface GatewayConfig {
   /** null: nothing listens; connections come through `accept`. */
@@ -115,9 +116,9 @@ export class Gateway {
     });
     this.#routes = new RouteTable(this.#app);
     this.#log = new ResponseLog(options.bus, options.gatewayId, config.responses);
-    const { bus, clock, logger, metrics, flow, models } = options;
+    const { bus, clock, logger, metrics, flow, tenancy, models } = options;
     this.#background = new Background({
-      ...{ bus, clock, logger, metrics, flow, models },
+      ...{ bus, clock, logger, metrics, flow, tenancy, models, requestMs: config.requestMs },
       ...{ log: this.#log, active: this.#active },
     });
     this.#addHooks();
@@ -296,6 +297,7 @@ export class Gateway {
       requireModel(callerOf(request), model.name);
       return modelObject(model);
     });
+    app.get("/v1/usage", (request, reply) => usage(host, request, reply));
     const document = openApiDocument();
     app.get("/openapi.json", () => document);
     app.get("/docs", (_request, reply) => reply.headers(DOCS_HEADERS).send(DOCS_PAGE));

@@ -13,11 +13,13 @@ import {
   ModelListResponse,
   ModelResponse,
   TokenCountResponse,
+  UsageListResponse,
 } from "./response-schema.ts";
 import { ItemsQuery, RetrieveQuery } from "./responses/queries.ts";
 import { ResponsesRequest } from "./responses/request-schema.ts";
 import { DeletedResponse, InputItemList, ResponseResponse, ResponseStreamEvent } from "./responses/shapes.ts";
 import { DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse } from "./tokenization.ts";
+import { UsageQuery } from "./usage.ts";
 
 const SCHEMAS = {
   ChatRequest,
@@ -42,6 +44,7 @@ const SCHEMAS = {
   Model: ModelResponse,
   ModelList: ModelListResponse,
   TokenCount: TokenCountResponse,
+  UsageList: UsageListResponse,
   Error: ErrorResponse,
 } as const;
 
@@ -146,6 +149,18 @@ export function openApiDocument(): object {
       "/v1/models/{id}": {
         parameters: [inPath("id")],
         get: read("getModel", "One model.", json("Model")),
+      },
+      "/v1/usage": {
+        get: {
+          ...read("listUsage", "What was used up, by day (UTC), tenant and model. Kept where keys are set.", {
+            ...json("UsageList"),
+            "text/csv": { schema: { type: "string" } },
+          }),
+          parameters: Object.entries(UsageQuery.shape).map(([name, schema]) => {
+            const { $schema: _dialect, ...type } = z.toJSONSchema(schema, { io: "input" });
+            return { name, in: "query", schema: type };
+          }),
+        },
       },
       "/livez": { get: read("live", "200 while the process runs.", anyJson) },
       "/readyz": { get: read("ready", "200 while requests can be served, 503 otherwise.", anyJson) },

@@ -162,3 +162,31 @@ export const MessageErrorResponse = z.strictObject({
   error: z.strictObject({ type: z.string(), message: z.string() }),
   request_id: z.string(),
 });
+
+const whole = z.int().min(0);
+
+export const UsageListResponse = z.strictObject({
+  object: z.literal("list"),
+  from: z.string(),
+  to: z.string(),
+  currency: z.string(),
+  data: z.array(
+    z.strictObject({
+      object: z.literal("usage"),
+      day: z.string(),
+      tenant: z.string(),
+      model: z.string(),
+      requests: whole,
+      failed_requests: whole,
+      input_tokens: whole,
+      input_cached_tokens: whole,
+      output_tokens: whole,
+      reasoning_tokens: whole,
+      prefill_gpu_seconds: z.number().min(0),
+      decode_gpu_seconds: z.number().min(0),
+      cost: z.string().meta({ description: "Exact, with twelve decimal places." }),
+      cost_micros: whole.meta({ description: "In millionths of the currency, rounded." }),
+      currency: z.string(),
+    }),
+  ),
+});

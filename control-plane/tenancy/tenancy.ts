@@ -1,6 +1,6 @@
 import { type ErrorCode, MargayError } from "#protocol/errors.ts";
 import type { ModelName, RequestId } from "#protocol/ids.ts";
-import type { LedgerEntry } from "#protocol/tenancy.ts";
+import type { LedgerEntry, UsageRow } from "#protocol/tenancy.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Metrics } from "#service/metrics.ts";
 import { dayOf, nextMonth } from "./calendar.ts";
@@ -8,7 +8,7 @@ import { ANYBODY, type Caller } from "./caller.ts";
 import { costOf } from "./cost.ts";
 import type { Keyring } from "./keyring.ts";
 import type { Ledger } from "./ledger.ts";
-import type { Limiter, OnRefused } from "./limiter.ts";
+import { type Limiter, type Meter, NO_METER, type OnRefused } from "./limiter.ts";
 import { decimalOf, PICOS_PER_MICRO, type Picos } from "./money.ts";
 
 /** What is known of a request when it begins. */
@@ -36,8 +36,18 @@ export interface Ticket {
   charge(tokens: number): void;
   /** The request is over. Idempotent. */
   end(): void;
-  /** What it used up, for the ledger: once, at any time after its end. */
-  record(used: Used): void;
+  /** What it used up, for the ledger: once, at any time after its end. null: somebody else goes on with it. */
+  record(used: Used | null): void;
+}
+
+export interface UsageOfDay {
+  readonly day: string;
+  readonly rows: readonly UsageRow[];
+}
+
+export interface Usage {
+  readonly days: readonly UsageOfDay[];
+  readonly currency: string;
 }
 
 /** Who may send requests, and what it may use. */
@@ -56,6 +66,10 @@ export interface Tenancy {
    * `rate_limit_exceeded`, having told the limits, or with `bus_unavailable`.
    */
   begin(caller: Caller, work: Work, onRefused: OnRefused): Promise<Ticket>;
+  /** What was used up on these days. Rejects with `bus_unavailable`, or `not_allowed` where nothing is written down. */
+  usage(days: readonly string[]): Promise<Usage>;
+  /** The ticket of a request that another control plane let in, and that goes on here: under no limits. */
+  resume(tenant: string, work: Work, arrivedMs: number): Ticket;
 }
 
 export const NO_TICKET: Ticket = { headers: {}, charge: () => {}, end: () => {}, record: () => {} };
@@ -68,6 +82,10 @@ export const openTenancy: Tenancy = {
   holds: () => true,
   onKeysChange: () => () => {},
   begin: async () => NO_TICKET,
+  resume: () => NO_TICKET,
+  usage: async () => {
+    throw new MargayError("not_allowed", "Usage is written down where keys are set (MARGAY_KEYS_FILE).");
+  },
 };
 
 export interface TenancyParts {
@@ -137,14 +155,7 @@ export class KeyedTenancy implements Tenancy {
     try {
       await this.#checkBudget(caller);
       const meter = await limiter.begin(tenant, work.inputTokens, onRefused);
-      const ticket: Ticket = {
-        ...meter,
-        record: (used) => {
-          if (this.#open.delete(ticket)) this.#record(tenant.name, work, arrivedMs, used);
-        },
-      };
-      this.#open.add(ticket);
-      return ticket;
+      return this.#ticket(meter, tenant.name, work, arrivedMs);
     } catch (error) {
       const { code } = error as MargayError;
       const outcome = code === "insufficient_quota" ? "over_budget" : code === "rate_limit_exceeded" ? "limited" : null;
@@ -152,6 +163,27 @@ export class KeyedTenancy implements Tenancy {
         metrics.count("margay_tenant_requests_total", { tenant: this.#label(tenant.name), outcome });
       throw error;
     }
+  }
+
+  resume(tenant: string, work: Work, arrivedMs: number): Ticket {
+    return this.#ticket(NO_METER, tenant, work, arrivedMs);
+  }
+
+  #ticket(meter: Meter, tenant: string, work: Work, arrivedMs: number): Ticket {
+    const ticket: Ticket = {
+      ...meter,
+      record: (used) => {
+        if (this.#open.delete(ticket) && used !== null) this.#record(tenant, work, arrivedMs, used);
+      },
+    };
+    this.#open.add(ticket);
+    return ticket;
+  }
+
+  async usage(days: readonly string[]): Promise<Usage> {
+    const { ledger, keyring } = this.#parts;
+    const read = await Promise.all(days.map(async (day) => ({ day, rows: (await ledger.usage(day)).rows })));
+    return { days: read, currency: keyring.current.currency };
   }
 
   async #checkBudget({ tenant }: Caller): Promise<void> {

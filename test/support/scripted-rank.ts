@@ -304,8 +304,7 @@ export class ScriptedRank {
       finish: ended,
       cachedTokens: 0,
       queueMs: 1,
-      computeMs: PREFILL_MS,
-      gpuMs: PREFILL_MS,
+      ...{ computeMs: PREFILL_MS, gpuMs: PREFILL_MS },
     });
   }
 
@@ -378,10 +377,8 @@ export class ScriptedRank {
       error: null,
       cachedTokens: 0,
       computedTokens: 0,
-      verifiedDrafts: 0,
-      acceptedDrafts: 0,
-      decodeMs,
-      gpuMs: decodeMs,
+      ...{ verifiedDrafts: 0, acceptedDrafts: 0 },
+      ...{ decodeMs, gpuMs: decodeMs },
     };
   }
 

@@ -1,5 +1,5 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
-import { asMargayError, MargayError } from "#protocol/errors.ts";
+import { asMargayError, type ErrorCode, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, RequestId } from "#protocol/ids.ts";
 import type { ResponseRecord } from "#protocol/response-entry.ts";
 import { subjects } from "#protocol/subjects.ts";
@@ -8,8 +8,8 @@ import type { Clock, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../../chat/served-model.ts";
-import type { RequestFlow, Settled } from "../../flow/request-flow.ts";
-import { type Meter, NO_METER } from "../../tenancy/limiter.ts";
+import type { RequestFlow, RequestUse, Settled } from "../../flow/request-flow.ts";
+import type { Tenancy, Ticket } from "../../tenancy/tenancy.ts";
 import { endOf, failedEnd } from "./endings.ts";
 import { tooLarge } from "./keeping.ts";
 import type { ResponseLog } from "./response-log.ts";
@@ -29,6 +29,9 @@ export interface BackgroundParts {
   readonly logger: Logger;
   readonly metrics: Metrics;
   readonly flow: RequestFlow;
+  readonly tenancy: Tenancy;
+  /** Longest life of a request. */
+  readonly requestMs: number;
   readonly models: ReadonlyMap<string, ServedModel>;
   /** Ids of the responses that this process makes now, with a client waiting or without. */
   readonly active: Set<string>;
@@ -44,7 +47,9 @@ interface Run {
   readonly requestId: RequestId;
   readonly generated: Int32Array;
   /** Of the limits that the request was let in under; a run that was taken over is under none. */
-  readonly meter: Meter;
+  readonly ticket: Ticket;
+  /** What it used up, once that is known. */
+  readonly use: PromiseWithResolvers<RequestUse>;
 }
 
 /**
@@ -70,12 +75,13 @@ export class Background {
     this.#parts = parts;
   }
 
-  /** Begins a response once it is kept, and returns it as it is then. `meter` is ended with it, or where this rejects. */
-  async start(id: string, model: ServedModel, record: ResponseRecord, meter: Meter) {
+  /** Begins a response once it is kept, and returns it as it is then. `ticket` is ended with it, or where this rejects. */
+  async start(id: string, model: ServedModel, record: ResponseRecord, ticket: Ticket) {
     try {
-      return await this.#begin(id, model, record, meter);
+      return await this.#begin(id, model, record, ticket);
     } catch (error) {
-      meter.end();
+      ticket.end();
+      ticket.record(null);
       throw error;
     }
   }
@@ -105,7 +111,7 @@ export class Background {
     for (const { abort } of this.#runs) abort.abort(new MargayError("shutting_down"));
   }
 
-  async #begin(id: string, model: ServedModel, record: ResponseRecord, meter: Meter) {
+  async #begin(id: string, model: ServedModel, record: ResponseRecord, ticket: Ticket) {
     if (this.#runs.size >= MOST_RUNS) throw new MargayError("queue_full");
     const maker = ResponseMaker.of(model, record, false);
     const abort = new AbortController();
@@ -124,7 +130,8 @@ export class Background {
     }
     const { requestId } = record;
     const generated = new Int32Array(0);
-    void this.#run({ id, model, record, maker, writer, abort, requestId, generated, meter });
+    const use = Promise.withResolvers<RequestUse>();
+    void this.#run({ id, model, record, maker, writer, abort, requestId, generated, ticket, use });
     return begun;
   }
 
@@ -156,7 +163,7 @@ export class Background {
   }
 
   async #adopt(id: string): Promise<void> {
-    const { log, clock, logger, models, active } = this.#parts;
+    const { log, clock, logger, models, active, tenancy, requestMs } = this.#parts;
     if (this.#runs.size >= MOST_RUNS) return;
     const entries = await log.read(id, 0);
     const record = entries[0]?.value.record ?? null;
@@ -179,7 +186,11 @@ export class Background {
     });
     // Ranks may still know the request under the id it had.
     const requestId = `${record.requestId}-${after.toString(36)}` as RequestId;
-    void this.#run({ id, model, record, maker, writer, abort, requestId, generated, meter: NO_METER });
+    const { generation, share, deadlineMs } = record;
+    const work = { requestId: record.requestId, model: model.name, inputTokens: generation.promptLength };
+    const ticket = tenancy.resume(share.tenant, work, deadlineMs - requestMs);
+    const use = Promise.withResolvers<RequestUse>();
+    void this.#run({ id, model, record, maker, writer, abort, requestId, generated, ticket, use });
   }
 
   /** Ends by itself, whatever happens. */
@@ -193,6 +204,7 @@ export class Background {
     });
     const seconds = () => Math.floor(clock.now() / 1000);
     const labels = { model: model.name };
+    let outcome: "ok" | ErrorCode = "ok";
     try {
       const settled = ended(run) ?? (await this.#serve(run));
       await writer.end(endOf(run.record.generation.promptLength, settled, seconds()), "");
@@ -200,18 +212,26 @@ export class Background {
       metrics.count("margay_generated_tokens_total", labels, settled.completionTokens - run.generated.length);
     } catch (thrown) {
       const error = abort.signal.aborted ? asMargayError(abort.signal.reason) : asMargayError(thrown);
-      metrics.count("margay_requests_total", { ...labels, outcome: error.code });
+      outcome = error.code;
+      metrics.count("margay_requests_total", { ...labels, outcome });
       if (error.code !== "shutting_down") await writer.end(failedEnd(error, seconds()), "");
     } finally {
       hears.unsubscribe();
-      run.meter.end();
+      run.ticket.end();
+      void this.#record(run, outcome);
       this.#runs.delete(run);
       active.delete(id);
       metrics.observe("margay_request_seconds", labels, (clock.monotonic() - beganMs) / 1000);
     }
   }
 
-  async #serve({ model, record, maker, writer, abort, requestId, generated, meter }: Run): Promise<Settled> {
+  /** Where another gateway goes on, that one has the last word. */
+  async #record({ ticket, use, maker }: Run, outcome: "ok" | ErrorCode): Promise<void> {
+    if (outcome === "shutting_down") return ticket.record(null);
+    ticket.record({ outcome, ...(await use.promise), reasoningTokens: maker.reasoningTokens });
+  }
+
+  async #serve({ model, record, maker, writer, abort, requestId, generated, ticket, use }: Run): Promise<Settled> {
     const { generation, share, deadlineMs } = record;
     const { flow, metrics } = this.#parts;
     metrics.count("margay_prompt_tokens_total", { model: model.name }, generation.promptLength);
@@ -222,9 +242,10 @@ export class Background {
       },
       {
         onProgress() {},
+        onUse: use.resolve,
         onTokens(tokens) {
           if (abort.signal.aborted) return "enough";
-          meter.charge(tokens.length);
+          ticket.charge(tokens.length);
           maker.push(tokens);
           writer.push(tokens.slice(), "");
           return maker.stopped ? "enough" : "more";
@@ -241,12 +262,13 @@ export class Background {
 }
 
 /** How a response ended of which the log has every token and not the end; null: it goes on. */
-function ended({ record, maker, model, generated }: Run): Settled | null {
+function ended({ record, maker, model, generated, use }: Run): Settled | null {
   const { maxNewTokens, sampling } = record.generation;
   const last = generated.at(-1) ?? -1;
   const ends = model.eosTokens.includes(last) || sampling.stopTokens.includes(last);
   const stopped = maker.stopped || (ends && generated.length > sampling.minNewTokens);
   if (!stopped && generated.length < maxNewTokens) return null;
+  use.resolve({ cachedTokens: 0, outputTokens: generated.length, prefillGpuMs: 0, decodeGpuMs: 0 });
   return {
     ...{ finish: stopped ? "stop" : "length", completionTokens: generated.length, cachedTokens: 0 },
     ...{ prefill: null, decode: null, attempts: 0, drafts: { verified: 0, accepted: 0 } },

@@ -41,9 +41,10 @@ export async function createResponse(host: ResponsesHost, request: FastifyReques
   const streamed = body.stream === true;
   if (body.background === true) {
     const told = (limits: Readonly<Record<string, string>>) => void reply.headers(limits);
-    const meter = await host.tenancy.begin(callerOf(request), generation.promptLength, told);
-    reply.headers(meter.headers);
-    const response = await host.background.start(id, model, record, meter);
+    const work = { requestId, model: model.name, inputTokens: generation.promptLength };
+    const ticket = await host.tenancy.begin(callerOf(request), work, told);
+    reply.headers(ticket.headers);
+    const response = await host.background.start(id, model, record, ticket);
     if (streamed) await followResponse(host, request, reply, id, -1);
     return streamed ? undefined : response;
   }
@@ -109,6 +110,10 @@ class ResponseSink implements ChoiceSink {
 
   get stopped(): boolean {
     return this.#maker.stopped;
+  }
+
+  get reasoningTokens(): number {
+    return this.#maker.reasoningTokens;
   }
 
   push(tokens: Int32Array): string {

@@ -40,6 +40,11 @@ export class ResponseMaker {
     return this.#answer.stopped;
   }
 
+  /** Tokens of its thought. */
+  get reasoningTokens(): number {
+    return this.#reasoning.count;
+  }
+
   get response() {
     return this.#events.response;
   }
