@@ -2,26 +2,8 @@ import { expect, test } from "vitest";
 import { ErrorResponse } from "../../control-plane/gateway/response-schema.ts";
 import { answering } from "../support/fake-flow.ts";
 import { startHarness } from "../support/gateway-harness.ts";
+import { mutate, randomOf } from "../support/junk.ts";
 
-/** A small deterministic generator: the same seed, the same bodies. */
-function randomOf(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
-}
-
-const JUNK: readonly unknown[] = [
-  ...[null, true, false, 0, -1, 1.5, 1e308, 9007199254740992, "", "auto", "\ud800", "<longcat_user>", "a".repeat(3000)],
-  ...[[], [null], [[]], [1, "a"], ["a", ["b"]], [1e9], {}, { type: "text" }, { type: "function", function: {} }],
-  ...[
-    { role: "user", content: "x" },
-    { "": 1 },
-    JSON.parse('{"__proto__": {"a": 1}}'),
-    { constructor: 1, toString: 2 },
-  ],
-];
 const CHAT = {
   model: "nano",
   messages: [
@@ -54,17 +36,6 @@ const CHAT = {
 };
 const { messages: _messages, tools: _tools, tool_choice: _choice, top_logprobs: _top, ...sampling } = CHAT;
 const COMPLETION = { ...sampling, logprobs: 1, prompt: ["a", "b"], echo: false };
-
-/** Replaces or removes one value somewhere inside. */
-function mutate(value: unknown, random: (below: number) => number): unknown {
-  if (typeof value !== "object" || value === null || random(4) === 0) return JUNK[random(JUNK.length)];
-  const entries = Object.entries(value);
-  if (entries.length === 0) return JUNK[random(JUNK.length)];
-  const at = random(entries.length);
-  const changed = entries.map(([key, item], i) => [key, i === at ? mutate(item, random) : item] as const);
-  if (Array.isArray(value)) return changed.map(([, item]) => item);
-  return Object.fromEntries(random(6) === 0 ? changed.filter((_, i) => i !== at) : changed);
-}
 
 test("whatever a client sends, the answer is a success or a 4xx that names what is wrong", async () => {
   await using harness = await startHarness(answering([100, 2]));
