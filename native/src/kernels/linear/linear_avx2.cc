@@ -1,5 +1,6 @@
 // Matrix products for AVX2, FMA and F16C.
 #if defined(__AVX2__)
+#include "kernels/linear/linear.h"
 #include "kernels/vec/vec_avx2.h"
 
 namespace margay {
@@ -8,6 +9,8 @@ namespace {
 struct LinearShape {
   static constexpr int kRows = 6;
   static constexpr int Panels(int rows) { return rows == 1 ? 4 : 1; }
+  static constexpr int kDirectRows[kWeightFormats] = {kRows, kRows, 4, kRows};
+  static constexpr int kUnpacked = 1;
 };
 
 }  // namespace

@@ -1,13 +1,16 @@
 // Matrix products for AVX-512 F, BW, VL and DQ.
 #if defined(__AVX512F__)
+#include "kernels/linear/linear.h"
 #include "kernels/vec/vec_avx512.h"
 
 namespace margay {
 namespace {
 
 struct LinearShape {
-  static constexpr int kRows = 16;
-  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 5 ? 4 : rows <= 8 ? 3 : rows <= 13 ? 2 : 1; }
+  static constexpr int kRows = 8;
+  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 5 ? 4 : 3; }
+  static constexpr int kDirectRows[kWeightFormats] = {kRows, kRows, 5, kRows};
+  static constexpr int kUnpacked = 3;
 };
 
 }  // namespace

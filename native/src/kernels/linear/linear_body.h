@@ -1,6 +1,8 @@
 // Matrix products in fp32 over any format of weights; included after a vec_*.h and a definition of LinearShape:
 //   kRows         most rows of a strip
 //   Panels(rows)  panels that are held in registers together with that many rows
+//   kDirectRows   by format: most rows that are multiplied with weights as they are stored, more with unpacked ones
+//   kUnpacked     panels that are unpacked together
 #pragma once
 
 #include "kernels/linear/linear.h"
@@ -59,6 +61,8 @@ class Block {
   using Reg = Vec::Reg;
   using W = Weights<kFormat>;
   static constexpr int kVecs = P * kPanelVecs;
+  static constexpr bool kFetchOnce = R * kPanelVecs >= 6;
+  static constexpr int kAhead = kFetchOnce ? kOnce : Far(P);
 
  public:
   Block(const LinearStrip& strip, int panel) : t_(strip), panel_(panel), x_(static_cast<const float*>(strip.x)), w_(strip.w + panel * strip.panel_bytes) {}
@@ -66,13 +70,13 @@ class Block {
   void Run() const {
     const int in = (t_.in + 2 * W::kPairs - 1) / (2 * W::kPairs) * (2 * W::kPairs);
     // Beyond the end of the panels the streams go on with the next panels.
-    const int far_inputs = Far(P) / W::kPairBytes * 2;
+    const int far_inputs = kAhead / W::kPairBytes * 2;
     const int turn = in > far_inputs ? in - far_inputs : 0;
-    const int64_t beyond = Far(P) + (P - 1) * t_.panel_bytes;
+    const int64_t beyond = kAhead + (P - 1) * t_.panel_bytes;
     if constexpr (kFormat != WeightFormat::kFp8) {
       Reg sum[R][kVecs];
       Clear(sum);
-      Accumulate(0, turn, Far(P), sum);
+      Accumulate(0, turn, kAhead, sum);
       Accumulate(turn, in, beyond, sum);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -88,7 +92,7 @@ class Block {
         const int end = first + kScaleBlock < in ? first + kScaleBlock : in;
         Reg sum[R][kVecs];
         Clear(sum);
-        Accumulate(first, end, end <= turn ? Far(P) : beyond, sum);
+        Accumulate(first, end, end <= turn ? kAhead : beyond, sum);
         Fold(sum, scales, block, blocks, total);
       }
       for (int r = 0; r < R; ++r) {
@@ -129,8 +133,8 @@ class Block {
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 2
         for (int line = 0; line < W::kPairs * W::kPairBytes; line += 64) {
-          __builtin_prefetch(at + p * t_.panel_bytes + kNear + line, 0, 3);
-          __builtin_prefetch(at + p * t_.panel_bytes + ahead + line, 0, 2);
+          if (!kFetchOnce) __builtin_prefetch(at + p * t_.panel_bytes + kNear + line, 0, 3);
+          __builtin_prefetch(at + p * t_.panel_bytes + ahead + line, 0, kFetchOnce ? 3 : 2);
         }
       }
       // Activations lie in the second cache when they are many.
@@ -202,104 +206,22 @@ void RunStrip(const LinearStrip& strip) {
   if constexpr (R > 1) RunStrip<kFormat, R - 1>(strip);
 }
 
-constexpr int kUnpacked = kScaleBlock * kPanel;  // codes at a time
+}  // namespace
+}  // namespace margay
 
-// One panel's inputs [first, end) as floats: [inputs][16].
-template <WeightFormat kFormat>
-void UnpackBlock(const uint8_t* panel, int first, int end, float* to) {
-  using W = Weights<kFormat>;
-  for (int k = first; k < end; k += 2 * W::kPairs) {
-    const uint8_t* at = panel + k / 2 * W::kPairBytes;
-#pragma GCC unroll 2
-    for (int pair = 0; pair < W::kPairs; ++pair, to += 2 * kPanel) {
-      for (int lane = 0; lane < kPanel; lane += Vec::kWidth) {
-        Vec::Reg even;
-        Vec::Reg odd;
-        W::Load(at, pair, lane, &even, &odd);
-        Vec::Store(to + lane, even);
-        Vec::Store(to + kPanel + lane, odd);
-      }
-    }
-  }
-}
+// Takes its weights and its inner loop from above.
+#include "kernels/linear/linear_unpacked.h"
 
-// total[r] += scale * (sum over `inputs` of x[.][r] * w[.]), as Block does it. x: [inputs][R]; total: [R][16]; ahead: 64
-// bytes of codes for four inputs, fetched for the next block and for one that comes later.
-template <int R>
-void AddBlock(const float* w, const float* x, const uint8_t* ahead, int inputs, float scale, float* total) {
-  using Rows = Block<R, 1, WeightFormat::kFp8>;
-  Vec::Reg sum[R][kPanelVecs];
-  Rows::Clear(sum);
-#pragma GCC unroll 1
-  for (int k = 0; k < inputs; k += 4, ahead += 64) {
-    __builtin_prefetch(ahead + kUnpacked, 0, 3);
-    __builtin_prefetch(ahead + Far(1), 0, 2);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i, w += kPanel, x += R) {
-      if (R >= 4) __builtin_prefetch(x + kAheadX, 0, 3);
-      Vec::Reg weights[kPanelVecs];
-#pragma GCC unroll 4
-      for (int v = 0; v < kPanelVecs; ++v) weights[v] = Vec::Load(w + v * Vec::kWidth);
-      Rows::Multiply(x, weights, sum);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVecs; ++v) {
-      float* at = total + r * kPanel + v * Vec::kWidth;
-      Vec::Store(at, Vec::Fma(sum[r][v], Vec::Set(scale), Vec::Load(at)));
-    }
-  }
-}
-
-template <int R = LinearShape::kRows>
-void AddBlockOf(const LinearStrip& t, const float* w, const uint8_t* ahead, int first, int inputs, float scale, float* total) {
-  if (t.rows == R) return AddBlock<R>(w, static_cast<const float*>(t.x) + int64_t{first} * R, ahead, inputs, scale, total);
-  if constexpr (R > 1) AddBlockOf<R - 1>(t, w, ahead, first, inputs, scale, total);
-}
-
-// Codes cost as much to unpack as some rows to multiply: strips that run together unpack them once.
-void MultiplyFp8Together(const LinearStrip* strips, int count) {
-  const LinearStrip& t = strips[0];
-  alignas(64) float unpacked[kUnpacked];
-  alignas(64) float totals[kStripsTogether][LinearShape::kRows * kPanel];
-  const int in = (t.in + 3) / 4 * 4;
-  const int blocks = (t.in + kScaleBlock - 1) / kScaleBlock;
-  for (int panel = 0; panel < t.panels; ++panel) {
-    const float* scales = t.scales + (t.first_panel + panel) * kPanel / kScaleBlock * blocks;
-    for (int i = 0; i < count; ++i) {
-      for (int o = 0; o < LinearShape::kRows * kPanel; ++o) totals[i][o] = 0;
-    }
-    for (int block = 0; block < blocks; ++block) {
-      const int first = block * kScaleBlock;
-      const int end = first + kScaleBlock < in ? first + kScaleBlock : in;
-      const uint8_t* codes = t.w + panel * t.panel_bytes;
-      UnpackBlock<WeightFormat::kFp8>(codes, first, end, unpacked);
-      for (int i = 0; i < count; ++i) {
-        AddBlockOf(strips[i], unpacked, codes + first * kPanel, first, end - first, scales[block] * Vec::kFp8Factor, totals[i]);
-      }
-    }
-    const int left = t.outputs - panel * kPanel < kPanel ? t.outputs - panel * kPanel : kPanel;
-    for (int i = 0; i < count; ++i) {
-      for (int r = 0; r < strips[i].rows; ++r) {
-        float* y = strips[i].y + r * strips[i].y_stride + panel * kPanel;
-        for (int o = 0; o < left; ++o) y[o] = totals[i][r * kPanel + o];
-      }
-    }
-  }
-}
+namespace margay {
+namespace {
 
 template <WeightFormat kFormat>
-void MultiplyStrip(const LinearStrip* strip) { RunStrip<kFormat>(*strip); }
-
-// Rows whose chains fill the pipelines with the vectors of one panel: from there on unpacked codes are the better source.
-constexpr int kUnpackRows = 10 / kPanelVecs;
-
-template <>
-void MultiplyStrip<WeightFormat::kFp8>(const LinearStrip* strip) {
-  constexpr int kRows = kUnpackRows - 1 < LinearShape::kRows ? kUnpackRows - 1 : LinearShape::kRows;
-  strip->rows > kRows ? MultiplyFp8Together(strip, 1) : RunStrip<WeightFormat::kFp8, kRows>(*strip);
+void MultiplyStrip(const LinearStrip* strip) {
+  constexpr int kDirect = LinearShape::kDirectRows[static_cast<int>(kFormat)];
+  if constexpr (kDirect < LinearShape::kRows) {
+    if (strip->rows > kDirect) return MultiplyUnpacked<kFormat>(strip, 1);
+  }
+  RunStrip<kFormat, kDirect>(*strip);
 }
 
 int PackedInputs(int in) { return (in + 3) / 4 * 4; }
@@ -315,9 +237,16 @@ void PackRows(const LinearRows* rows) {
   for (int64_t i = int64_t{rows->in} * count; i < int64_t{PackedInputs(rows->in)} * count; ++i) packed[i] = 0;
 }
 
+// Floats are what unpacking would make of them, and int8 weights have paths of their own where speed counts.
+template <WeightFormat kFormat>
+constexpr auto Together() -> void (*)(const LinearStrip*, int) {
+  if constexpr (kFormat == WeightFormat::kBf16 || kFormat == WeightFormat::kFp8) return MultiplyUnpacked<kFormat>;
+  return nullptr;
+}
+
 template <WeightFormat kFormat>
 constexpr LinearKernel kFloatKernel = {Activations::kF32, LinearShape::kRows, LinearShape::Panels, PackedBytes, PackRows, MultiplyStrip<kFormat>,
-                                       kFormat == WeightFormat::kFp8 ? MultiplyFp8Together : nullptr};
+                                       Together<kFormat>()};
 
 constexpr LinearKernels kFloatKernels = {
     {kFloatKernel<WeightFormat::kBf16>, kFloatKernel<WeightFormat::kF32>, kFloatKernel<WeightFormat::kFp8>, kFloatKernel<WeightFormat::kInt8>}};

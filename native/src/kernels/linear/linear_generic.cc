@@ -1,4 +1,5 @@
 // Matrix products in portable C++: every processor can run them.
+#include "kernels/linear/linear.h"
 #include "kernels/vec/vec_generic.h"
 
 namespace margay {
@@ -7,6 +8,8 @@ namespace {
 struct LinearShape {
   static constexpr int kRows = 4;
   static constexpr int Panels(int rows) { return rows == 1 ? 2 : 1; }
+  static constexpr int kDirectRows[kWeightFormats] = {kRows, kRows, kRows, kRows};
+  static constexpr int kUnpacked = 1;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Matrix products for 64-bit ARM.
 #if defined(__aarch64__)
+#include "kernels/linear/linear.h"
 #include "kernels/vec/vec_neon.h"
 
 namespace margay {
@@ -8,6 +9,8 @@ namespace {
 struct LinearShape {
   static constexpr int kRows = 5;
   static constexpr int Panels(int rows) { return rows == 1 ? 2 : 1; }
+  static constexpr int kDirectRows[kWeightFormats] = {kRows, kRows, 2, kRows};
+  static constexpr int kUnpacked = 1;
 };
 
 }  // namespace

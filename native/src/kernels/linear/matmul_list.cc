@@ -14,7 +14,8 @@ constexpr int kItemsPerThread = 12;         // for balance
 constexpr size_t kCachedWeights = 640 << 10;  // weights of an item that several strips find in the second cache
 constexpr size_t kPackedBytes = size_t{24} << 20;
 constexpr int kFusedPanels = 24;             // of one strip: a multiple of what any kernel runs together
-constexpr size_t kFusedBlock = size_t{kMostStripRows} * kFusedPanels * kPanel;
+constexpr int kLeastFusedPanels = 3;         // of many strips: what fills the registers
+constexpr size_t kFusedBlock = size_t{kMostStripRows} * kPanel * std::max(kFusedPanels, kStripsTogether * kLeastFusedPanels);
 
 int Panels(const MatmulWeights& w) { return (w.out + kPanel - 1) / kPanel; }
 
@@ -217,7 +218,7 @@ void MatmulList::RunItem(const Part& part, int item, int thread) {
 
 void MatmulList::RunFused(const Part& part, int first_strip, int strips, int panel, int panels, int thread) {
   const MatmulJob& job = *part.job;
-  const int at_once = std::max(1, kFusedPanels / strips);
+  const int at_once = std::max(kLeastFusedPanels, kFusedPanels / strips / kLeastFusedPanels * kLeastFusedPanels);
   float* gate = &scratch_[static_cast<size_t>(thread) * 2 * kFusedBlock];
   float* up = gate + kFusedBlock;
   for (int first = panel; first < panel + panels; first += at_once) {
