@@ -21,7 +21,7 @@ import { type SimModel, simModel } from "../../native/binding/sim-model.ts";
 import { createPrefillNode, type PrefillNode, type PrefillNodeParts } from "../../prefill-node/prefill-node.ts";
 import { FakeClock, fakeRandom } from "./fake-clock.ts";
 
-const MODEL = ModelName.parse("sim");
+export const SIM_MODEL_NAME = ModelName.parse("sim");
 
 /** One rank of the system: a whole node over a simulated engine. */
 export interface SimRank {
@@ -131,7 +131,7 @@ export class SimSystem {
     const call: SimCall = { tokens: [], abort: new AbortController(), settled: null, error: null };
     const request = {
       requestId: RequestId.parse(`call${this.#calls++}`),
-      model: MODEL,
+      model: SIM_MODEL_NAME,
       share: { tenant: "local", weight: 1, urgency: 0 },
       generation,
       maxWaitMs: null,
@@ -215,7 +215,8 @@ export class SimSystem {
       if (own !== undefined && own.ownRequests + own.ownPrefillTokens > 0)
         held.push(`${rank.rankId} counts as occupied`);
     }
-    if (this.board.size + this.waitingRoom.waiting(MODEL) > 0) held.push("the control plane waits for something");
+    if (this.board.size + this.waitingRoom.waiting(SIM_MODEL_NAME) > 0)
+      held.push("the control plane waits for something");
     return held;
   }
 
@@ -272,7 +273,7 @@ function configOf(workerId: WorkerId, rank: number, ranks: number): WorkerConfig
     exchangeDeadlineMs: 1_000,
   };
   return simWorkerConfig(
-    { workerId, modelName: MODEL, rank, ranks },
+    { workerId, modelName: SIM_MODEL_NAME, rank, ranks },
     { kvBlocks: 128, ...(ranks === 1 ? {} : { group }) },
   );
 }
