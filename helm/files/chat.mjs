@@ -1,9 +1,11 @@
 // Asks every model of the release one question; the first one may have to wait for its workers to start.
-const { GATEWAY, WAIT_SECONDS } = process.env;
+const { GATEWAY, WAIT_SECONDS, API_KEY } = process.env;
+const authorization = API_KEY ? { authorization: `Bearer ${API_KEY}` } : {};
 const ask = async (path, body) => {
   const response = await fetch(`${GATEWAY}${path}`, {
     signal: AbortSignal.timeout((Number(WAIT_SECONDS) + 30) * 1000),
-    ...(body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
+    headers: { ...authorization, ...(body && { "content-type": "application/json" }) },
+    ...(body && { method: "POST", body: JSON.stringify(body) }),
   });
   const text = await response.text();
   if (!response.ok) throw new Error(`${path} was answered with ${response.status}: ${text}`);
