@@ -4,7 +4,8 @@
 //
 // Timed is all that the exchange does: writing every row and result as it travels, where its maker hands it over and as
 // fp32 that a cache still holds, as in a model; sending; receiving; reading each from where it lies, into fp32. Copied is
-// what a thread has just written, once each way, by whoever is to have it; nobody reads the copy.
+// what a thread has just written, once each way, by whoever is to have it; nobody reads the copy. Before each part other
+// memory passes through the caches, as weights do in a model.
 #include <poll.h>
 
 #include <array>
@@ -64,6 +65,14 @@ void OnBoth(const std::function<void(int)>& body) {
   other.join();
 }
 
+// Reads more than a core's own caches hold.
+void PassThroughCaches(int member) {
+  static const std::array<std::vector<uint64_t>, 2> kOther = {std::vector<uint64_t>(1 << 20, 1), std::vector<uint64_t>(1 << 20, 1)};
+  uint64_t sum = 0;
+  for (size_t i = 0; i < kOther[0].size(); i += 8) sum += kOther[static_cast<size_t>(member)][i];
+  asm volatile("" : : "r"(sum));
+}
+
 // Seconds of the timed parts of `laps` laps, on two threads that begin and end each part together.
 struct Part {
   std::function<void(int member)> prepare, run;
@@ -74,6 +83,7 @@ double Seconds(int laps, const std::vector<Part>& parts) {
   OnBoth([&](int member) {
     for (int lap = 0; lap < laps; ++lap) {
       for (const Part& part : parts) {
+        PassThroughCaches(member);
         part.prepare(member);
         barrier.Meet();
         const auto start = std::chrono::steady_clock::now();

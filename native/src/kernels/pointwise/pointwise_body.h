@@ -111,9 +111,16 @@ void TopSlots(const float* values, const float* bias, int slots, int count, int3
   }
 }
 
+// Rows of bf16 pass from one core's cache to another's, one behind the other in memory: asked for this many values early,
+// more of them are on their way at once than the processor asks for by itself.
+constexpr int kBf16Ahead = 1024;
+
 void ToBf16(const float* x, int n, uint16_t* y) {
   int i = 0;
-  for (; i + 2 * kW <= n; i += 2 * kW) Vec::StoreBf16Two(y + i, Vec::Load(x + i), Vec::Load(x + i + kW));
+  for (; i + 2 * kW <= n; i += 2 * kW) {
+    __builtin_prefetch(y + i + kBf16Ahead, 1);
+    Vec::StoreBf16Two(y + i, Vec::Load(x + i), Vec::Load(x + i + kW));
+  }
   for (; i < n; i += kW) {
     const int left = n - i < kW ? n - i : kW;
     Vec::StoreBf16Some(y + i, LoadUpTo(x + i, n - i), left);
@@ -122,12 +129,14 @@ void ToBf16(const float* x, int n, uint16_t* y) {
 
 void FromBf16(const uint16_t* x, int n, float* y) {
   for (int i = 0; i < n; i += kW) {
+    if (i % (2 * kW) == 0) __builtin_prefetch(x + i + kBf16Ahead, 0, 2);
     StoreUpTo(y + i, n - i >= kW ? Vec::LoadBf16(x + i) : Vec::LoadBf16Some(x + i, n - i), n - i);
   }
 }
 
 void AddBf16(const uint16_t* x, float weight, int n, float* y) {
   for (int i = 0; i < n; i += kW) {
+    if (i % (2 * kW) == 0) __builtin_prefetch(x + i + kBf16Ahead, 0, 2);
     const Vec::Reg v = n - i >= kW ? Vec::LoadBf16(x + i) : Vec::LoadBf16Some(x + i, n - i);
     StoreUpTo(y + i, Vec::Fma(Vec::Set(weight), v, LoadUpTo(y + i, n - i)), n - i);
   }
