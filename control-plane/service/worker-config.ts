@@ -45,6 +45,7 @@ export interface WorkerConfig extends ServiceConfig {
       readonly exchangeHost: string;
       readonly exchangePort: number;
       readonly exchangeTransport: "auto" | "tcp";
+      readonly exchangePayload: "bf16" | "fp8";
       readonly exchangeDeadlineMs: number;
     };
   };
@@ -82,6 +83,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_KV_PORT",
     "MARGAY_KV_ADVERTISE",
     "MARGAY_EXCHANGE_TRANSPORT",
+    "MARGAY_EXCHANGE_PAYLOAD",
     "MARGAY_EXCHANGE_HOST",
     "MARGAY_EXCHANGE_PORT",
     "MARGAY_EXCHANGE_ADVERTISE",
@@ -101,11 +103,15 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
   const packed = settings.MARGAY_PACKED_WEIGHTS === "on";
   const { MARGAY_RANK: rank, MARGAY_RANKS: ranks } = settings;
   if (rank >= ranks) throw new SettingsError(`MARGAY_RANK=${rank}: must be less than MARGAY_RANKS=${ranks}`);
+  if (settings.MARGAY_DETERMINISTIC && settings.MARGAY_EXCHANGE_PAYLOAD === "fp8") {
+    throw new SettingsError("MARGAY_EXCHANGE_PAYLOAD=fp8: deterministic workers exchange fp32");
+  }
   const group = {
     ranks,
     exchangeHost: settings.MARGAY_EXCHANGE_HOST,
     exchangePort: portOf(settings.MARGAY_EXCHANGE_PORT, rank),
     exchangeTransport: settings.MARGAY_EXCHANGE_TRANSPORT,
+    exchangePayload: settings.MARGAY_EXCHANGE_PAYLOAD,
     exchangeDeadlineMs: settings.MARGAY_EXCHANGE_DEADLINE_MS,
   };
   return {

@@ -6,6 +6,8 @@
 //   argmax_wrong   positions whose arg-max differs although the recorded margin exceeds 3e-2
 //   same_as_alone  bits of all logits, and of the draft layer's, equal those of a rank alone
 //   replicated     the same with every other expert held by two ranks
+//   fp8_error      of groups whose rows travel as bf16: root mean square of what the logits change by when they travel as fp8,
+//                  over the logits' standard deviation; else null
 #include <algorithm>
 #include <cmath>
 
@@ -51,6 +53,21 @@ Difference FromRecorded(const std::vector<Prompt>& prompts, const Logits& logits
   return d;
 }
 
+// Root mean square of the difference over the standard deviation.
+double RelativeError(const Logits& exact, const Logits& rounded) {
+  double count = 0, sum = 0, squares = 0, errors = 0;
+  for (size_t s = 0; s < exact.size(); ++s) {
+    for (size_t i = 0; i < exact[s].size(); ++i) {
+      const double value = exact[s][i], error = value - rounded[s][i];
+      ++count;
+      sum += value;
+      squares += value * value;
+      errors += error * error;
+    }
+  }
+  return std::sqrt(errors / (squares - sum * sum / count));
+}
+
 ExpertOwners Replicated(ExpertOwners owners, int ranks) {
   for (size_t expert = 0; expert < owners.size(); expert += 2) owners[expert].push_back((owners[expert][0] + 1) % ranks);
   return owners;
@@ -89,10 +106,15 @@ int Main(const std::string& folder, const std::string& golden_path, bool all_pat
           ranks == 1 || SameBits(alone, RunTogether(models, sequences,
                                                     {.chunks = {40, 64}, .owners = Replicated(UnevenOwners(facts.experts, ranks), ranks)}));
       const Difference difference = FromRecorded(prompts, logits);
+      std::string fp8_error = "null";
+      if (ranks > 1 && facts.payload == PayloadFormat::kBf16) {
+        how = {.chunks = {0, 7, 40, 1}, .owners = UnevenOwners(facts.experts, ranks), .payload = PayloadFormat::kFp8};
+        fp8_error = std::to_string(RelativeError(logits, RunTogether(models, sequences, how)));
+      }
       std::printf("{\"path\":\"%s\",\"deterministic\":%s,\"ranks\":%d,\"max_diff\":%g,\"argmax_wrong\":%d,\"same_as_alone\":%s,"
-                  "\"replicated\":%s}\n",
+                  "\"replicated\":%s,\"fp8_error\":%s}\n",
                   path.c_str(), deterministic ? "true" : "false", ranks, static_cast<double>(difference.max_diff),
-                  difference.argmax_wrong, same ? "true" : "false", replicated ? "true" : "false");
+                  difference.argmax_wrong, same ? "true" : "false", replicated ? "true" : "false", fp8_error.c_str());
       std::fflush(stdout);
     }
   }

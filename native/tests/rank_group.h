@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,6 +49,7 @@ inline ExpertOwners UnevenOwners(int experts, int ranks) {
 struct Together {
   std::vector<int> chunks = {0};   // of rank i: chunks[i % size] rows of each of its sequences a step; 0: all that are left
   ExpertOwners owners = {};        // of a group; one model is alone
+  std::optional<PayloadFormat> payload = {};  // of a group; else what its models want
   bool draft = false;              // logits of the draft layer instead: those at the end of each chunk but the last
 };
 
@@ -147,7 +149,11 @@ inline std::vector<std::vector<float>> RunTogether(const std::vector<std::unique
                                                    const std::vector<std::vector<int32_t>>& sequences, const Together& how) {
   const size_t ranks = models.size();
   std::vector<std::unique_ptr<ExpertExchange>> exchanges;
-  if (ranks > 1) exchanges = OrDie(JoinInProcess(SpecOf(*models[0], how.owners), static_cast<int>(ranks)));
+  if (ranks > 1) {
+    GroupSpec spec = SpecOf(*models[0], how.owners);
+    spec.payload = how.payload.value_or(spec.payload);
+    exchanges = OrDie(JoinInProcess(spec, static_cast<int>(ranks)));
+  }
   std::vector<RankRun> runs;
   runs.reserve(ranks);
   for (size_t rank = 0; rank < ranks; ++rank) {

@@ -12,6 +12,7 @@ interface Line {
   readonly argmax_wrong: number;
   readonly same_as_alone: boolean;
   readonly replicated: boolean;
+  readonly fp8_error: number | null;
 }
 
 const nano = fileURLToPath(new URL("../../models/nano", import.meta.url));
@@ -54,6 +55,15 @@ describe.each([
       expect(line.same_as_alone).toBe(line.ranks === 1);
       expect(line.argmax_wrong).toBe(0);
       if (folder !== nano) expect(line.max_diff).toBeLessThan(3e-2);
+    }
+  });
+
+  it("change by less than e4m3 rounds a value at most, a sixteenth, when rows travel as fp8", () => {
+    const usual = lines.filter(({ deterministic, ranks }) => !deterministic && ranks > 1);
+    expect(usual).toHaveLength(3);
+    for (const { fp8_error } of usual) {
+      expect(fp8_error).toBeGreaterThan(0);
+      expect(fp8_error).toBeLessThan(1 / 16);
     }
   });
 });

@@ -134,6 +134,18 @@ test("a group formed at once after one that was left in order is not taken for t
   expect(told(await generateTogether(several.ranks[1]!, tasks(0)))).toEqual(wanted);
 });
 
+test("rows travel as fp8 where that is chosen: in fewer bytes than what comes back for them", async () => {
+  for (const payload of ["bf16", "fp8"] as const) {
+    const several = await group(2, { backend: "cpu" }, "auto", payload);
+    const given = await Promise.all(several.ranks.map((rank, i) => generateTogether(rank, tasks(i), 64)));
+    expect(given.flat().map(({ tokens }) => tokens.length)).not.toContain(0);
+    const stats = several.ranks.map((rank) => several.statsOf(rank));
+    const dispatched = stats.reduce((sum, { bytesDispatched }) => sum + bytesDispatched, 0);
+    const combined = stats.reduce((sum, { bytesCombined }) => sum + bytesCombined, 0);
+    expect(dispatched < combined).toBe(payload === "fp8");
+  }
+});
+
 test("a group that cannot be is refused with the reason", async () => {
   const several = await group(2);
   const [first] = several.ranks;
@@ -149,6 +161,10 @@ test("a group that cannot be is refused with the reason", async () => {
   );
   await expect(NativeRank.open("decode", { group: several.optionsFor(13) })).rejects.toThrow(
     /13 ranks are more than the model's 12/,
+  );
+  const coarse = { ...several.optionsFor(2), exchangePayload: "fp8" as const };
+  await expect(NativeRank.open("decode", { deterministic: true, group: coarse })).rejects.toThrow(
+    /deterministic engines exchange fp32/,
   );
   await seat.joinGroup(good);
 });

@@ -40,3 +40,9 @@ test("a worker nobody named makes up a name that two of them do not share", () =
     rankId: "w7-r0",
   });
 });
+
+test("expert rows as fp8 are refused where results have to be deterministic", () => {
+  const ranks = { ...nats, MARGAY_RANKS: "2", MARGAY_EXCHANGE_PAYLOAD: "fp8" };
+  expect(readWorkerConfig(ranks).engine.group?.exchangePayload).toBe("fp8");
+  expect(() => readWorkerConfig({ ...ranks, MARGAY_DETERMINISTIC: "1" })).toThrow("MARGAY_EXCHANGE_PAYLOAD=fp8");
+});

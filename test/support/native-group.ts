@@ -7,21 +7,26 @@ import { NativeRank } from "./native-rank.ts";
 export class NativeGroup {
   readonly ranks: readonly NativeRank[];
   epoch = 0;
-  readonly #transport: "auto" | "tcp";
+  readonly #exchange: Pick<GroupOptions, "exchangeTransport" | "exchangePayload">;
 
-  private constructor(ranks: readonly NativeRank[], transport: "auto" | "tcp") {
+  private constructor(
+    ranks: readonly NativeRank[],
+    exchangeTransport: GroupOptions["exchangeTransport"],
+    exchangePayload: GroupOptions["exchangePayload"],
+  ) {
     this.ranks = ranks;
-    this.#transport = transport;
+    this.#exchange = { exchangeTransport, exchangePayload };
   }
 
   /** Opens the ranks and makes them a group. */
   static async open(
     size: number,
     changes: Partial<EngineOptions> = {},
-    transport: "auto" | "tcp" = "auto",
+    transport: GroupOptions["exchangeTransport"] = "auto",
+    payload: GroupOptions["exchangePayload"] = "bf16",
   ): Promise<NativeGroup> {
     const ranks: NativeRank[] = [];
-    const group = new NativeGroup(ranks, transport);
+    const group = new NativeGroup(ranks, transport, payload);
     for (let i = 0; i < size; i++) {
       ranks.push(await NativeRank.open("decode", { ...changes, group: group.optionsFor(size) }));
     }
@@ -34,7 +39,7 @@ export class NativeGroup {
       ranks,
       exchangeHost: "127.0.0.1",
       exchangePort: 0,
-      exchangeTransport: this.#transport,
+      ...this.#exchange,
       exchangeDeadlineMs: 20_000,
     };
   }

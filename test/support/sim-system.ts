@@ -270,6 +270,7 @@ function configOf(workerId: WorkerId, rank: number, ranks: number): WorkerConfig
   const group = {
     ...{ ranks, exchangeHost: "127.0.0.1", exchangePort: 0 },
     exchangeTransport: "auto" as const,
+    exchangePayload: "bf16" as const,
     exchangeDeadlineMs: 1_000,
   };
   return simWorkerConfig(

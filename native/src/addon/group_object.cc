@@ -116,6 +116,9 @@ GroupOptions ReadGroupOptions(const Napi::Value& value, std::string* error) {
   const std::string transport = fields.Text("exchangeTransport");
   if (transport != "auto" && transport != "tcp") fields.Refuse("exchangeTransport", "auto or tcp");
   options.shared_memory = transport == "auto";
+  const std::string payload = fields.Text("exchangePayload");
+  if (payload != "bf16" && payload != "fp8") fields.Refuse("exchangePayload", "bf16 or fp8");
+  options.fp8 = payload == "fp8";
   options.deadline_ms = fields.Int("exchangeDeadlineMs");
   if (options.ranks < 1) fields.Refuse("ranks", "at least 1");
   return options;

@@ -3,6 +3,7 @@
 #include <ctime>
 
 #include "comm/rank_exchange.h"
+#include "core/trace.h"
 
 namespace margay {
 namespace {
@@ -174,7 +175,11 @@ int64_t RankExchange::LinkArrivalNs(Waiting::For what, const std::vector<uint8_t
     }
   }
   std::sort(arrivals_.begin(), arrivals_.end());
-  for (const auto& [sent_ns, bytes] : arrivals_) carried_ns_ = link_->Carry(sent_ns, bytes);
+  for (const auto& [sent_ns, bytes] : arrivals_) {
+    const int64_t leaves_ns = std::max(sent_ns, link_->free_ns());
+    carried_ns_ = link_->Carry(sent_ns, bytes);
+    trace::Tell(what == Waiting::For::kDispatch ? "dispatch on the link" : "combine on the link", leaves_ns, carried_ns_);
+  }
   return carried_ns_;
 }
 

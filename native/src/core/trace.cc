@@ -33,9 +33,9 @@ int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-void Record(const char* name, int64_t start_ns) {
+void Record(const char* name, int64_t start_ns, int64_t end_ns) {
   thread_local const int thread = gettid();
-  const int64_t ns = NowNs() - start_ns;
+  const int64_t ns = end_ns - start_ns;
   const uint64_t ticket = next_ticket.fetch_add(1, std::memory_order_relaxed);
   Slot& slot = ring[ticket % kMostSpans];
   slot.ticket.store(0, std::memory_order_relaxed);
@@ -48,6 +48,14 @@ void Record(const char* name, int64_t start_ns) {
 }
 
 }  // namespace internal
+
+void Tell(const char* name, int64_t start_ns, int64_t end_ns) {
+  if (!internal::recording.load(std::memory_order_relaxed)) return;
+  using std::chrono::steady_clock;
+  const int64_t monotonic_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(steady_clock::now().time_since_epoch()).count();
+  const int64_t ahead_ns = internal::NowNs() - monotonic_ns;
+  internal::Record(name, start_ns + ahead_ns, end_ns + ahead_ns);
+}
 
 void Start() {
   first_ticket.store(next_ticket.load());

@@ -31,8 +31,11 @@ std::string ThreadName(int thread);
 namespace internal {
 extern std::atomic<bool> recording;
 int64_t NowNs();
-void Record(const char* name, int64_t start_ns);
+void Record(const char* name, int64_t start_ns, int64_t end_ns);
 }  // namespace internal
+
+// Something that passed beside this thread, on CLOCK_MONOTONIC; told by the thread that it mattered to.
+void Tell(const char* name, int64_t start_ns, int64_t end_ns);
 
 // From its construction to its destruction.
 class Span {
@@ -43,7 +46,7 @@ class Span {
     start_ns_ = internal::NowNs();
   }
   ~Span() {
-    if (name_ != nullptr) internal::Record(name_, start_ns_);
+    if (name_ != nullptr) internal::Record(name_, start_ns_, internal::NowNs());
   }
   Span(const Span&) = delete;
   Span& operator=(const Span&) = delete;

@@ -37,6 +37,9 @@ Status Engine::OpenGroup() {
     return {Code::kBadArgument, Number(static_cast<uint64_t>(options_.group->ranks)) + " ranks are more than the model's " +
                                     Number(static_cast<uint64_t>(facts_.experts)) + " experts"};
   }
+  if (options_.group->fp8 && facts_.payload != PayloadFormat::kBf16) {
+    return {Code::kBadArgument, "rows of fp8: ref and deterministic engines exchange fp32"};
+  }
   Result<std::unique_ptr<ExchangeEndpoint>> endpoint = ExchangeEndpoint::Open(options_.group->host, options_.group->port);
   if (!endpoint.ok()) return endpoint.status();
   seat_ = std::make_unique<GroupSeat>();
@@ -63,7 +66,6 @@ Result<CallId> Engine::JoinGroup(const GroupOrder& order) {
   spec.hidden = facts_.hidden;
   spec.topk = facts_.topk;
   spec.max_rows = options_.model.max_rows;
-  spec.payload = facts_.payload;
   spec.combine = facts_.combine;
   spec.model = facts_.model_hash + " " + facts_.isa;
   std::lock_guard lock(mutex_);
@@ -71,6 +73,7 @@ Result<CallId> Engine::JoinGroup(const GroupOrder& order) {
   if (seat_->joining || seat_->exchange != nullptr) return Status(Code::kBadState, "in group " + Number(seat_->epoch));
   spec.deadline_ms = spec.join_deadline_ms = options_.group->deadline_ms;
   spec.shared_memory = options_.group->shared_memory;
+  spec.payload = options_.group->fp8 ? PayloadFormat::kFp8 : facts_.payload;
   if (Status good = spec.Check(); !good.ok()) return good;
   if (static_cast<int>(spec.members.size()) > options_.group->ranks) {
     return Status(Code::kBadArgument, Number(spec.members.size()) + " members, where " +

@@ -30,6 +30,7 @@ struct GroupOptions {
   std::string host;
   int port = 0;
   bool shared_memory = true;
+  bool fp8 = false;      // rows travel to experts as e4m3, where they would as bf16
   int deadline_ms = 0;  // of joining, and of every wait within a step
 };
 
