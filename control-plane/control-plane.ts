@@ -96,7 +96,7 @@ export class ControlPlane implements Service {
     const home =
       config.kube === null
         ? processHome(config, context, metrics, await natsUsers(config, context), onEnd)
-        : await kubeHome(config.kube, context, metrics, gatewayId, onEnd);
+        : await kubeHome(config.kube, config.ranks, context, metrics, gatewayId, onEnd);
     const tenancy =
       keyring === null
         ? openTenancy

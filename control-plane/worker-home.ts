@@ -49,6 +49,7 @@ export function processHome(
 /** Pods of the cluster: of several control planes the holder of a Lease decides. Throws where there is no cluster. */
 export async function kubeHome(
   config: KubeConfig,
+  ranks: ControlPlaneConfig["ranks"],
   context: ServiceContext,
   metrics: Metrics,
   gatewayId: GatewayId,
@@ -70,7 +71,7 @@ export async function kubeHome(
   const target = new KubeTarget({
     ...context,
     ...{ api, metrics, namespace, instance, onEnd },
-    release: config.release,
+    ...{ release: config.release, ranks },
     leads: () => lease.leads,
   });
   return {

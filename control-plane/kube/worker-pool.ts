@@ -9,6 +9,23 @@ export const MODEL_ANNOTATION = "margay.dev/model";
 /** Label on everything of one Helm release. */
 export const RELEASE_LABEL = "app.kubernetes.io/instance";
 
+/** What makes a pool's pods: each of them is a worker, or the pods of a group are the ranks of one. */
+export type PoolKind = "Deployment" | "LeaderWorkerSet";
+export const POOL_KINDS: Readonly<Record<PoolKind, { readonly apiVersion: string; readonly resource: string }>> = {
+  Deployment: { apiVersion: "apps/v1", resource: "deployments" },
+  LeaderWorkerSet: { apiVersion: "leaderworkerset.x-k8s.io/v1", resource: "leaderworkersets" },
+};
+/** Labels of a LeaderWorkerSet's pods: its name, the number of the group, and that of the pod within it. */
+const SET_LABEL = "leaderworkerset.sigs.k8s.io/name";
+const GROUP_LABEL = "leaderworkerset.sigs.k8s.io/group-index";
+const INDEX_LABEL = "leaderworkerset.sigs.k8s.io/worker-index";
+
+/** Where the pools of a kind are. */
+export function poolsPath(namespace: string, kind: PoolKind): string {
+  const { apiVersion, resource } = POOL_KINDS[kind];
+  return `/apis/${apiVersion}/namespaces/${namespace}/${resource}`;
+}
+
 /** Selects the pools and pods of one release, and nothing else of it. */
 export function workersOf(release: string): string {
   return `${RELEASE_LABEL}=${release},${ROLE_LABEL}`;
@@ -28,11 +45,16 @@ const Meta = z.object({
   resourceVersion: z.string(),
   generation: z.int().nullish(),
   deletionTimestamp: z.string().nullish(),
-  labels: z.object({ [ROLE_LABEL]: Role }),
+  labels: z.object({
+    [ROLE_LABEL]: Role,
+    [SET_LABEL]: z.string().optional(),
+    [GROUP_LABEL]: z.string().regex(/^\d+$/).optional(),
+    [INDEX_LABEL]: z.string().regex(/^\d+$/).optional(),
+  }),
   annotations: z.object({ [MODEL_ANNOTATION]: ModelName }),
 });
 
-/** The Deployment that makes the workers of one model and role. */
+/** The Deployment or LeaderWorkerSet that makes the workers of one model and role. */
 export const WorkerPool = z
   .object({
     metadata: Meta,
@@ -66,7 +88,7 @@ const ContainerStatus = z.object({
 });
 export type ContainerStatus = z.output<typeof ContainerStatus>;
 
-/** A pod of a pool; its name is the id of the worker in it. */
+/** A pod of a pool: a worker under the pod's name, or a rank of the worker `SET-GROUP`. */
 export const WorkerPod = z
   .object({
     metadata: Meta,
@@ -83,6 +105,9 @@ export const WorkerPod = z
   })
   .transform(({ metadata, status }) => ({
     name: metadata.name,
+    uid: metadata.uid,
+    worker: workerOf(metadata),
+    rank: Number(metadata.labels[INDEX_LABEL] ?? 0),
     role: metadata.labels[ROLE_LABEL],
     model: metadata.annotations[MODEL_ANNOTATION],
     stopping: metadata.deletionTimestamp != null,
@@ -95,6 +120,11 @@ export const WorkerPod = z
     containers: [...(status?.initContainerStatuses ?? []), ...(status?.containerStatuses ?? [])],
   }));
 export type WorkerPod = z.output<typeof WorkerPod>;
+
+function workerOf({ name, labels }: z.output<typeof Meta>): string {
+  const { [SET_LABEL]: set, [GROUP_LABEL]: group } = labels;
+  return set === undefined || group === undefined ? name : `${set}-${group}`;
+}
 
 /** True once the pod's processes have ended for good. */
 export function hasEnded(pod: WorkerPod): boolean {

@@ -6,8 +6,8 @@ import type { Logger } from "#service/logger.ts";
 import type { KubeApi } from "./kube-api.ts";
 import { type Shortage, shortageOf } from "./shortage.ts";
 import { WatchedList } from "./watched-list.ts";
-import { hasEnded, WorkerPod, WorkerPool, workersOf } from "./worker-pool.ts";
-import { poolsPath, WorkloadNotes } from "./workload-notes.ts";
+import { hasEnded, type PoolKind, poolsPath, WorkerPod, WorkerPool, workersOf } from "./worker-pool.ts";
+import { WorkloadNotes } from "./workload-notes.ts";
 
 export interface WorkerPoolsParts {
   readonly api: KubeApi;
@@ -18,8 +18,10 @@ export interface WorkerPoolsParts {
   readonly release: string;
   /** Who reports, in events. */
   readonly instance: string;
+  /** What makes the pods of a role; pools of another kind are not looked at. */
+  readonly kinds: Readonly<Record<Role, PoolKind>>;
   /** A pod is gone, or all its processes have ended for good. */
-  readonly onPodEnded: (name: string) => void;
+  readonly onPodEnded: (pod: WorkerPod) => void;
 }
 
 /** What somebody asked of a pool and the API server has not done yet. */
@@ -48,7 +50,7 @@ const WRITE_EVERY_MS = 1_000;
 export class WorkerPools {
   readonly #parts: WorkerPoolsParts;
   readonly #notes: WorkloadNotes;
-  readonly #pools: WatchedList<WorkerPool>;
+  readonly #pools: ReadonlyMap<PoolKind, WatchedList<WorkerPool>>;
   readonly #pods: WatchedList<WorkerPod>;
   readonly #asks = new Map<string, Ask>();
   /** Pools that were asked for a number since this process knows them, by uid. */
@@ -56,7 +58,8 @@ export class WorkerPools {
   /** Since when a pool lacks something, by uid. */
   readonly #lacking = new Map<string, number>();
   readonly #noted = new Map<string, { readonly text: string; readonly ms: number }>();
-  #alive: ReadonlySet<string> = new Set();
+  /** By uid. */
+  #alive: ReadonlyMap<string, WorkerPod> = new Map();
 
   constructor(parts: WorkerPoolsParts) {
     const { api, clock, random, logger, namespace, release } = parts;
@@ -64,7 +67,12 @@ export class WorkerPools {
     this.#notes = new WorkloadNotes(parts);
     const query = { labelSelector: workersOf(release) };
     const common = { api, clock, random, logger, query };
-    this.#pools = new WatchedList({ ...common, path: poolsPath(namespace), item: WorkerPool, onChange: () => {} });
+    this.#pools = new Map(
+      [...new Set(Object.values(parts.kinds))].map((kind) => [
+        kind,
+        new WatchedList({ ...common, path: poolsPath(namespace, kind), item: WorkerPool, onChange: () => {} }),
+      ]),
+    );
     this.#pods = new WatchedList({
       ...common,
       path: `/api/v1/namespaces/${namespace}/pods`,
@@ -74,24 +82,24 @@ export class WorkerPools {
   }
 
   start(): void {
-    this.#pools.start();
-    this.#pods.start();
+    for (const list of this.#lists()) list.start();
   }
 
   stop(): void {
-    this.#pools.stop();
-    this.#pods.stop();
+    for (const list of this.#lists()) list.stop();
   }
 
   /** How long the API server has not been heard; null: it is there. */
   get awayMs(): number | null {
-    const away = [this.#pools.awayMs, this.#pods.awayMs].filter((ms) => ms !== null);
+    const away = this.#lists()
+      .map((list) => list.awayMs)
+      .filter((ms) => ms !== null);
     return away.length === 0 ? null : Math.max(...away);
   }
 
   /** Why it is not heard. */
   get failure(): string | null {
-    return this.#pools.failure?.message ?? this.#pods.failure?.message ?? null;
+    return this.#lists().find((list) => list.failure !== null)?.failure?.message ?? null;
   }
 
   /** Pods that have not ended. */
@@ -100,8 +108,7 @@ export class WorkerPools {
   }
 
   pool(model: ModelName, role: Role): WorkerPool | null {
-    for (const pool of this.#pools.items.values()) if (pool.model === model && pool.role === role) return pool;
-    return null;
+    return this.#all().find((pool) => pool.model === model && pool.role === role) ?? null;
   }
 
   /** What the pool was asked for last, by whoever; null while that is not known. Nobody asked for a new pool's first pod. */
@@ -142,7 +149,7 @@ export class WorkerPools {
 
   /** Writes the condition of each pool where it does not say what is true, and an event for each new lack. */
   async note(): Promise<void> {
-    for (const pool of this.#pools.items.values()) {
+    for (const pool of this.#all()) {
       const lack = this.#lasting(pool);
       const text = lack === null ? "" : `${lack.reason}: ${lack.sentence}`;
       const known = pool.conditions.find((condition) => condition.type === CAPACITY_CONDITION);
@@ -195,12 +202,12 @@ export class WorkerPools {
     try {
       await api.call({
         method: "PATCH",
-        path: `${poolsPath(namespace)}/${pool.name}/scale`,
+        path: `${poolsPath(namespace, this.#parts.kinds[pool.role])}/${pool.name}/scale`,
         bodyType: "application/merge-patch+json",
         body: { spec: { replicas: ask.replicas } },
       });
       logger.info({ pool: pool.name, from: pool.replicas, to: ask.replicas }, "scaled a pool");
-      this.#pools.amend(pool.uid, (known) => ({ ...known, replicas: ask.replicas }));
+      this.#listOf(pool.role).amend(pool.uid, (known) => ({ ...known, replicas: ask.replicas }));
       if (this.#asks.get(pool.uid) === ask) this.#asks.delete(pool.uid);
     } catch (error) {
       ask.failed++;
@@ -211,10 +218,25 @@ export class WorkerPools {
     }
   }
 
+  #listOf(role: Role): WatchedList<WorkerPool> {
+    return this.#pools.get(this.#parts.kinds[role])!;
+  }
+
+  #lists(): readonly (WatchedList<WorkerPool> | WatchedList<WorkerPod>)[] {
+    return [...this.#pools.values(), this.#pods];
+  }
+
+  #all(): readonly WorkerPool[] {
+    const { kinds } = this.#parts;
+    return [...this.#pools].flatMap(([kind, list]) =>
+      [...list.items.values()].filter(({ role }) => kinds[role] === kind),
+    );
+  }
+
   #onPods(): void {
-    const alive = new Set(this.pods().map((pod) => pod.name));
+    const alive = new Map(this.pods().map((pod) => [pod.uid, pod]));
     const before = this.#alive;
     this.#alive = alive;
-    for (const name of before) if (!alive.has(name)) this.#parts.onPodEnded(name);
+    for (const [uid, pod] of before) if (!alive.has(uid)) this.#parts.onPodEnded(pod);
   }
 }

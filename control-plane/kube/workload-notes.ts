@@ -1,13 +1,9 @@
 import { createHash } from "node:crypto";
+import type { Role } from "#protocol/worker.ts";
 import type { Clock } from "#service/clock.ts";
 import { isKubeError, type KubeApi } from "./kube-api.ts";
 import { microTime } from "./micro-time.ts";
-import type { Condition, WorkerPool } from "./worker-pool.ts";
-
-/** Where the pools of a namespace are. */
-export function poolsPath(namespace: string): string {
-  return `/apis/apps/v1/namespaces/${namespace}/deployments`;
-}
+import { type Condition, POOL_KINDS, type PoolKind, poolsPath, type WorkerPool } from "./worker-pool.ts";
 
 export interface Note {
   readonly type: "Normal" | "Warning";
@@ -24,17 +20,20 @@ export class WorkloadNotes {
   readonly #clock: Clock;
   readonly #namespace: string;
   readonly #instance: string;
+  readonly #kinds: Readonly<Record<Role, PoolKind>>;
 
   constructor(parts: {
     readonly api: KubeApi;
     readonly clock: Clock;
     readonly namespace: string;
     readonly instance: string;
+    readonly kinds: Readonly<Record<Role, PoolKind>>;
   }) {
     this.#api = parts.api;
     this.#clock = parts.clock;
     this.#namespace = parts.namespace;
     this.#instance = parts.instance;
+    this.#kinds = parts.kinds;
   }
 
   /** One event; the same one again becomes a higher count of the first. */
@@ -53,7 +52,7 @@ export class WorkloadNotes {
       note: note.text.slice(0, MOST_CHARACTERS),
       action: "Scale",
       regarding: {
-        ...{ apiVersion: "apps/v1", kind: "Deployment" },
+        ...{ apiVersion: POOL_KINDS[this.#kinds[pool.role]].apiVersion, kind: this.#kinds[pool.role] },
         ...{ namespace: this.#namespace, name: pool.name, uid: pool.uid },
       },
       reportingController: "margay.dev/control-plane",
@@ -79,7 +78,7 @@ export class WorkloadNotes {
     const others = pool.conditions.filter((other) => other.type !== condition.type);
     await this.#api.call({
       method: "PATCH",
-      path: `${poolsPath(this.#namespace)}/${pool.name}/status`,
+      path: `${poolsPath(this.#namespace, this.#kinds[pool.role])}/${pool.name}/status`,
       bodyType: "application/merge-patch+json",
       body: {
         metadata: { resourceVersion: pool.resourceVersion },

@@ -7,9 +7,6 @@
 {{- if gt (int $range.min) (int $range.max) }}
 {{- fail (printf "scaling.%s: min %d is more than max %d" $role (int $range.min) (int $range.max)) }}
 {{- end }}
-{{- if and (gt $ranks 1) (ne (int $range.min) (int $range.max)) }}
-{{- fail (printf "scaling.%s: workers of %d ranks are LeaderWorkerSets of a fixed number: set min and max to the same number" $role $ranks) }}
-{{- end }}
 {{- if and (gt $ranks 1) (lt $ranks (int $values.ranks.least)) }}
 {{- fail (printf "ranks.least: a worker of %d ranks cannot go on with %d; set it to at most ranks.%s" $ranks (int $values.ranks.least) $role) }}
 {{- end }}

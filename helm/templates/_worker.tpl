@@ -2,7 +2,7 @@
 The pods of one model and role. (dict "root" $ "key" "nano" "model" . "role" "prefill")
 
 A worker of one rank is a pod of a Deployment, whose replicas the control plane sets; a worker of several is a group of a
-LeaderWorkerSet. The control plane finds a pool by the release's label, the role's label and the model's annotation.
+LeaderWorkerSet, likewise. The control plane finds a pool by the release's label, the role's label and the model's annotation.
 */}}
 {{- define "margay.poolName" -}}
 {{ .root.Release.Name }}-{{ .key }}-{{ .role }}

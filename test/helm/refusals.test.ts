@@ -36,7 +36,6 @@ describe("the schema refuses, with the path of the value,", () => {
 describe("values that do not go together are refused with what to change:", () => {
   const cases: readonly (readonly [values: object, sentence: string])[] = [
     [{ scaling: { prefill: { min: 3, max: 2 } } }, "scaling.prefill: min 3 is more than max 2"],
-    [{ ranks: { decode: 4 } }, "scaling.decode: workers of 4 ranks are LeaderWorkerSets of a fixed number"],
     [
       { ranks: { decode: 2, least: 3 }, scaling: { decode: { min: 1, max: 1 } } },
       "ranks.least: a worker of 2 ranks cannot go on with 3",

@@ -174,6 +174,7 @@ describeOnCluster("on a cluster", (world) => {
       new KubeTarget({
         ...{ api, ...time, metrics: createMetrics({ processMetrics: false }) },
         ...{ namespace: NAMESPACE, release: "r", instance: "test", leads: () => true },
+        ranks: { prefill: 1, decode: 1 },
         onEnd: (rankId) => void ended.push(rankId),
       });
 

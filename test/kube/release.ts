@@ -10,6 +10,7 @@ import { create, NAMESPACE } from "./manifests.ts";
 /** What a test knows of a pod. */
 export interface PodInfo {
   readonly name: string;
+  readonly uid: string;
   readonly node: string;
   readonly role: string;
   readonly model: string;
@@ -22,6 +23,7 @@ export interface PodInfo {
 interface WirePod {
   readonly metadata: {
     readonly name: string;
+    readonly uid: string;
     readonly creationTimestamp: string;
     readonly deletionTimestamp?: string;
     readonly labels: Readonly<Record<string, string>>;
@@ -89,6 +91,7 @@ export class Release {
     const list = await this.#world.api.call({ method: "GET", path: PODS, query });
     return (list as { readonly items: readonly WirePod[] }).items.map(({ metadata, spec, status }) => ({
       name: metadata.name,
+      uid: metadata.uid,
       node: spec.nodeName ?? "",
       role: metadata.labels["margay.dev/role"] ?? "",
       model: metadata.annotations?.["margay.dev/model"] ?? "",

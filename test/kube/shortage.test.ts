@@ -10,7 +10,18 @@ const pool = (changes: Partial<WorkerPool> = {}): WorkerPool => ({
   ...changes,
 });
 const pod = (changes: Partial<WorkerPod> = {}): WorkerPod => ({
-  ...{ name: "d-1", role: "decode", model: NANO, stopping: false, phase: "Pending", message: null, restarts: 0 },
+  ...{
+    name: "d-1",
+    uid: "u1",
+    worker: "d-1",
+    rank: 0,
+    role: "decode",
+    model: NANO,
+    stopping: false,
+    phase: "Pending",
+    message: null,
+    restarts: 0,
+  },
   ...{ conditions: [], containers: [] },
   ...changes,
 });

@@ -4,7 +4,7 @@ import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import { isKubeError, type KubeApi } from "../../kube/kube-api.ts";
-import type { WorkerPod } from "../../kube/worker-pool.ts";
+import type { PoolKind, WorkerPod } from "../../kube/worker-pool.ts";
 import { WorkerPools } from "../../kube/worker-pools.ts";
 import type { ScaleTarget, StartFailure, TargetWorker } from "../scale-target.ts";
 
@@ -16,6 +16,8 @@ export interface KubeTargetParts {
   readonly metrics: Metrics;
   readonly namespace: string;
   readonly release: string;
+  /** Ranks of a worker of each role: one is a pod of a Deployment, several are a group of a LeaderWorkerSet. */
+  readonly ranks: Readonly<Record<Role, number>>;
   /** Who reports, in events. */
   readonly instance: string;
   /** Whether this process writes conditions and events. */
@@ -27,7 +29,8 @@ export interface KubeTargetParts {
 const LOOK_MS = 1_000;
 
 /**
- * Workers as pods: a pool (Deployment) per model and role, whose scale subresource is patched; a worker is called as its pod.
+ * Workers as pods: a pool per model and role, whose scale subresource is patched. A worker of one rank is a pod and called as
+ * it; the ranks of a larger one are the pods of a group.
  *
  *   created -> started -> closed
  *
@@ -42,8 +45,13 @@ export class KubeTarget implements ScaleTarget {
 
   constructor(parts: KubeTargetParts) {
     this.#parts = parts;
-    const { onEnd } = parts;
-    this.#pools = new WorkerPools({ ...parts, onPodEnded: (name) => onEnd(rankIdOf(name as WorkerId, 0)) });
+    const { onEnd, ranks } = parts;
+    const kindOf = (role: Role): PoolKind => (ranks[role] === 1 ? "Deployment" : "LeaderWorkerSet");
+    this.#pools = new WorkerPools({
+      ...parts,
+      kinds: { prefill: kindOf("prefill"), decode: kindOf("decode") },
+      onPodEnded: ({ worker, rank }) => onEnd(rankIdOf(worker as WorkerId, rank)),
+    });
   }
 
   start(): void {
@@ -64,31 +72,30 @@ export class KubeTarget implements ScaleTarget {
   }
 
   workers(): readonly TargetWorker[] {
-    return this.#pools
-      .pods()
-      .filter(isWorker)
-      .map((pod) => ({
-        workerId: pod.name as WorkerId,
-        model: pod.model,
-        role: pod.role,
-        ranks: [{ rankId: rankIdOf(pod.name as WorkerId, 0), instance: String(pod.restarts) }],
-        stopping: pod.stopping,
-        runs: pod.phase === "Running",
-      }));
+    const groups = Map.groupBy(this.#pools.pods().filter(isWorker), ({ worker }) => worker);
+    return [...groups].map(([worker, pods]) => {
+      const [{ model, role }] = pods as [WorkerPod];
+      const running = pods.filter(({ phase }) => phase === "Running").sort((a, b) => a.rank - b.rank);
+      return {
+        ...{ workerId: worker as WorkerId, model, role },
+        ranks: running.map(({ rank, uid, restarts }) => ({
+          rankId: rankIdOf(worker as WorkerId, rank),
+          instance: `${uid} ${restarts}`,
+        })),
+        stopping: pods.every(({ stopping }) => stopping),
+        runs: running.length > 0,
+      };
+    });
   }
 
   async stop(workerId: WorkerId, graceMs: number): Promise<void> {
-    try {
-      await this.#pools.remove(workerId, graceMs);
-      this.#parts.logger.info({ worker: workerId }, "stopping a worker");
-    } catch (error) {
-      // Gone already. Whatever else failed is tried again by whoever still wants it gone.
-      if (!isKubeError(error, 404)) this.#parts.logger.warn({ worker: workerId, error }, "a pod could not be deleted");
-    }
+    const pods = this.#pools.pods().filter(({ worker }) => worker === workerId);
+    await Promise.all(pods.map((pod) => this.#remove(pod, graceMs)));
   }
 
-  replace(workerId: WorkerId): void {
-    void this.stop(workerId, 0);
+  replace(_: WorkerId, rankId: RankId): void {
+    const pods = this.#pools.pods().filter(({ worker, rank }) => rankIdOf(worker as WorkerId, rank) === rankId);
+    for (const pod of pods) void this.#remove(pod, 0);
   }
 
   lastFailure(model: ModelName): StartFailure | null {
@@ -109,6 +116,16 @@ export class KubeTarget implements ScaleTarget {
     this.#pools.stop();
   }
 
+  async #remove({ name, worker }: WorkerPod, graceMs: number): Promise<void> {
+    try {
+      await this.#pools.remove(name, graceMs);
+      this.#parts.logger.info({ worker, pod: name }, "stopping a worker");
+    } catch (error) {
+      // Gone already. Whatever else failed is tried again by whoever still wants it gone.
+      if (!isKubeError(error, 404)) this.#parts.logger.warn({ pod: name, error }, "a pod could not be deleted");
+    }
+  }
+
   async #look(): Promise<void> {
     const { leads, metrics } = this.#parts;
     metrics.gauge("margay_api_server_away_seconds", {}, (this.#pools.awayMs ?? 0) / 1000);
@@ -125,5 +142,5 @@ export class KubeTarget implements ScaleTarget {
 
 /** A name that could not be a worker's is some other pod's. */
 function isWorker(pod: WorkerPod): boolean {
-  return WorkerId.safeParse(pod.name).success;
+  return WorkerId.safeParse(pod.worker).success;
 }
