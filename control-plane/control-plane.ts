@@ -165,7 +165,11 @@ export class ControlPlane implements Service {
     this.#gateway = new Gateway({
       ...{ clock, random, logger, metrics, models, flow, tenancy, bus, gatewayId },
       outlook: (model) => this.#starts.outlook(model),
-      vet: (model, grammar) => this.#grammars.get(model.name)!.vet(grammar),
+      vet: async (model, grammar, ends) => {
+        const grammars = this.#grammars.get(model.name)!;
+        const fault = await grammars.vet(grammar);
+        return { fault, first: fault === null ? await grammars.first(grammar, ends) : null };
+      },
       config: config.gateway,
       readiness: () => ({ ready: bus.state === "connected", checks: { bus: bus.state === "connected" } }),
     });

@@ -1,4 +1,4 @@
-import type { Constraint } from "#protocol/constraint.ts";
+import { type Constraint, maskOf } from "#protocol/constraint.ts";
 import type { Grammars, GrammarText } from "#service/grammar/grammars.ts";
 
 /** Who follows grammars. */
@@ -150,13 +150,4 @@ function placeOf(constraint: Constraint, tokens: readonly number[]): { part: Par
     part = next;
   }
   return { part, inGrammar };
-}
-
-function maskOf(words: number, ids: readonly number[], which: "only" | "all but"): Uint32Array {
-  const mask = new Uint32Array(words).fill(which === "only" ? 0 : 0xffff_ffff);
-  for (const id of ids) {
-    if (which === "only") mask[id >>> 5]! |= 1 << (id & 31);
-    else mask[id >>> 5]! &= ~(1 << (id & 31));
-  }
-  return mask;
 }

@@ -4,6 +4,7 @@ import type { Reservation, SequenceHandle } from "#protocol/kv.ts";
 import type { PrefillDone } from "#protocol/prefill.ts";
 import type { Generation, Logprobs, RequestHead } from "#protocol/request.ts";
 import type { Timer } from "#service/clock.ts";
+import { firstMask } from "./open-prompt.ts";
 import type { Lead } from "./prefix-lead.ts";
 
 /** One attempt on a prefill rank; prefill-requests.ts has its life. */
@@ -58,8 +59,8 @@ export function untoldMs(requests: readonly PrefillRequest[]): number {
 }
 
 /**
- * What the owner hears of a prompt's first token. `finish` is a `FINISH` code. Of a constrained request the decode rank
- * chooses the first token too.
+ * What the owner hears of a prompt's first token. `finish` is a `FINISH` code. Of a constrained request whose
+ * beginning is not known (see `firstMask`) the decode rank chooses the first token too.
  */
 export function doneWith(
   request: PrefillRequest,
@@ -69,7 +70,7 @@ export function doneWith(
   finish: number,
 ): PrefillDone {
   const startedMs = request.startedMs ?? request.admittedMs;
-  const constrained = request.generation.constraint !== null;
+  const constrained = request.generation.constraint !== null && firstMask(request.generation) === null;
   return {
     kind: "prefill-done",
     head: request.head,

@@ -30,6 +30,7 @@ import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { HistogramSeries, Metrics } from "#service/metrics.ts";
 import { KvSender } from "./kv-sender.ts";
+import { openPrompt } from "./open-prompt.ts";
 import { planPrefill } from "./prefill-batcher.ts";
 import { judgeReservation, judgeWork } from "./prefill-intake.ts";
 import { PrefillRate } from "./prefill-rate.ts";
@@ -228,7 +229,7 @@ export class PrefillRequests {
     const { head, generation, reservation, deadlineMs } = work;
     let handle: SequenceHandle | null = null;
     try {
-      const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: 0 });
+      const opened = openPrompt(engine, generation, deadlineMs);
       handle = opened.handle;
       const { cachedTokens } = opened;
       const { tokens } = generation;
@@ -267,7 +268,7 @@ export class PrefillRequests {
     const { generation, deadlineMs, given, reservation } = request;
     engine.closeSequence(request.handle, true);
     this.#slots.delete(request.handle.slot);
-    const opened = engine.openSequence({ generation, mode: "compute", deadlineMs, reserve: 0 });
+    const opened = openPrompt(engine, generation, deadlineMs);
     Object.assign(request, { ...opened, phase: "computing", lead: null, left: given - opened.cachedTokens });
     this.#slots.set(opened.handle.slot, request);
     try {

@@ -1,5 +1,4 @@
-import type { Constraint, Grammar } from "#protocol/constraint.ts";
-import { MAX_GRAMMAR_CHARACTERS } from "#protocol/constraint.ts";
+import { type Constraint, type Grammar, MAX_GRAMMAR_CHARACTERS, maskOf } from "#protocol/constraint.ts";
 import { literal } from "../chat/schema/json-literal.ts";
 import { schemaGrammar } from "../chat/schema/schema-grammar.ts";
 import type { ServedModel } from "../chat/served-model.ts";
@@ -9,8 +8,15 @@ import { refuse } from "./http-errors.ts";
 import type { SamplingFields } from "./sampling-schema.ts";
 import type { StructuredFields } from "./structured-schema.ts";
 
-/** Why a grammar can't be used; null: it can. */
-export type Vet = (model: ServedModel, grammar: Grammar) => Promise<string | null>;
+export interface Vetted {
+  /** Why the grammar can't be used; null: it can. */
+  readonly fault: string | null;
+  /** What a text of it may begin with, a bit per token; null: not known. */
+  readonly first: Uint32Array | null;
+}
+
+/** `ends`: tokens that may stand behind a text of the grammar. */
+export type Vet = (model: ServedModel, grammar: Grammar, ends: readonly number[]) => Promise<Vetted>;
 
 interface Asked {
   readonly grammar: Grammar;
@@ -48,16 +54,24 @@ export async function constraintOf(
   }
   if (grammar.text.length > MAX_GRAMMAR_CHARACTERS)
     throw refuse(param, "is too large: its grammar has more than 65536 characters");
-  const fault = await vet(model, grammar);
+  const ends = [...model.eosTokens, ...(fields.stop_token_ids ?? [])];
+  const { fault, first } = await vet(model, grammar, suffix.length > 0 ? suffix.slice(0, 1) : ends);
   if (fault !== null) throw refuse(param, `can't be kept: ${fault}`);
   const reasons = chat?.startsInReasoning === true;
+  const words = Math.ceil(model.vocabSize / 32);
+  const begins = reasons
+    ? maskOf(words, ends, "all but")
+    : prefix.length > 0
+      ? maskOf(words, [prefix[0]!], "only")
+      : first;
   return {
     freeUntil: reasons ? thinkEnd(model, param) : null,
     // The newline behind the closing tag belongs to it.
     prefix: Int32Array.from([...(reasons ? model.tokenizer.encodePlain("\n") : []), ...prefix]),
     grammar,
     suffix: Int32Array.from(suffix),
-    ends: Int32Array.from([...model.eosTokens, ...(fields.stop_token_ids ?? [])]),
+    ends: Int32Array.from(ends),
+    first: begins === null ? null : Int32Array.from(begins),
   };
 }
 

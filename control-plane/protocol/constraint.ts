@@ -24,5 +24,17 @@ export const Constraint = z.strictObject({
   suffix: Tokens,
   /** Tokens one of which ends the request behind all that. */
   ends: Tokens,
+  /** What the first token may be, a bit each of the vocabulary; null: whoever decodes is to find out. */
+  first: Tokens.nullable(),
 });
 export type Constraint = z.infer<typeof Constraint>;
+
+/** A mask of so many words that allows these tokens alone, or all others. */
+export function maskOf(words: number, ids: readonly number[], which: "only" | "all but"): Uint32Array {
+  const mask = new Uint32Array(words).fill(which === "only" ? 0 : 0xffff_ffff);
+  for (const id of ids) {
+    if (which === "only") mask[id >>> 5]! |= 1 << (id & 31);
+    else mask[id >>> 5]! &= ~(1 << (id & 31));
+  }
+  return mask;
+}

@@ -44,7 +44,7 @@ export const PrefillDone = z.strictObject({
   head: RequestHead,
   rankId: RankId,
   epoch: z.int().min(1),
-  /** Null: a constraint makes it the decode rank's choice. */
+  /** Null: the decode rank chooses it, under a constraint that does not say how it may begin. */
   firstToken: z.int().min(0).nullable(),
   logprobs: Logprobs.nullable(),
   /** Set when the first token also ends the request. */

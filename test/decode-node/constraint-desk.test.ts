@@ -29,6 +29,7 @@ function constraint(
     prefix: Int32Array.from(changes.prefix ?? []),
     grammar: { kind: "ebnf", text: "root ::= x" },
     suffix: Int32Array.from(changes.suffix ?? []),
+    first: null,
     ends: Int32Array.of(2, 3),
   };
 }

@@ -8,7 +8,7 @@ import { eventually, type Harness, startHarness } from "../support/gateway-harne
 let harness: Harness;
 beforeAll(async () => {
   harness = await startHarness(answering([100, 2]), {
-    vet: async (_model, grammar) => (grammar.text === "unreadable" ? "no expression" : null),
+    vet: async (_model, grammar) => ({ fault: grammar.text === "unreadable" ? "no expression" : null, first: null }),
   });
 });
 afterAll(async () => {

@@ -70,7 +70,7 @@ export async function startHarness(
     gatewayId: (options.gatewayId ?? "gw-test") as GatewayId,
     outlook: options.outlook ?? (() => []),
     tenancy: options.tenancy ?? openTenancy,
-    vet: options.vet ?? (async () => null),
+    vet: options.vet ?? (async () => ({ fault: null, first: null })),
     metrics,
     logger: silentLogger,
     readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),

@@ -71,6 +71,7 @@ interface Thread {
 export class Grammars {
   readonly #parts: GrammarsParts;
   readonly #verdicts = new Map<string, Promise<string | null>>();
+  readonly #firsts = new Map<string, Promise<Uint32Array | null>>();
   readonly #texts = new Map<number, TextListener>();
   #thread: Thread | null = null;
   #nextId = 0;
@@ -105,6 +106,28 @@ export class Grammars {
     return verdict;
   }
 
+  /** What a text may begin with, remembered; null: that could not be found out. */
+  first(grammar: Grammar, ends: readonly number[]): Promise<Uint32Array | null> {
+    const key = `${ends.join(" ")} ${grammar.kind} ${grammar.text}`;
+    const known = this.#firsts.get(key);
+    if (known !== undefined) return known;
+    const first = new Promise<Uint32Array | null>((settle) => {
+      const text = this.open(grammar, ends, [], {
+        onMask: (mask) => {
+          text.close();
+          settle(mask);
+        },
+        onFault: () => {
+          this.#firsts.delete(key);
+          settle(null);
+        },
+      });
+    });
+    this.#firsts.set(key, first);
+    if (this.#firsts.size > KEPT_VERDICTS) this.#firsts.delete(this.#firsts.keys().next().value!);
+    return first;
+  }
+
   /** Begins a text of which `tokens` are there; a mask follows it and every token after it. */
   open(grammar: Grammar, ends: readonly number[], tokens: readonly number[], listener: TextListener): GrammarText {
     const id = this.#nextId++;
@@ -122,6 +145,7 @@ export class Grammars {
 
   /** Ends the thread; texts hear no more, vets are refused. */
   async close(): Promise<void> {
+    for (const text of this.#texts.values()) text.onFault("the server is shutting down");
     this.#texts.clear();
     const thread = this.#thread;
     if (thread !== null) this.#over(thread, "closed", "the server is shutting down");
