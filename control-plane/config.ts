@@ -3,6 +3,7 @@ import { ModelName } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { ServiceConfig } from "#service/run-service.ts";
 import { readSettings, SettingsError } from "#service/settings.ts";
+import type { TracingConfig } from "#service/tracing/tracing.ts";
 import type { GatewayConfig } from "./gateway/gateway.ts";
 import type { BalanceRules } from "./groups/group-balancer.ts";
 import type { GroupRules } from "./groups/group-plan.ts";
@@ -10,6 +11,7 @@ import type { ScalingRules } from "./scaling/planner.ts";
 
 export interface ControlPlaneConfig extends ServiceConfig {
   readonly gateway: GatewayConfig;
+  readonly tracing: TracingConfig;
   /** null: requests need no key. */
   readonly keysFile: string | null;
   /** Checkpoint folder of each model, in the order they are listed. */
@@ -78,6 +80,8 @@ export function readControlPlaneConfig(
     "MARGAY_BODY_MIB",
     "MARGAY_MAX_N",
     "MARGAY_DRAIN_SECONDS",
+    "MARGAY_TRACE_ENDPOINT",
+    "MARGAY_TRACE_SAMPLE",
     "MARGAY_LOG_LEVEL",
   ]);
   if (s.MARGAY_NATS_URL === null) {
@@ -102,6 +106,7 @@ export function readControlPlaneConfig(
         maxBytes: s.MARGAY_RESPONSE_MIB * 1024 * 1024,
       },
     },
+    tracing: { endpoint: s.MARGAY_TRACE_ENDPOINT, sample: s.MARGAY_TRACE_SAMPLE },
     keysFile: s.MARGAY_KEYS_FILE === null ? null : resolve(s.MARGAY_KEYS_FILE),
     models: parseModels(s.MARGAY_MODEL),
     stateFolder: resolve(s.MARGAY_STATE_DIR),

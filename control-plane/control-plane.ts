@@ -7,6 +7,7 @@ import { Grammars } from "#service/grammar/grammars.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { credentialsFile, natsCredentials } from "#service/nats-credentials.ts";
 import type { Service, ServiceContext } from "#service/run-service.ts";
+import { Tracing } from "#service/tracing/tracing.ts";
 import { loadServedModel, type ServedModel } from "./chat/served-model.ts";
 import type { ControlPlaneConfig } from "./config.ts";
 import { FleetWatch } from "./fleet/fleet-watch.ts";
@@ -64,6 +65,7 @@ export class ControlPlane implements Service {
   readonly #flow: Flow;
   readonly #home: WorkerHome;
   readonly #tenancy: Tenancy;
+  readonly #tracing: Tracing;
   readonly #demand: DemandExchange;
   readonly #scaler: Scaler;
   readonly #starts: StartWatch;
@@ -133,7 +135,13 @@ export class ControlPlane implements Service {
     });
     this.#waitingRoom = waitingRoom;
     this.#board = new RequestBoard({ bus, clock, metrics, gatewayId });
+    this.#tracing = new Tracing({
+      ...{ clock, random, logger, metrics },
+      config: config.tracing,
+      resource: { "service.name": "margay-control-plane", "service.instance.id": gatewayId },
+    });
     const flow = new Flow({
+      tracing: this.#tracing,
       ...{ bus, clock, logger, metrics, gatewayId, fleet, waitingRoom, localPrefillTokens, waitMs },
       ttftGoalMs: config.scaling.ttftGoalMs,
       board: this.#board,
@@ -171,6 +179,8 @@ export class ControlPlane implements Service {
         return { fault, first: fault === null ? await grammars.first(grammar, ends) : null };
       },
       config: config.gateway,
+      tracing: this.#tracing,
+      way: (id) => flow.recent.find(id),
       readiness: () => ({ ready: bus.state === "connected", checks: { bus: bus.state === "connected" } }),
     });
     metrics.onCollect(() => this.#collect(metrics));
@@ -239,6 +249,7 @@ export class ControlPlane implements Service {
     await this.#home.target.close(CLOSE_MS);
     this.#demand.stop();
     await this.#tenancy.stop();
+    await this.#tracing.close();
     this.#starts.stop();
     this.#decisions.stop();
     for (const open of this.#desk) open.unsubscribe();

@@ -24,6 +24,7 @@ import { Grammars } from "#service/grammar/grammars.ts";
 import { WorkerNode, type WorkerNodeParts } from "#service/worker-node.ts";
 import { ConstraintDesk } from "./constraint-desk.ts";
 import { DecodeRequests } from "./decode-requests.ts";
+import { DecodeSpans } from "./decode-spans.ts";
 import { TokenStream } from "./token-stream.ts";
 
 export interface DecodeNodeParts extends WorkerNodeParts {
@@ -52,9 +53,11 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
     group: (engine) => (config.ranks === 1 ? null : asGroupEngine(engine)),
     endpoint: (engine) => endpointOf(engine.info),
     serve(engine, { rankId, epoch, watch, isJoined, tracer }) {
-      const stream = new TokenStream(rankId, epoch, clock, (owner, batch) =>
-        tracer.time("send tokens", () => bus.publish(subjects.tokens(owner), TokenBatch, batch)),
-      );
+      const spans = new DecodeSpans(parts.tracing ?? null, clock, rankId);
+      const stream = new TokenStream(rankId, epoch, clock, (owner, batch) => {
+        tracer.time("send tokens", () => bus.publish(subjects.tokens(owner), TokenBatch, batch));
+        spans.sent(batch);
+      });
       const { vocabSize } = engine.info;
       const grammars = new Grammars({
         clock,
@@ -79,9 +82,14 @@ export function createDecodeNode(parts: DecodeNodeParts): DecodeNode {
           watch(message.head.owner);
           return requests.reserve(message);
         }),
-        bus.respond(subjects.start(rankId), StartDecode, StartReply, (message) => requests.start(message)),
+        bus.respond(subjects.start(rankId), StartDecode, StartReply, (message) =>
+          spans.started(message, requests.start(message)),
+        ),
         bus.respond(subjects.resume(rankId), ResumeStream, ResumeReply, (message) => stream.resume(message)),
-        bus.respond(subjects.cancel(rankId), Cancel, CancelReply, ({ head }) => requests.cancel(head)),
+        bus.respond(subjects.cancel(rankId), Cancel, CancelReply, ({ head }) => {
+          spans.forget(head);
+          return requests.cancel(head);
+        }),
         bus.subscribe(subjects.acks(rankId), TokenAcks, (acks) => stream.acknowledge(acks)),
       ];
       return { requests, subscriptions };

@@ -19,6 +19,7 @@ import {
 import { subjects } from "#protocol/subjects.ts";
 import { WorkerNode, type WorkerNodeParts } from "#service/worker-node.ts";
 import { PrefillRequests } from "./prefill-requests.ts";
+import { PrefillSpans } from "./prefill-spans.ts";
 
 export interface PrefillNodeParts extends WorkerNodeParts {
   readonly openEngine: (options: EngineOptions, listener: EngineListener) => Promise<Engine>;
@@ -35,13 +36,16 @@ export function createPrefillNode(parts: PrefillNodeParts): PrefillNode {
     group: (engine) => (config.ranks === 1 ? null : asGroupEngine(engine)),
     endpoint: () => null,
     serve(engine, { rankId, epoch, watch, isJoined, tracer }) {
+      const spans = new PrefillSpans(parts.tracing ?? null, parts.clock);
       const requests = new PrefillRequests({
         ...parts,
+        onChunk: (head, rows, computeMs) => spans.chunk(head, rows, computeMs),
         engine,
         rankId,
         epoch,
         isJoined,
         tell(owner, outcome) {
+          spans.told(outcome);
           const schema = outcome.kind === "prefill-done" ? PrefillDone : PrefillFailed;
           tracer.time("send first token", () => bus.publish(subjects.prefillOutcome(owner), schema, outcome));
         },

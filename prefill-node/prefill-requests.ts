@@ -49,6 +49,7 @@ export interface PrefillRequestsParts {
   readonly isJoined: () => boolean;
   /** Tells the owner how an attempt ended; may be lost. */
   readonly tell: (owner: GatewayId, outcome: PrefillOutcome) => void;
+  readonly onChunk?: (head: RequestHead, rows: number, computeMs: number) => void;
   /** The step loop cannot go on. */
   readonly fail: (error: unknown) => void;
 }
@@ -317,6 +318,7 @@ export class PrefillRequests {
       request.startedMs ??= this.#parts.clock.monotonic() - result.computeMs;
       request.gpuMs += (result.computeMs * rows) / total;
       request.left = request.given - length;
+      this.#parts.onChunk?.(request.head, rows, result.computeMs);
       if (finish === FINISH.numeric) this.#fail(request, "numeric", "a logit is not a number");
       else if (tokens.length > 0) this.#finish(request, tokens[0]!, logprobs[0] ?? null, finish);
     }

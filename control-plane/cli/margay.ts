@@ -1,6 +1,7 @@
 import { parseArgs } from "node:util";
 import { drain } from "./drain.ts";
 import { explain } from "./explain.ts";
+import { explainRequest } from "./explain-request.ts";
 import { createKey } from "./keys.ts";
 import { send } from "./send.ts";
 import { status } from "./status.ts";
@@ -13,6 +14,7 @@ const PLANNED_MODEL = "longcat-flash";
 const USAGE = `margay up                         run everything on this machine: NATS, control plane, workers
 margay status [--watch | --json]  workers, pages and requests
 margay explain [--json]           why there are as many workers as there are
+margay explain REQUEST [--json]   what became of a request: where it went and why, what each phase took
 margay send [options] QUESTION    ask one question and print the answer as it comes
     --model NAME  --think | --no-think  --max-tokens N  --temperature T
 margay drain WORKER               let a worker finish its requests, then stop it
@@ -73,7 +75,7 @@ async function main(argv: readonly string[]): Promise<number> {
     process.stdout.write(USAGE);
     return values.help ? 0 : 2;
   }
-  if (rest.length > 0 && (command === "up" || command === "status" || command === "explain"))
+  if (rest.length > 0 && (command === "up" || command === "status"))
     throw new UsageError(`${command} takes no argument`);
   if (values.think && values["no-think"]) throw new UsageError("--think and --no-think exclude each other");
   switch (command) {
@@ -82,7 +84,8 @@ async function main(argv: readonly string[]): Promise<number> {
     case "status":
       return status({ watch: values.watch, json: values.json });
     case "explain":
-      return explain(values.json);
+      if (rest.length > 1) throw new UsageError("explain takes the id of one request, or none");
+      return rest[0] === undefined ? explain(values.json) : explainRequest(rest[0], values.json);
     case "send": {
       const question = rest.join(" ");
       if (question === "") throw new UsageError("send needs a question");

@@ -77,7 +77,7 @@ export class Attempt {
     const seat = await waitingRoom.enter(query, passage.turn, passage.interruption);
     this.#seat = seat;
     this.#leavePrefill = seat.leavePrefill;
-    passage.timings.queueMs += clock.monotonic() - beganMs;
+    passage.noteSeat(fleet, query, seat, clock.monotonic() - beganMs);
     passage.tell("placed", seat.prefill?.workerId ?? null, seat.decode.workerId);
     return seat;
   }
@@ -126,7 +126,7 @@ export class Attempt {
       () => bus.request(subjects.reserve(rankId), ReserveKv, message, ReserveReply, ANSWER_MS),
       rankId,
     );
-    if (reply.kind === "reserved") return reply.reservation;
+    if (reply.kind === "reserved") return this.#passage.noteReserved(reply.reservation);
     this.#decodeLeg = null;
     throw this.#refusedBy(rankId, reply);
   }
@@ -162,7 +162,7 @@ export class Attempt {
     }
     if (sender !== null) {
       fleet.pairWorked(sender.rankId, rankId);
-      this.#passage.timings.transferMs += reply?.transferMs ?? 0;
+      this.#passage.noteTransfer(reply);
       // The decode rank has everything: whatever becomes of the other does not matter any more.
       this.#prefillLeg = null;
       this.#onPrefill = this.#countLate;
@@ -176,6 +176,7 @@ export class Attempt {
     const { clock } = this.#parts;
     const passage = this.#passage;
     this.#decodeStartMs = clock.monotonic();
+    passage.noteStarted();
     passage.tell("decoding", this.#seat?.prefill?.workerId ?? null, this.#seat?.decode.workerId ?? null);
     const enough = passage.whenEnough.then(() => null);
     try {
@@ -333,10 +334,7 @@ export class Attempt {
 
   #tellFirst(outcome: PrefillDone, rank: Rank): FirstToken {
     const passage = this.#passage;
-    passage.timings.queueMs += outcome.queueMs;
-    passage.timings.prefillMs += outcome.computeMs;
-    passage.gpuMs.prefill += outcome.gpuMs;
-    passage.cachedTokens ??= outcome.cachedTokens;
+    passage.notePrefilled(outcome);
     this.#leavePrefill();
     this.#first = outcome;
     if (outcome.firstToken !== null) {

@@ -1,15 +1,23 @@
 import { blockHashes } from "#protocol/block-hash.ts";
-import { asMargayError, MargayError } from "#protocol/errors.ts";
+import type { Started } from "#protocol/decode.ts";
+import { asMargayError, type ErrorCode, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, RankId } from "#protocol/ids.ts";
+import type { Reservation } from "#protocol/kv.ts";
+import type { PrefillDone } from "#protocol/prefill.ts";
 import type { Generation, RequestHead } from "#protocol/request.ts";
 import type { Role } from "#protocol/worker.ts";
 import { atMost } from "#service/at-most.ts";
 import type { Clock } from "#service/clock.ts";
+import { tracedHead } from "#service/tracing/tracing.ts";
+import type { FleetWatch } from "../fleet/fleet-watch.ts";
 import type { PlacementQuery } from "../placement/place.ts";
 import { Interruption } from "./interruption.ts";
 import type { FlowListener, FlowProgress, FlowRequest, RequestUse } from "./request-flow.ts";
 import { TokenReceiver } from "./token-receiver.ts";
-import type { Turn } from "./waiting-room.ts";
+import type { Seat, Turn } from "./waiting-room.ts";
+import { choicesOf, newAttempt, prefilledBy, transferOf, type Way, type WayAttempt } from "./way.ts";
+
+const MOST_ATTEMPTS = 32;
 
 /** Milliseconds spent in each phase, summed over attempts. */
 export interface Timings {
@@ -40,6 +48,9 @@ export class Passage {
   readonly #releases: Promise<void>[] = [];
   #cachedOnDecode = 0;
   attempt = 0;
+  /** What is told of it afterwards. */
+  readonly way: Way;
+  readonly #newSpanId: () => string;
   /** Monotonic time until which it may wait for ranks with room. */
   waitsUntilMs = 0;
   /** Prompt tokens nobody had to compute, as the first attempt found them. */
@@ -57,16 +68,31 @@ export class Passage {
     request: FlowRequest,
     listener: FlowListener,
     clock: Clock,
-    { onServed, onDuplicate }: { readonly onServed: (tokens: number) => void; readonly onDuplicate: () => void },
+    {
+      onServed,
+      onDuplicate,
+      newSpanId,
+    }: {
+      readonly onServed: (tokens: number) => void;
+      readonly onDuplicate: () => void;
+      readonly newSpanId: () => string;
+    },
   ) {
     this.request = request;
     this.listener = listener;
     this.#clock = clock;
     this.beganMs = clock.monotonic();
+    this.#newSpanId = newSpanId;
     const { generation, generated = new Int32Array(0) } = request;
+    this.way = {
+      ...{ requestId: request.requestId, model: request.model, tenant: request.share.tenant },
+      ...{ trace: request.trace ?? null, beganMs: clock.now(), promptTokens: generation.promptLength },
+      ...{ attempts: [], firstTokenMs: null, endedMs: null, outcome: null, generatedTokens: 0 },
+    };
     this.tokens = new TokenReceiver(generated, generation.maxNewTokens, this.beganMs, {
       onTokens: (tokens, logprobs) => {
         onServed(tokens.length);
+        this.way.firstTokenMs ??= this.#epochMs();
         if (this.enough || this.interruption.error !== null) return;
         try {
           if (listener.onTokens(tokens, logprobs) === "more") return;
@@ -143,7 +169,69 @@ export class Passage {
   }
 
   head(owner: GatewayId): RequestHead {
-    return { requestId: this.request.requestId, attempt: this.attempt, owner };
+    return { requestId: this.request.requestId, attempt: this.attempt, owner, ...tracedHead(this.#leg.trace) };
+  }
+
+  /** An attempt begins. */
+  noteAttempt(): void {
+    const { trace } = this.way;
+    const own = trace === null ? null : { traceId: trace.traceId, spanId: this.#newSpanId() };
+    const { attempts } = this.way;
+    // Of a request that meets busy ranks again and again the first and the latest attempts are told.
+    if (attempts.length === MOST_ATTEMPTS) attempts.splice(1, 1);
+    attempts.push(newAttempt(this.attempt, this.#epochMs(), own));
+  }
+
+  /** It has a place, after a wait. */
+  noteSeat(fleet: FleetWatch, query: PlacementQuery, seat: Seat, waitedMs: number): void {
+    this.timings.queueMs += waitedMs;
+    Object.assign(this.#leg, choicesOf(fleet, query, seat), { placedMs: this.#epochMs() });
+  }
+
+  noteReserved(reservation: Reservation): Reservation {
+    this.#leg.reservedMs = this.#epochMs();
+    return reservation;
+  }
+
+  /** Its prompt is computed. */
+  notePrefilled(outcome: PrefillDone): void {
+    this.timings.queueMs += outcome.queueMs;
+    this.timings.prefillMs += outcome.computeMs;
+    this.gpuMs.prefill += outcome.gpuMs;
+    this.cachedTokens ??= outcome.cachedTokens;
+    Object.assign(this.#leg, { prefilledMs: this.#epochMs(), prefilled: prefilledBy(outcome) });
+  }
+
+  /** Its KV has arrived; null: how was not heard. */
+  noteTransfer(started: Started | null): void {
+    this.timings.transferMs += started?.transferMs ?? 0;
+    if (started !== null) this.#leg.transfer = transferOf(started);
+  }
+
+  /** Decoding has begun. */
+  noteStarted(): void {
+    this.#leg.startedMs = this.#epochMs();
+  }
+
+  /** The attempt is over. */
+  noteEnd(failure: ErrorCode | null): void {
+    const leg = this.way.attempts.at(-1);
+    if (leg === undefined) return;
+    Object.assign(leg, { endedMs: this.#epochMs(), failure, generatedTokens: this.generated });
+  }
+
+  /** The request is over. */
+  noteOutcome(outcome: "ok" | ErrorCode): void {
+    Object.assign(this.way, { endedMs: this.#epochMs(), outcome, generatedTokens: this.generated });
+  }
+
+  get #leg(): WayAttempt {
+    return this.way.attempts.at(-1)!;
+  }
+
+  /** Finer than the wall clock, and never backwards. */
+  #epochMs(): number {
+    return this.way.beganMs + this.#clock.monotonic() - this.beganMs;
   }
 
   query(generation: Generation, localTokens: number): PlacementQuery {

@@ -3,9 +3,11 @@ import { NO_TRAFFIC, type Traffic } from "#protocol/demand.ts";
 import { asMargayError, MargayError } from "#protocol/errors.ts";
 import type { GatewayId, ModelName, RequestId, WorkerId } from "#protocol/ids.ts";
 import type { Generation, Logprobs } from "#protocol/request.ts";
+import type { TraceContext } from "#protocol/trace-context.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
+import type { Tracing } from "#service/tracing/tracing.ts";
 import type { FleetWatch } from "../fleet/fleet-watch.ts";
 import { Attempt } from "./attempt.ts";
 import type { Share } from "./fair-queue.ts";
@@ -15,6 +17,8 @@ import { nextMove } from "./retry-policy.ts";
 import { settle } from "./settle.ts";
 import { withArrival, withEnd, withFirstToken } from "./traffic-count.ts";
 import type { WaitingRoom } from "./waiting-room.ts";
+import { RecentWays } from "./way.ts";
+import { spansOf } from "./way-spans.ts";
 
 export interface FlowRequest {
   readonly requestId: RequestId;
@@ -29,6 +33,8 @@ export interface FlowRequest {
   /** Longest wait for ranks with room, where that is shorter than everybody's; null: everybody's. */
   readonly maxWaitMs: number | null;
   readonly signal: AbortSignal;
+  /** The span that its attempts are children of, where it is traced. */
+  readonly trace?: TraceContext | null;
 }
 
 export interface FlowProgress {
@@ -98,6 +104,8 @@ export interface FlowParts {
   readonly waitMs: number;
   /** A first token that comes later is counted as late. */
   readonly ttftGoalMs: number;
+  /** Where the spans of traced requests go; none: nothing is traced. */
+  readonly tracing?: Pick<Tracing, "newSpanId" | "record">;
 }
 
 /** Ranks that are told to stop get so long to say what they had computed. */
@@ -119,6 +127,8 @@ export class Flow implements RequestFlow {
   readonly #running = new Map<ModelName, number>();
   readonly #lastActiveMs = new Map<ModelName, number>();
   readonly #traffic = new Map<ModelName, Traffic>();
+  /** What became of the latest requests. */
+  readonly recent = new RecentWays();
 
   constructor(parts: FlowParts) {
     this.#parts = parts;
@@ -140,7 +150,7 @@ export class Flow implements RequestFlow {
   }
 
   async serve(request: FlowRequest, listener: FlowListener): Promise<Settled> {
-    const { clock, metrics, waitingRoom, ttftGoalMs } = this.#parts;
+    const { clock, metrics, waitingRoom, ttftGoalMs, tracing } = this.#parts;
     const { model, share, generation } = request;
     this.#tally(model, (traffic) => withArrival(traffic, generation.promptLength));
     let first = true;
@@ -152,13 +162,20 @@ export class Flow implements RequestFlow {
         this.#tally(model, (traffic) => withFirstToken(traffic, clock.monotonic() - passage.beganMs > ttftGoalMs));
       },
       onDuplicate: () => metrics.count("margay_duplicate_messages_total", { kind: "token-chunk" }),
+      newSpanId: () => tracing?.newSpanId() ?? "",
     });
+    this.recent.add(passage.way);
     this.#count(model, 1);
     try {
       const settled = await this.#untilSettled(passage);
       this.#tally(model, (traffic) => withEnd(traffic, generation.promptLength, settled));
+      passage.noteOutcome("ok");
       return settled;
+    } catch (thrown) {
+      passage.noteOutcome(asMargayError(thrown).code);
+      throw thrown;
     } finally {
+      if (passage.way.trace !== null) tracing?.record(...spansOf(passage.way, () => tracing.newSpanId()));
       passage.end();
       void passage.use(USE_MS).then((use) => listener.onUse?.(use));
       this.#count(model, -1);
@@ -174,9 +191,13 @@ export class Flow implements RequestFlow {
       const beganMs = clock.monotonic();
       const { generated } = passage;
       passage.waitsUntilMs = (busySinceMs ?? beganMs) + mostMs;
+      passage.noteAttempt();
       try {
-        return await this.#attempt(passage);
+        const settled = await this.#attempt(passage);
+        passage.noteEnd(null);
+        return settled;
       } catch (thrown) {
+        passage.noteEnd(asMargayError(passage.interruption.error ?? thrown).code);
         if (passage.interruption.error !== null) throw passage.interruption.error;
         const error = asMargayError(thrown);
         if (passage.generated > generated) failed = 0;

@@ -7,6 +7,7 @@ import type { RoleOutlook } from "#protocol/scaling.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
+import type { Tracing } from "#service/tracing/tracing.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { Share } from "../flow/fair-queue.ts";
 import type { FlowListener, FlowProgress, RequestFlow, RequestUse, Settled } from "../flow/request-flow.ts";
@@ -15,6 +16,7 @@ import { NO_TICKET, type Tenancy, type Ticket } from "../tenancy/tenancy.ts";
 import { callerOf, shareOf } from "./auth.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { maxWaitOf, progressComment } from "./progress.ts";
+import { beginSpan, type RequestSpan } from "./request-span.ts";
 import { type ReaderLimits, SseStream, type StreamDialect } from "./sse.ts";
 import { storyComment, timing, workerHeaders } from "./story.ts";
 
@@ -36,6 +38,8 @@ export interface ExchangeHost {
   readonly requestMs: number;
   /** Exchanges that have not ended, for drain. */
   readonly running: Set<Exchange>;
+  /** What is traced; none: nothing is. */
+  readonly tracing?: Tracing;
   /** True once the server drains: its connections are not to be used again. */
   readonly draining: () => boolean;
 }
@@ -65,6 +69,7 @@ export class Exchange {
   readonly #promptLengths: readonly number[];
   readonly #uses: Promise<RequestUse>[] = [];
   #ticket: Ticket = NO_TICKET;
+  readonly #span: RequestSpan | null;
   #progress: FlowProgress | null = null;
   #sawFirstToken = false;
 
@@ -101,6 +106,7 @@ export class Exchange {
         })
       : null;
     this.#promptLengths = options.promptLengths;
+    this.#span = beginSpan(host, reply.request, options.requestId, model.name);
     host.metrics.count("margay_prompt_tokens_total", { model: model.name }, this.#inputTokens);
   }
 
@@ -139,10 +145,12 @@ export class Exchange {
       const last = await closing(settled);
       this.#stream?.end(`${last}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
       this.#count("ok", generations, settled);
+      this.#span?.settle(generations, settled, this.#inputTokens);
       return settled;
     } catch (thrown) {
       const error = this.#abort.signal.aborted ? asMargayError(this.#abort.signal.reason) : asMargayError(thrown);
       outcome = error.code;
+      this.#span?.fail(error.code);
       const begun = this.#stream?.opened === true;
       if (!begun && !this.deserted) throw error;
       this.#count(error.code, generations, []);
@@ -151,6 +159,7 @@ export class Exchange {
       else this.#reply.hijack();
       return null;
     } finally {
+      this.#span?.end();
       this.#ticket.end();
       void this.#record(outcome, sinks);
       looks?.cancel();
@@ -205,6 +214,7 @@ export class Exchange {
               deadlineMs,
               maxWaitMs: this.#maxWaitMs,
               signal,
+              trace: this.#span,
             },
             listener,
           );
@@ -247,6 +257,7 @@ export class Exchange {
     if (this.#sawFirstToken) return;
     this.#sawFirstToken = true;
     const seconds = (nowMs - this.#startedMs) / 1000;
+    this.#span?.firstToken(seconds);
     this.#host.metrics.observe("margay_time_to_first_token_seconds", { model: this.#model.name }, seconds);
   }
 
@@ -280,7 +291,8 @@ export class Exchange {
     const seconds = (clock.monotonic() - this.#startedMs) / 1000;
     metrics.count("margay_requests_total", { ...model, outcome });
     metrics.observe("margay_request_seconds", model, seconds);
-    const fields = { requestId: this.requestId, ...model, outcome, choices: generations.length, seconds };
+    const trace = this.#span === null ? {} : { traceId: this.#span.traceId };
+    const fields = { requestId: this.requestId, ...trace, ...model, outcome, choices: generations.length, seconds };
     logger.debug({ ...fields, attempts: settled[0]?.attempts ?? null }, "request ended");
   }
 

@@ -8,8 +8,10 @@ import type { GatewayId } from "#protocol/ids.ts";
 import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
+import type { Tracing } from "#service/tracing/tracing.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
+import type { Way } from "../flow/way.ts";
 import { mayUse } from "../tenancy/caller.ts";
 import type { Tenancy } from "../tenancy/tenancy.ts";
 import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
@@ -31,6 +33,7 @@ import type { ResponsesHost } from "./responses/responses-host.ts";
 import { RouteTable } from "./route-table.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
+import { timeline } from "./timeline.ts";
 import { addTokenizationRoutes } from "./tokenization.ts";
 import { usage } from "./usage.ts";
 
@@ -62,6 +65,9 @@ export interface GatewayOptions {
   readonly metrics: Metrics;
   readonly logger: Logger;
   readonly readiness: () => Readiness;
+  /** What became of a request; null: it is not among the latest. */
+  readonly way: (requestId: string) => Way | null;
+  readonly tracing?: Tracing;
   readonly readerLimits?: ReaderLimits;
 }
 
@@ -278,6 +284,7 @@ export class Gateway {
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
       maxN: config.maxN,
+      ...(this.#options.tracing === undefined ? {} : { tracing: this.#options.tracing }),
       running: this.#running,
       draining: () => this.#state !== "listening",
     };
@@ -287,6 +294,9 @@ export class Gateway {
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     addResponseRoutes(app, host);
     addTokenizationRoutes(app, models);
+    app.get<{ Params: { id: string } }>("/v1/requests/:id/timeline", (request) =>
+      timeline(this.#options.way(request.params.id), callerOf(request).tenant.name),
+    );
     app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
     app.get("/v1/models", (request) => {
       const caller = callerOf(request);

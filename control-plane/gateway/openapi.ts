@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { TimelineResponse } from "#protocol/timeline.ts";
 import { ChatRequest } from "./chat-schema.ts";
 import { CompletionRequest } from "./completion-schema.ts";
 import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
@@ -45,6 +46,7 @@ const SCHEMAS = {
   ModelList: ModelListResponse,
   TokenCount: TokenCountResponse,
   UsageList: UsageListResponse,
+  Timeline: TimelineResponse,
   Error: ErrorResponse,
 } as const;
 
@@ -161,6 +163,14 @@ export function openApiDocument(): object {
             return { name, in: "query", schema: type };
           }),
         },
+      },
+      "/v1/requests/{id}/timeline": {
+        parameters: [inPath("id")],
+        get: read(
+          "getTimeline",
+          "What became of one of the latest requests: places, phases, retries.",
+          json("Timeline"),
+        ),
       },
       "/livez": { get: read("live", "200 while the process runs.", anyJson) },
       "/readyz": { get: read("ready", "200 while requests can be served, 503 otherwise.", anyJson) },

@@ -7,6 +7,7 @@ export const TELLERS: readonly Teller[] = ["control-plane", ...Role.options];
 
 const EVERYBODYS = [
   "margay_duplicate_messages_total",
+  "margay_trace_spans_total",
   "margay_bus_connected",
   "margay_bus_reconnects_total",
   "margay_bus_rejected_total",

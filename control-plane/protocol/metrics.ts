@@ -332,6 +332,12 @@ export const METRICS = {
     unit: "events",
     labels: { kind: repeatable },
   },
+  margay_trace_spans_total: {
+    type: "counter",
+    help: "Spans that were to be exported, by whether the collector took them.",
+    unit: "events",
+    labels: { outcome: ["sent", "dropped"] },
+  },
   margay_bus_connected: {
     type: "gauge",
     help: "1 while the message bus is connected.",

@@ -2,6 +2,7 @@ import { z } from "zod";
 import { Constraint } from "./constraint.ts";
 import { GatewayId, RequestId } from "./ids.ts";
 import { Tokens } from "./tokens.ts";
+import { TraceParent } from "./trace-context.ts";
 
 /** Numbers per token. Travels binary. */
 export const Floats = z.custom<Float32Array>((value) => value instanceof Float32Array, "must be a Float32Array");
@@ -53,6 +54,8 @@ export const RequestHead = z.strictObject({
   requestId: RequestId,
   attempt: z.int().min(0),
   owner: GatewayId,
+  /** Its place in a trace, where it is traced. */
+  trace: TraceParent.optional(),
 });
 export type RequestHead = z.infer<typeof RequestHead>;
 

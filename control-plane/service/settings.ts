@@ -232,6 +232,19 @@ export const SETTINGS = {
     "30",
     "Time running requests get to finish when a process is asked to stop.",
   ),
+  MARGAY_TRACE_ENDPOINT: setting(
+    z.url({ protocol: /^https?$/, error: "must be an http address" }).transform((url) => url.replace(/\/$/, "")),
+    null,
+    "OTLP collector over HTTP that spans are sent to, without `/v1/traces`; unset: nothing is traced.",
+  ),
+  MARGAY_TRACE_SAMPLE: setting(
+    z
+      .string()
+      .regex(/^(0(\.\d+)?|1(\.0+)?)$/, "must be from 0 to 1")
+      .transform(Number),
+    "0.01",
+    "Share of the requests that is traced; a caller's `traceparent` goes before it.",
+  ),
   MARGAY_LOG_LEVEL: setting(
     z.enum(["debug", "info", "warn", "error", "silent"]),
     "info",

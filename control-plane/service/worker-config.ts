@@ -19,6 +19,8 @@ export interface WorkerConfig extends ServiceConfig {
   readonly kvAdvertise: HostPort | null;
   /** HOST:PORT told to the other ranks of the worker, likewise. */
   readonly exchangeAdvertise: HostPort | null;
+  /** Where spans are sent; null: nowhere. */
+  readonly traceEndpoint: string | null;
   /** Longest step a decode rank admits requests for, in milliseconds; 0: any. */
   readonly tpotGoalMs: number;
   readonly engine: {
@@ -94,6 +96,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_NATS_USER",
     "MARGAY_NATS_PASSWORD",
     "MARGAY_DRAIN_SECONDS",
+    "MARGAY_TRACE_ENDPOINT",
     "MARGAY_LOG_LEVEL",
   ]);
   if (settings.MARGAY_NATS_URL === null) {
@@ -129,6 +132,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     health: { host: settings.MARGAY_HEALTH_HOST, port: settings.MARGAY_HEALTH_PORT },
     kvAdvertise: advertised(settings.MARGAY_KV_ADVERTISE, rank),
     exchangeAdvertise: advertised(settings.MARGAY_EXCHANGE_ADVERTISE, rank),
+    traceEndpoint: settings.MARGAY_TRACE_ENDPOINT,
     tpotGoalMs: settings.MARGAY_TPOT_GOAL_MS,
     engine: {
       modelFolder,

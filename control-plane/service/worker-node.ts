@@ -14,6 +14,7 @@ import type { Logger } from "./logger.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Service } from "./run-service.ts";
 import { type NativeTracer, Tracer, type TraceSpan } from "./tracer.ts";
+import type { Tracing } from "./tracing/tracing.ts";
 import { WorkerAgent } from "./worker-agent.ts";
 import { numericsOf, type WorkerConfig, workerNames } from "./worker-config.ts";
 
@@ -25,6 +26,8 @@ export interface WorkerNodeParts {
   readonly random: Random;
   readonly logger: Logger;
   readonly metrics: Metrics;
+  /** None: nothing is traced. */
+  readonly tracing?: Tracing;
   readonly healthUrl: string;
   readonly pid: number;
   /** Ends a start that is still under way. */

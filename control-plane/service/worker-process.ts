@@ -5,6 +5,7 @@ import { type Readiness, startHealthServer } from "./health-server.ts";
 import { createMetrics } from "./metrics.ts";
 import type { Service, ServiceContext } from "./run-service.ts";
 import type { TraceSpan } from "./tracer.ts";
+import { Tracing } from "./tracing/tracing.ts";
 import type { WorkerConfig } from "./worker-config.ts";
 import type { WorkerNodeParts } from "./worker-node.ts";
 
@@ -28,13 +29,19 @@ export async function createWorkerProcess(
     readiness: () => traced?.readiness() ?? { ready: false, checks: {} },
     trace: async (ms) => (await traced?.trace(ms)) ?? null,
   });
-  const node = createNode({ ...context, config, bus, metrics, healthUrl: health.url, pid: process.pid });
+  const tracing = new Tracing({
+    ...{ clock, random, logger, metrics },
+    config: { endpoint: config.traceEndpoint, sample: 0 },
+    resource: { "service.name": `margay-${role}`, "service.instance.id": name },
+  });
+  const node = createNode({ ...context, config, bus, metrics, tracing, healthUrl: health.url, pid: process.pid });
   traced = node;
   return {
     start: () => node.start(),
     drain: (deadlineMs) => node.drain(deadlineMs),
     async [Symbol.asyncDispose]() {
       await node[Symbol.asyncDispose]();
+      await tracing.close();
       await bus.close(1_000);
       await health[Symbol.asyncDispose]();
     },

@@ -35,6 +35,7 @@ export function simWorkerConfig(
     health: { host: "127.0.0.1", port: 0 },
     kvAdvertise: null,
     exchangeAdvertise: null,
+    traceEndpoint: null,
     tpotGoalMs: 0,
     ...given,
     engine: { ...SIM_ENGINE, ...engine },

@@ -177,6 +177,7 @@ export class SimWorld {
     const { minWorkers: min, maxWorkers: max, idleMs, localPrefillTokens } = this.#scenario;
     const limits = { min, max };
     return {
+      tracing: { endpoint: null, sample: 0 },
       logLevel: "silent",
       drainMs: DRAIN_MS,
       gateway: {

@@ -73,6 +73,7 @@ export async function startHarness(
     vet: options.vet ?? (async () => ({ fault: null, first: null })),
     metrics,
     logger: silentLogger,
+    way: () => null,
     readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),
     ...(options.readerLimits ? { readerLimits: options.readerLimits } : {}),
   });
