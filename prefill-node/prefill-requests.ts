@@ -380,8 +380,7 @@ export class PrefillRequests {
 
   async #emptied(ms: number): Promise<void> {
     if (this.#slots.size === 0) return;
-    const empty = new Promise<void>((resolve) => this.#onEmpty.push(resolve));
-    await atMost(this.#parts.clock, ms, empty);
+    await atMost(this.#parts.clock, ms, new Promise<void>((resolve) => this.#onEmpty.push(resolve)));
   }
 
   #refuse(refusal: Refused): Refused {
