@@ -11,6 +11,8 @@
 #include <array>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -180,6 +182,7 @@ void MeasureSize(const Bench& bench, int tokens) {
 class Hiding {
  public:
   static constexpr int kStepTokens = 256;  // of chunked prefill, as workers have it
+  static constexpr int64_t kLongestMs = 600'000;  // for a prompt and its transfer; then the program ends
 
   Hiding(Bench* bench, int tokens) : tokens_(tokens) {
     const SyntheticCheckpoint checkpoint(LayerSlice(), DType::kBf16, bench->pool(bench->all_threads()));
@@ -225,7 +228,7 @@ class Hiding {
     const SequenceRef there{0, turn_};
     const auto tokens = TokensFrom(0, tokens_);
     const OpenedKv kv = Must(pool_->Open(tokens, tokens_, KvUse::kReceive));
-    const int64_t deadline_ms = NowMs() + kFarMs;
+    const int64_t deadline_ms = NowMs() + kLongestMs;
     Must(receiver_->Expect(there, kv.id, 0, tokens_, deadline_ms));
     Must(engine_->ExportTo(opened.ref, {"127.0.0.1", relay.port(), "another host", kTestEpoch, there, 0, deadline_ms}));
     const double start_ms = EpochMs();
@@ -281,7 +284,10 @@ class Hiding {
   }
 
   void Sealed(const TransferOutcome& outcome) {
-    if (!outcome.ok) std::abort();
+    if (!outcome.ok) {
+      std::fprintf(stderr, "a prompt did not arrive: %s\n", outcome.cause.c_str());
+      std::exit(1);
+    }
     std::lock_guard lock(mutex_);
     sealed_ms_ = EpochMs();
     told_.notify_one();

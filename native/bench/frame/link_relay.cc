@@ -41,20 +41,34 @@ class LinkRelay::Thread {
   };
 
   void Run() {
-    while (!(from_ = Accept(listener_))) {
-      if (!Wait({{listener_.get(), POLLIN, 0}}, -1)) return;
-    }
-    Result<Fd> to = StartConnect(*TcpAddress("127.0.0.1", to_port_));
-    if (!to.ok()) return;
-    to_ = std::move(*to);
-    while (Take() && Pass() && Return()) {
-      const bool arrived = !on_the_way_.empty() && on_the_way_.front().arrives_ns <= SteadyNs();
-      const int64_t next = on_the_way_.empty() || arrived ? -1 : on_the_way_.front().arrives_ns;
-      if (!Wait({{from_.get(), POLLIN, 0}, {to_.get(), static_cast<short>(POLLIN | (arrived ? POLLOUT : 0)), 0}}, next)) return;
+    while (Connect() && Relay()) {
     }
   }
 
-  // False when the relay is to end.
+  // A sender that was held up for long may have given up its connection and made another. This and what follows: false when
+  // the relay is to end.
+  bool Connect() {
+    on_the_way_.clear();
+    while (!(from_ = Accept(listener_))) {
+      if (!Wait({{listener_.get(), POLLIN, 0}}, -1)) return false;
+    }
+    Result<Fd> to = StartConnect(*TcpAddress("127.0.0.1", to_port_));
+    if (!to.ok()) return false;
+    to_ = std::move(*to);
+    return true;
+  }
+
+  bool Relay() {
+    while (Take() && Pass() && Return()) {
+      const bool arrived = !on_the_way_.empty() && on_the_way_.front().arrives_ns <= SteadyNs();
+      const int64_t next = on_the_way_.empty() || arrived ? -1 : on_the_way_.front().arrives_ns;
+      if (!Wait({{from_.get(), POLLIN, 0}, {to_.get(), static_cast<short>(POLLIN | (arrived ? POLLOUT : 0)), 0}}, next)) return false;
+    }
+    from_ = {};
+    to_ = {};
+    return true;
+  }
+
   bool Wait(std::vector<pollfd> fds, int64_t until_ns) const {
     fds.push_back({bell_, POLLIN, 0});
     const int64_t rest = std::max<int64_t>(until_ns - SteadyNs(), 0);
@@ -63,7 +77,7 @@ class LinkRelay::Thread {
     return fds.back().revents == 0;
   }
 
-  // What the sender handed over. False at the connection's end, as below.
+  // What the sender handed over. False at the connection's end, as in what follows.
   bool Take() {
     for (;;) {
       const ssize_t got = Receive(from_, piece_);

@@ -1,4 +1,4 @@
-// A TCP endpoint that passes one connection on to another port of this host as a slower link would (core/link_model.h).
+// A TCP endpoint that passes connections, one after the other, on to another port of this host as a slower link would (core/link_model.h).
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@ struct LinkRate {
 };
 
 // Owns the listener, both sockets and the bytes on their way, and a thread that does nothing else. What flows back
-// (answers) is passed on at once. Ends with its first connection.
+// (answers) is passed on at once.
 class LinkRelay {
  public:
   LinkRelay(int to_port, const LinkRate& rate);
