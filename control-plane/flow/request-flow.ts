@@ -109,7 +109,7 @@ export interface FlowParts {
 }
 
 /** Ranks that are told to stop get so long to say what they had computed. */
-export const USE_MS = 3_000;
+export const USE_MS = 2_000;
 const BUSY_RETRY_AFTER_MS = 5_000;
 
 /**

@@ -80,7 +80,7 @@ export class Ledger {
     void this.load().catch(() => {});
   }
 
-  /** Writes what is recorded and keeps the sums, within `ms`. */
+  /** Writes what is recorded, then keeps the sums, each within `ms`. */
   async stop(ms: number): Promise<void> {
     this.#timer?.cancel();
     this.#timer = null;

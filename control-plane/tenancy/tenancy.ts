@@ -1,6 +1,7 @@
 import { type ErrorCode, MargayError } from "#protocol/errors.ts";
 import type { ModelName, RequestId } from "#protocol/ids.ts";
 import type { LedgerEntry, UsageRow } from "#protocol/tenancy.ts";
+import { atMost } from "#service/at-most.ts";
 import type { Clock } from "#service/clock.ts";
 import type { Metrics } from "#service/metrics.ts";
 import { dayOf, nextMonth } from "./calendar.ts";
@@ -97,8 +98,9 @@ export interface TenancyParts {
 }
 
 /** Requests that ended say within this time what they used up. */
-const RECORD_MS = 4_000;
-const STOP_MS = 5_000;
+const RECORD_MS = 2_200;
+/** A process that ends has five seconds for everything. */
+const STOP_MS = 1_000;
 const MOST_LABELS = 200;
 
 /**
@@ -125,10 +127,13 @@ export class KeyedTenancy implements Tenancy {
   async stop(): Promise<void> {
     const { keyring, limiter, ledger, clock } = this.#parts;
     keyring.stop();
-    const untilMs = clock.monotonic() + RECORD_MS;
-    while (this.#open.size > 0 && clock.monotonic() < untilMs) await clock.sleep(20);
-    await limiter.stop();
+    await Promise.all([this.#recorded(clock.monotonic() + RECORD_MS), atMost(clock, STOP_MS, limiter.stop())]);
     await ledger.stop(STOP_MS);
+  }
+
+  async #recorded(untilMs: number): Promise<void> {
+    const { clock } = this.#parts;
+    while (this.#open.size > 0 && clock.monotonic() < untilMs) await clock.sleep(20);
   }
 
   identify(presented: string | null): Caller {
