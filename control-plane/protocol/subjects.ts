@@ -81,7 +81,7 @@ export const EPOCH_BUCKET = "margay-epochs";
 /** Journal of the stored responses. */
 export const RESPONSE_JOURNAL = "margay-responses";
 /** Journal of the tenants' accounts. */
-export const ACCOUNT_JOURNAL = "margay-accounts";
+export const ACCOUNT_JOURNAL = "margay-limits";
 /** Journal of what requests used up, and that of its sums by day. */
 export const LEDGER_JOURNAL = "margay-ledger";
 export const USAGE_JOURNAL = "margay-usage";

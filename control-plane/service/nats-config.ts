@@ -19,6 +19,9 @@ const ANSWER_WITHIN = "10m";
 /** Epochs take next to nothing; the rest is for journals, which have bounds of their own. */
 const STORE_BYTES = 768 * 1024 * 1024;
 
+/** For journals that need not outlive the server. */
+const MEMORY_BYTES = 32 * 1024 * 1024;
+
 /**
  * Text of a nats-server configuration file: one user per role, everything denied that is not listed. It holds the
  * passwords, so the file belongs to its owner alone (mode 0600).
@@ -46,7 +49,7 @@ write_deadline: "5s"
 jetstream: {
   store_dir: ${quote(storeFolder)}
   max_file_store: ${STORE_BYTES}
-  max_memory_store: 0
+  max_memory_store: ${MEMORY_BYTES}
   sync_interval: always
 }
 authorization: {

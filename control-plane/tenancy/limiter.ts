@@ -36,7 +36,7 @@ export class Limiter {
   constructor({ bus, clock, gatewayId }: { readonly bus: Bus; readonly clock: Clock; readonly gatewayId: GatewayId }) {
     const journal = bus.journal(
       {
-        ...{ name: ACCOUNT_JOURNAL, subjects: subjects.tenantAccounts(), lastOnly: true },
+        ...{ name: ACCOUNT_JOURNAL, subjects: subjects.tenantAccounts(), lastOnly: true, volatile: true },
         ...{ maxAgeMs: ACCOUNT_AGE_MS, maxBytes: ACCOUNT_BYTES },
       },
       TenantAccount,
@@ -46,6 +46,8 @@ export class Limiter {
 
   start(): void {
     this.#timer ??= this.#parts.clock.every(SETTLE_MS, () => void this.settle());
+    // The journal is opened by its first question: not by one that a request waits for.
+    void this.#parts.journal.last(subjects.tenantAccount("-")).catch(() => {});
   }
 
   /** Gives everything back. */

@@ -10,6 +10,8 @@ export interface JournalLimits {
   readonly maxBytes: number;
   /** An entry takes the place of the one before it on its subject. */
   readonly lastOnly?: boolean;
+  /** Kept in the server's memory: quick, and gone with the server. */
+  readonly volatile?: boolean;
   /** So long `add` knows the ids it has seen. */
   readonly addedOnceMs?: number;
 }

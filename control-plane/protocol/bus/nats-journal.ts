@@ -114,11 +114,15 @@ export class NatsJournal implements LinkJournal {
   }
 
   async #open(): Promise<void> {
-    const { name, subjects, maxAgeMs, maxBytes, lastOnly, addedOnceMs } = this.#limits;
+    const { name, subjects, maxAgeMs, maxBytes, lastOnly, volatile, addedOnceMs } = this.#limits;
     const { streams } = await this.#manager();
     const config: Partial<StreamConfig> & { name: string } = {
       ...{ name, subjects: [subjects], max_age: maxAgeMs * NANOSECONDS, max_bytes: maxBytes },
-      ...{ storage: StorageType.File, retention: RetentionPolicy.Limits, discard: DiscardPolicy.Old },
+      ...{
+        storage: volatile === true ? StorageType.Memory : StorageType.File,
+        retention: RetentionPolicy.Limits,
+        discard: DiscardPolicy.Old,
+      },
       ...{ allow_direct: true, max_msgs_per_subject: lastOnly === true ? 1 : -1 },
       ...(addedOnceMs === undefined ? {} : { duplicate_window: addedOnceMs * NANOSECONDS }),
     };
