@@ -25,8 +25,12 @@ test("workers of both roles are killed under load: every request ends as it shou
     cutShare: 0.2,
     onRequest: async (number) => {
       if (number % 60 !== 30) return;
+      const ranks = await system.ranks();
+      // Nothing is awaited from here on: on a slow machine two clients may be here at once.
       const role = killed.length % 2 === 0 ? "decode" : "prefill";
-      const ready = (await system.ranks()).filter((rank) => rank.role === role && rank.state === "ready");
+      const ready = ranks.filter(
+        (rank) => rank.role === role && rank.state === "ready" && !killed.includes(rank.workerId),
+      );
       const victim = ready[Math.floor(random() * ready.length)];
       if (victim === undefined) return;
       process.kill(victim.pid, "SIGKILL");

@@ -37,7 +37,7 @@ describe.each(cases)("logits of $name", ({ name, folder, tolerance }) => {
   let lines: readonly Line[] = [];
   beforeAll(() => {
     lines = nativeReport("goldens", [folder, `${folder}/golden.safetensors`]) as readonly Line[];
-  }, 120_000);
+  }, 300_000);
   const ref = () => lines.filter((line) => line.path === "ref");
   const cpu = () => lines.filter((line) => line.path !== "ref");
 

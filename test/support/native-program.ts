@@ -20,7 +20,7 @@ export interface ProgramRun {
 }
 
 /** Runs native/build/tests/`name` to its end, at most `timeoutMs`. */
-export function runNativeProgram(name: string, args: readonly string[], timeoutMs = 120_000): ProgramRun {
+export function runNativeProgram(name: string, args: readonly string[], timeoutMs = 280_000): ProgramRun {
   const run = spawnSync(`${root}native/build/tests/${name}`, [...args], {
     cwd: root,
     encoding: "utf8",
