@@ -161,7 +161,8 @@ export class Passage {
   async use(waitMs: number): Promise<RequestUse> {
     if (this.#releases.length > 0) await atMost(this.#clock, waitMs, Promise.all(this.#releases));
     return {
-      cachedTokens: this.cachedTokens ?? this.#cachedOnDecode,
+      // A later attempt finds what was generated in the cache as well.
+      cachedTokens: Math.min(this.request.generation.promptLength, this.cachedTokens ?? this.#cachedOnDecode),
       outputTokens: this.generated,
       prefillGpuMs: this.gpuMs.prefill,
       decodeGpuMs: this.gpuMs.decode,

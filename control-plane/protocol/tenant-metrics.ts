@@ -17,7 +17,7 @@ export const TENANT_METRICS = {
   },
   margay_ledger_lost_total: {
     type: "counter",
-    help: "Requests whose ledger entry was given up, for the bus was away and too many waited for it.",
+    help: "Requests whose ledger entry was given up: the bus was away and too many waited for it, or it was not to be written.",
     unit: "requests",
     labels: {},
   },

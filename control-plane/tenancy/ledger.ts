@@ -1,5 +1,6 @@
 import type { Bus } from "#protocol/bus/bus.ts";
 import type { JournalOf } from "#protocol/bus/journal.ts";
+import { MargayError } from "#protocol/errors.ts";
 import { LEDGER_JOURNAL, subjects, USAGE_JOURNAL } from "#protocol/subjects.ts";
 import { LedgerEntry, UsageDay } from "#protocol/tenancy.ts";
 import { atMost } from "#service/at-most.ts";
@@ -98,10 +99,8 @@ export class Ledger {
 
   /** Takes one request's entry; it is written as soon as the bus allows. */
   record(entry: LedgerEntry): void {
-    const { logger, metrics } = this.#parts;
     if (this.#waiting.length >= MOST_WAITING) {
-      metrics.count("margay_ledger_lost_total", {});
-      logger.error({ requestId: entry.requestId }, "the ledger is full: the bus was away for too long");
+      this.#giveUp(entry, new Error("too many entries wait"));
       return;
     }
     this.#fresh.set(entry.requestId, entry);
@@ -172,10 +171,19 @@ export class Ledger {
         await this.#entries.add(subject, entry.requestId, entry);
         return;
       } catch (error) {
+        if (!(error instanceof MargayError) || error.code !== "bus_unavailable") return this.#giveUp(entry, error);
         this.#parts.logger.debug({ requestId: entry.requestId, error }, "a ledger entry is not written yet");
         await this.#parts.clock.sleep(RETRY_MS);
       }
     }
+  }
+
+  /** An entry that cannot be written: its figures are left to the log. */
+  #giveUp(entry: LedgerEntry, error: unknown): void {
+    const { logger, metrics } = this.#parts;
+    metrics.count("margay_ledger_lost_total", {});
+    logger.error({ entry, error }, "a ledger entry is lost");
+    this.#fresh.delete(entry.requestId);
   }
 
   #addUp(): Promise<void> {

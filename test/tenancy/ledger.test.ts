@@ -100,6 +100,17 @@ describe("the ledger", () => {
     expect((await world.ledger().usage("2026-11-24")).rows[0]?.requests).toBe(100);
   });
 
+  test("gives up an entry that no journal would take, says so, and goes on", async () => {
+    const world = new World();
+    const ledger = world.ledger();
+    ledger.record(entry("bad", { costPicos: "-1" }));
+    ledger.record(entry("good"));
+    await world.clock.settle();
+    await ledger.written();
+    expect((await ledger.usage("2026-11-24")).rows[0]).toMatchObject({ requests: 1, costPicos: "70000000" });
+    expect(await metrics.text()).toMatch(/margay_ledger_lost_total 1\b/);
+  });
+
   test("counts as spent what was recorded here at once, what others recorded within seconds, and no other month's", async () => {
     const world = new World();
     const [one, two] = [world.ledger(), world.ledger()];
