@@ -94,7 +94,8 @@ const WALLS: Readonly<Record<string, readonly string[]>> = {
     ...["native", "prefill-node", "decode-node"],
   ],
   planner: [],
-  cli: ["control-plane", "tenancy", "chat", "planner", "simulate"],
+  load: ["simulate"],
+  cli: ["control-plane", "tenancy", "chat", "planner", "simulate", "load"],
   "control-plane": [
     "gateway",
     "tenancy",

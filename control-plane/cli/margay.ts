@@ -22,6 +22,11 @@ margay keys create --tenant NAME  make an API key: the key, and the line for the
     --name NAME
 margay trace [FILE]               record what the workers do and draw it
     --seconds N
+margay bench [options]            put an OpenAI-compatible server under load; percentiles and goodput
+    --url URL  --model NAME  --clients N  --requests N  --prompt-tokens N  --max-tokens N  --exact
+    --rate R                      requests that come by themselves, so many a second; else each client asks when answered
+    --trace FILE  --speed X  --shrink N   a Mooncake or Azure trace, faster, lengths divided
+    --ttft MS  --tpot MS  --out FILE      goals of goodput; FILE.json and FILE.svg
 margay simulate --chaos           break a simulated system under virtual time, from seeds
     --seeds N  --requests N  --seed FIRST
 margay simulate --trace FILE      play a trace on a modelled fleet under the planner, and draw it
@@ -64,10 +69,17 @@ async function main(argv: readonly string[]): Promise<number> {
       tpot: { type: "string", default: "50" },
       "cold-start": { type: "string", default: "60" },
       compare: { type: "boolean", default: false },
-      out: { type: "string", default: "margay-simulation.svg" },
+      out: { type: "string" },
       seed: { type: "string" },
       seeds: { type: "string" },
       requests: { type: "string" },
+      url: { type: "string" },
+      clients: { type: "string", default: "8" },
+      rate: { type: "string" },
+      speed: { type: "string", default: "1" },
+      shrink: { type: "string", default: "1" },
+      "prompt-tokens": { type: "string", default: "256" },
+      exact: { type: "boolean", default: false },
     },
   });
   const [command, ...rest] = positionals;
@@ -110,13 +122,43 @@ async function main(argv: readonly string[]): Promise<number> {
         throw new UsageError(`--seconds must be more than 0 and at most ${MOST_TRACE_SECONDS}`);
       return trace({ seconds, file: rest[0] ?? "margay-trace" });
     }
+    case "bench": {
+      if (rest.length > 0) throw new UsageError("bench takes no argument");
+      if (values.rate !== undefined && values.trace !== undefined)
+        throw new UsageError("--rate and --trace exclude each other");
+      const { bench } = await import("./bench.ts");
+      const closed = values.rate === undefined && values.trace === undefined;
+      return bench({
+        ...{ url: values.url ?? null, model: values.model ?? null, exact: values.exact, out: values.out ?? null },
+        load:
+          values.trace !== undefined
+            ? {
+                ...{ kind: "trace", file: values.trace },
+                ...{ speed: above0("--speed", values.speed), shrink: above0("--shrink", values.shrink) },
+              }
+            : closed
+              ? { kind: "closed" }
+              : { kind: "open", perSecond: above0("--rate", values.rate!) },
+        // Whoever comes by himself does not wait for others' answers.
+        clients: closed ? whole("--clients", values.clients) : Math.max(1000, whole("--clients", values.clients)),
+        requests: whole("--requests", values.requests ?? "100"),
+        promptTokens: whole("--prompt-tokens", values["prompt-tokens"]),
+        maxTokens: whole("--max-tokens", values["max-tokens"] ?? "64"),
+        goals: { ttftMs: whole("--ttft", values.ttft), tpotMs: whole("--tpot", values.tpot) },
+      });
+    }
     case "simulate": {
       if (rest.length > 0 || values.chaos === (values.trace !== undefined))
         throw new UsageError("simulate needs either --chaos or --trace FILE");
       if (values.trace !== undefined) {
         const { simulateTrace } = await import("./simulate-trace.ts");
         return simulateTrace({
-          ...{ trace: values.trace, model: values.model ?? PLANNED_MODEL, gpu: values.gpu, file: values.out },
+          ...{
+            trace: values.trace,
+            model: values.model ?? PLANNED_MODEL,
+            gpu: values.gpu,
+            file: values.out ?? "margay-simulation.svg",
+          },
           gpus: whole("--gpus", values.gpus),
           groupGpus: whole("--group-gpus", values["group-gpus"]),
           copies: whole("--copies", values.copies),
@@ -150,6 +192,12 @@ function numeric(option: string, value: string | undefined): number | null {
   if (value === undefined) return null;
   const parsed = Number(value);
   if (value.trim() === "" || !Number.isFinite(parsed)) throw new UsageError(`${option} must be a number`);
+  return parsed;
+}
+
+function above0(option: string, value: string): number {
+  const parsed = numeric(option, value)!;
+  if (parsed <= 0) throw new UsageError(`${option} must be more than 0`);
   return parsed;
 }
 

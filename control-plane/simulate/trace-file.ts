@@ -9,6 +9,8 @@ export interface TraceRequest {
   /** Of the prompt, what an endless prefix cache of the whole fleet would have had. */
   readonly cachedTokens: number;
   readonly outputTokens: number;
+  /** Of its prompt's blocks of 512 tokens: equal ones are equal text. Not every trace has them. */
+  readonly hashIds?: readonly number[];
 }
 
 /** Tokens that one of Mooncake's hash ids stands for. */
@@ -47,7 +49,7 @@ function readMooncake(file: string, lines: readonly string[]): TraceRequest[] {
     const known = first < 0 ? ids.length : first;
     for (const id of ids) seen.add(id);
     const cachedTokens = Math.min(known * HASH_TOKENS, promptTokens - 1);
-    return [{ atMs, promptTokens, cachedTokens, outputTokens: Math.max(1, output_length) }];
+    return [{ atMs, promptTokens, cachedTokens, outputTokens: Math.max(1, output_length), hashIds: ids }];
   });
 }
 
