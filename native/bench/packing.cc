@@ -1,10 +1,17 @@
 // packing: a checkpoint in the page cache becomes packed weights: in private memory, and in a file that other processes
-// map. The file lies in memory too (/dev/shm): how fast a disk takes it in is the disk's affair.
+// map. The file lies in memory too (/dev/shm): how fast a disk takes it in is the disk's affair. What is counted are the
+// bytes of the checkpoint's tensors. The rivals say what the machine allows: as many bytes are merely copied into fresh
+// memory, or written into a fresh file, by all threads out of a buffer that stays in the cache.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "frame.h"
 #include "frame/synthetic.h"
@@ -59,6 +66,34 @@ class Folder {
   std::string path_;
 };
 
+double TensorBytes(const Checkpoint& checkpoint) {
+  double bytes = 0;
+  for (const auto& [name, tensor] : checkpoint.tensors()) bytes += static_cast<double>(tensor.bytes);
+  return bytes;
+}
+
+constexpr size_t kCopied = size_t{1} << 20;
+
+// Puts `bytes` bytes somewhere in pieces: put(offset, piece).
+template <typename Put>
+void PutPieces(size_t bytes, ThreadPool* pool, Put put) {
+  static const std::vector<std::byte> kPiece(kCopied);
+  pool->Run(static_cast<int>(bytes / kCopied), [&](int item, int) { put(static_cast<size_t>(item) * kCopied, kPiece.data()); });
+}
+
+void CopyIntoFreshMemory(size_t bytes, ThreadPool* pool) {
+  const Mapping memory = OrDie(Mapping::Anonymous(bytes));
+  madvise(memory.data(), bytes, MADV_HUGEPAGE);
+  PutPieces(bytes, pool, [&](size_t at, const std::byte* piece) { std::memcpy(memory.data() + at, piece, kCopied); });
+}
+
+void WriteIntoFreshFile(size_t bytes, const std::string& path, ThreadPool* pool) {
+  const File file = OrDie(File::Create(path));
+  PutPieces(bytes, pool, [&](size_t at, const std::byte* piece) {
+    if (pwrite(file.fd(), piece, kCopied, static_cast<off_t>(at)) != static_cast<ssize_t>(kCopied)) std::exit(1);
+  });
+}
+
 void MeasureFormat(Bench* bench, const std::string& format, DType weights) {
   const SyntheticCheckpoint made(Narrow(), weights, bench->pool(bench->all_threads()));
   const Checkpoint checkpoint = OrDie(Checkpoint::Open(made.folder()));
@@ -68,23 +103,30 @@ void MeasureFormat(Bench* bench, const std::string& format, DType weights) {
   PackPlan plan;
   layout.Plan(checkpoint, tensors, &plan);
   const Folder folder;
-  const auto measure = [&](const std::string& name, int threads, bool copies, const Promise& promise, const Run& run) {
+  const double bytes = TensorBytes(checkpoint);
+  const auto measure = [&](const std::string& name, int threads, bool copies, const Promise& promise, const Run& run,
+                           const std::vector<Rival>& rivals = {}) {
     bench->Measure({.table = "packing",
                     .name = format + ", " + name,
                     .path = "any",
                     .threads = threads,
-                    .copied_bytes = copies ? static_cast<double>(plan.bytes()) : 0,
+                    .copied_bytes = copies ? bytes : 0,
                     .unit = copies ? "GB/s" : "us",
-                    .units = copies ? static_cast<double>(plan.bytes()) / 1e9 : 1,
+                    .units = copies ? bytes / 1e9 : 1,
                     .promise = promise,
-                    .run = run});
+                    .run = run,
+                    .rivals = rivals});
   };
   ThreadPool* pool = bench->pool(bench->all_threads());
-  measure("into memory", bench->all_threads(), true, ValueAtLeast(3, 6), [&](int64_t) { OrDie(PackedWeights::Materialise(plan, "", Key(0), pool)); });
+  measure("into memory", bench->all_threads(), true, ValueAtLeast(3, 6), [&](int64_t) { OrDie(PackedWeights::Materialise(plan, "", Key(0), pool)); },
+          {{"copied into fresh memory", [&](int64_t) { CopyIntoFreshMemory(plan.bytes(), pool); }}});
   measure("into a file", bench->all_threads(), true, ValueAtLeast(3, 6), [&](int64_t run) {
     folder.Empty();
     OrDie(PackedWeights::Materialise(plan, folder.path(), Key(run), pool));
-  });
+  }, {{"written into a fresh file", [&](int64_t) {
+    folder.Empty();
+    WriteIntoFreshFile(plan.bytes(), folder.path() + "/plain", pool);
+  }}});
   folder.Empty();
   OrDie(PackedWeights::Materialise(plan, folder.path(), Key(0), pool));
   measure("mapping the file of another process", 1, false, ValueAtMost(200e3, 20e3), [&](int64_t) {

@@ -9,6 +9,7 @@
 
 #include "core/number_formats.h"
 #include "kernels/linear/panel_layout.h"
+#include "kernels/linear/panel_rows.h"
 
 namespace margay {
 namespace {
@@ -26,8 +27,8 @@ void PutOutput(const float* values, int64_t stride, int in, WeightFormat format,
   }
 }
 
-// Source bytes of one piece of a part: enough for large reads, few enough to share out and to stay in a core's cache.
-constexpr size_t kPieceBytes = size_t{1} << 20;
+// Source bytes of one piece of a part: enough to pay for its beginning, few enough to share out.
+constexpr size_t kPieceBytes = size_t{2} << 20;
 
 Status NotFinite(const Tensor& tensor, uint64_t element) {
   return Status(Code::kCheckpoint,
@@ -57,62 +58,26 @@ Status AllFinite(const Tensor& tensor, uint64_t first, const std::byte* values, 
 
 size_t Width(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kBf16 ? 2 : 1; }
 
-// [count][words] to [words][kPanel]: a cache line of every row at a time, so that rows whose distance is a multiple of
-// a memory page do not push each other out.
-void InterleaveWords(const std::byte* rows, size_t count, size_t words, std::byte* panel) {
-  constexpr size_t kLine = 16;
-  for (size_t first = 0; first < words; first += kLine) {
-    const size_t some = std::min(kLine, words - first);
-    for (size_t lane = 0; lane < count; ++lane) {
-      const std::byte* from = rows + (lane * words + first) * 4;
-      std::byte* to = panel + (first * kPanel + lane) * 4;
-      for (size_t i = 0; i < some; ++i) std::memcpy(to + i * kPanel * 4, from + i * 4, 4);
-    }
-  }
-}
-
-// [count][codes] to the layout of kFp8, four codes of a row at a time.
-void InterleaveFp8(const std::byte* rows, size_t count, size_t codes, std::byte* panel) {
-  constexpr size_t kGroup = 4, kLine = 64;
-  for (size_t first = 0; first < codes; first += kLine) {
-    const size_t some = std::min(kLine, codes - first);
-    for (size_t lane = 0; lane < count; ++lane) {
-      const std::byte* from = rows + lane * codes + first;
-      std::byte* to = panel + first * kPanel + lane * 2;
-      for (size_t i = 0; i < some; i += kGroup, to += kGroup * kPanel) {
-        std::byte four[kGroup] = {};
-        std::memcpy(four, from + i, std::min(kGroup, some - i));
-        const std::byte even[2] = {four[0], four[2]}, odd[2] = {four[1], four[3]};
-        std::memcpy(to, even, 2);
-        std::memcpy(to + kPanel * 2, odd, 2);
-      }
-    }
-  }
-}
-
 // Rows of the checkpoint as they are stored, some panels of them, into their places.
 Status PutPanels(const Checkpoint& checkpoint, const Tensor& tensor, const PackedMatrix& m, int first_row, int panel,
                  int panels, std::byte* out) {
   const size_t width = Width(tensor.dtype);
   const size_t row_bytes = static_cast<size_t>(m.in) * width;
-  const int first = panel * kPanel;
-  const int rows = std::min(m.out - first, panels * kPanel);
-  const uint64_t element = (static_cast<uint64_t>(first_row) + static_cast<uint64_t>(first)) * static_cast<uint64_t>(m.in);
-  const std::unique_ptr<std::byte[]> source(new std::byte[static_cast<size_t>(rows) * row_bytes]);
-  if (Status read = checkpoint.Read(tensor, element * width, source.get(), static_cast<size_t>(rows) * row_bytes); !read.ok()) {
-    return read;
-  }
-  if (Status finite = AllFinite(tensor, element, source.get(), static_cast<size_t>(rows) * static_cast<size_t>(m.in)); !finite.ok()) {
-    return finite;
-  }
-  for (int row = 0; row < rows; row += kPanel) {
-    const auto count = static_cast<size_t>(std::min(kPanel, rows - row));
-    const std::byte* from = source.get() + static_cast<size_t>(row) * row_bytes;
-    std::byte* to = out + static_cast<size_t>(panel + row / kPanel) * PanelBytes(m.format, m.in);
+  const auto row_values = static_cast<uint64_t>(m.in);
+  // One panel at a time, so that what was read is still in the core's cache when it is looked at and moved.
+  const std::unique_ptr<std::byte[]> source(new std::byte[kPanel * row_bytes]);
+  const int end = std::min(m.panels(), panel + panels);
+  for (; panel < end; ++panel) {
+    const int first = panel * kPanel;
+    const auto count = static_cast<size_t>(std::min(kPanel, m.out - first));
+    const uint64_t element = (static_cast<uint64_t>(first_row) + static_cast<uint64_t>(first)) * row_values;
+    if (Status read = checkpoint.Read(tensor, element * width, source.get(), count * row_bytes); !read.ok()) return read;
+    if (Status finite = AllFinite(tensor, element, source.get(), count * row_values); !finite.ok()) return finite;
+    std::byte* to = out + static_cast<size_t>(panel) * PanelBytes(m.format, m.in);
     if (m.format == WeightFormat::kFp8) {
-      InterleaveFp8(from, count, static_cast<size_t>(m.in), to);
+      InterleaveFp8(source.get(), count, row_values, to);
     } else {
-      InterleaveWords(from, count, row_bytes / 4, to);
+      InterleaveWords(source.get(), count, row_bytes / 4, to);
     }
   }
   return Status::Ok();

@@ -19,6 +19,7 @@ namespace {
 
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kChecksumChunk = size_t{4} << 20;
+constexpr size_t kPrepareChunk = size_t{16} << 20;
 constexpr auto kLockPatience = std::chrono::minutes(30);
 constexpr char kMagic[8] = {'M', 'A', 'R', 'G', 'A', 'Y', 'W', '2'};
 
@@ -53,6 +54,9 @@ std::string StateOf(const FileIdentity& identity, const Header& header) {
   return text + "\n";
 }
 
+// A memory that cannot be kept costs the next start a look.
+void RememberWhole(const std::string& path, const std::string& state) { (void)WriteTextAtomically(path + ".checked", state); }
+
 // True when the payload is what was written, by memory of an earlier look or by a look now, which is remembered.
 bool IsWhole(const std::string& path, const File& file, const Header& header, const std::byte* payload,
              ThreadPool* pool) {
@@ -64,8 +68,7 @@ bool IsWhole(const std::string& path, const File& file, const Header& header, co
   if (known.ok() && known.value() == state) return true;
   if (ChecksumOf(payload, header.payload_bytes, pool) != header.checksum) return false;
   const Result<FileIdentity> after = file.Identity();
-  // A memory that cannot be kept costs the next start a look.
-  if (after.ok() && StateOf(after.value(), header) == state) (void)WriteTextAtomically(memory, state);
+  if (after.ok() && StateOf(after.value(), header) == state) RememberWhole(path, state);
   return true;
 }
 
@@ -114,6 +117,19 @@ class FileLock {
   bool held_ = false;
 };
 
+// Maps the pages of a range that is about to be written, many at a time: one by one they cost more than what is written.
+// Best effort: an older kernel maps them as they are touched.
+void PrepareToWrite(std::byte* data, size_t bytes, ThreadPool* pool) {
+#if defined(MADV_POPULATE_WRITE)
+  pool->Run(static_cast<int>((bytes + kPrepareChunk - 1) / kPrepareChunk), [&](int item, int) {
+    const size_t at = static_cast<size_t>(item) * kPrepareChunk;
+    madvise(data + at, std::min(kPrepareChunk, bytes - at), MADV_POPULATE_WRITE);
+  });
+#else
+  (void)data, (void)bytes, (void)pool;
+#endif
+}
+
 // What a process that died while packing left behind. The lock is held: nobody packs this key now.
 void RemoveLeftovers(const std::string& folder, const std::string& stem) {
   std::error_code error;
@@ -123,33 +139,59 @@ void RemoveLeftovers(const std::string& folder, const std::string& stem) {
   }
 }
 
-// The header comes last: what has one reached the disk before.
-Status WriteFile(const std::string& aside, const std::string& key, size_t payload_bytes, ThreadPool* pool,
-                 const std::function<Status(std::byte*)>& fill) {
-  Result<File> file = File::Create(aside);
-  if (!file.ok()) return file.status();
-  const size_t bytes = kHeaderBytes + payload_bytes;
-  // Space is taken now: a full disk is an error here and not a fault while the mapping is written.
-  if (const int error = posix_fallocate(file->fd(), 0, static_cast<off_t>(bytes)); error != 0) {
-    return Status(Code::kIo, aside + " cannot hold " + std::to_string(bytes) + " bytes: " + std::strerror(error));
+// A file of one key while it is made: aside, then under its name. The header comes last: what has one reached the disk
+// before.
+class NewFile {
+ public:
+  NewFile(std::string path, std::string aside) : path_(std::move(path)), aside_(std::move(aside)) { unlink(aside_.c_str()); }
+  ~NewFile() { unlink(aside_.c_str()); }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  // The mapping of the finished file, read-only.
+  Result<Mapping> Make(const std::string& key, size_t payload_bytes, ThreadPool* pool, const std::function<Status(std::byte*)>& fill) {
+    Result<File> file = File::Create(aside_);
+    if (!file.ok()) return file.status();
+    const size_t bytes = kHeaderBytes + payload_bytes;
+    // Space is taken now: a full disk is an error here and not a fault while the mapping is written.
+    if (const int error = posix_fallocate(file->fd(), 0, static_cast<off_t>(bytes)); error != 0) {
+      return Status(Code::kIo, aside_ + " cannot hold " + std::to_string(bytes) + " bytes: " + std::strerror(error));
+    }
+    Result<Mapping> mapping = Mapping::OfFile(*file, bytes, true);
+    if (!mapping.ok()) return mapping.status();
+    madvise(mapping->data(), bytes, MADV_HUGEPAGE);  // best effort
+    PrepareToWrite(mapping->data(), bytes, pool);
+    if (Status filled = fill(mapping->data() + kHeaderBytes); !filled.ok()) return filled;
+    Header header{};
+    std::memcpy(header.magic, kMagic, sizeof(kMagic));
+    std::memcpy(header.key, key.data(), sizeof(header.key));
+    header.payload_bytes = payload_bytes;
+    header.checksum = ChecksumOf(mapping->data() + kHeaderBytes, payload_bytes, pool);
+    header.own_checksum = HeaderChecksum(header);
+    if (Status synced = Sync(*file, *mapping); !synced.ok()) return synced;
+    std::memcpy(mapping->data(), &header, sizeof(header));
+    if (Status synced = Sync(*file, *mapping); !synced.ok()) return synced;
+    mprotect(mapping->data(), bytes, PROT_READ);
+    if (Status named = Name(); !named.ok()) return named;
+    // What was just summed up need not be read again to be believed.
+    const Result<FileIdentity> identity = file->Identity();
+    if (identity.ok()) RememberWhole(path_, StateOf(identity.value(), header));
+    return std::move(mapping.value());
   }
-  Result<Mapping> mapping = Mapping::OfFile(*file, bytes, true);
-  if (!mapping.ok()) return mapping.status();
-  if (Status filled = fill(mapping->data() + kHeaderBytes); !filled.ok()) return filled;
-  const auto sync = [&]() -> Status {
-    if (msync(mapping->data(), bytes, MS_SYNC) == 0) return file->Sync();
-    return Status(Code::kIo, aside + " cannot be synced: " + std::strerror(errno));
-  };
-  Header header{};
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  std::memcpy(header.key, key.data(), sizeof(header.key));
-  header.payload_bytes = payload_bytes;
-  header.checksum = ChecksumOf(mapping->data() + kHeaderBytes, payload_bytes, pool);
-  header.own_checksum = HeaderChecksum(header);
-  if (Status synced = sync(); !synced.ok()) return synced;
-  std::memcpy(mapping->data(), &header, sizeof(header));
-  return sync();
-}
+
+ private:
+  Status Sync(const File& file, const Mapping& mapping) const {
+    if (msync(mapping.data(), mapping.size(), MS_SYNC) == 0) return file.Sync();
+    return Status(Code::kIo, aside_ + " cannot be synced: " + std::strerror(errno));
+  }
+  Status Name() const {
+    if (rename(aside_.c_str(), path_.c_str()) != 0) return Status(Code::kIo, path_ + " cannot be renamed: " + std::strerror(errno));
+    return SyncFolder(std::filesystem::path(path_).parent_path());
+  }
+
+  const std::string path_;
+  const std::string aside_;
+};
 
 }  // namespace
 
@@ -201,19 +243,10 @@ Result<PackedWeights> PackedWeights::Materialise(const PackPlan& plan, const std
     packed.hit_ = packed.mapping_.data() != nullptr;
     if (!packed.hit_) {
       if (lock.held()) RemoveLeftovers(folder, key);
-      const std::string aside = path + "." + std::to_string(gettid()) + ".tmp";
-      unlink(aside.c_str());
-      Status written = WriteFile(aside, key, plan.bytes(), pool, fill);
-      if (written.ok() && rename(aside.c_str(), path.c_str()) != 0) {
-        written = Status(Code::kIo, path + " cannot be renamed: " + std::strerror(errno));
-      }
-      if (written.ok()) written = SyncFolder(folder);
-      if (!written.ok()) {
-        unlink(aside.c_str());
-        return written;
-      }
-      packed.mapping_ = OpenWhole(path, key, plan.bytes(), pool);
-      if (packed.mapping_.data() == nullptr) return Status(Code::kIo, path + " does not hold what was just written to it");
+      NewFile file(path, path + "." + std::to_string(gettid()) + ".tmp");
+      Result<Mapping> made = file.Make(key, plan.bytes(), pool, fill);
+      if (!made.ok()) return made.status();
+      packed.mapping_ = std::move(made.value());
     }
   }
   packed.base_ = packed.mapping_.data() + kHeaderBytes;
