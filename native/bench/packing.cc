@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -105,7 +106,7 @@ void MeasureFormat(Bench* bench, const std::string& format, DType weights) {
   const Folder folder;
   const double bytes = TensorBytes(checkpoint);
   const auto measure = [&](const std::string& name, int threads, bool copies, const Promise& promise, const Run& run,
-                           const std::vector<Rival>& rivals = {}) {
+                           const std::vector<Rival>& rivals = {}, const std::function<void()>& clear = {}) {
     bench->Measure({.table = "packing",
                     .name = format + ", " + name,
                     .path = "any",
@@ -115,18 +116,16 @@ void MeasureFormat(Bench* bench, const std::string& format, DType weights) {
                     .units = copies ? bytes / 1e9 : 1,
                     .promise = promise,
                     .run = run,
+                    .clear = clear,
                     .rivals = rivals});
   };
   ThreadPool* pool = bench->pool(bench->all_threads());
   measure("into memory", bench->all_threads(), true, ValueAtLeast(3, 6), [&](int64_t) { OrDie(PackedWeights::Materialise(plan, "", Key(0), pool)); },
           {{"copied into fresh memory", [&](int64_t) { CopyIntoFreshMemory(plan.bytes(), pool); }}});
-  measure("into a file", bench->all_threads(), true, ValueAtLeast(3, 6), [&](int64_t run) {
-    folder.Empty();
-    OrDie(PackedWeights::Materialise(plan, folder.path(), Key(run), pool));
-  }, {{"written into a fresh file", [&](int64_t) {
-    folder.Empty();
-    WriteIntoFreshFile(plan.bytes(), folder.path() + "/plain", pool);
-  }}});
+  const auto empty = [&] { folder.Empty(); };
+  measure("into a file", bench->all_threads(), true, ValueAtLeast(3, 6),
+          [&](int64_t run) { OrDie(PackedWeights::Materialise(plan, folder.path(), Key(run), pool)); },
+          {{"written into a fresh file", [&](int64_t) { WriteIntoFreshFile(plan.bytes(), folder.path() + "/plain", pool); }, empty}}, empty);
   folder.Empty();
   OrDie(PackedWeights::Materialise(plan, folder.path(), Key(0), pool));
   measure("mapping the file of another process", 1, false, ValueAtMost(200e3, 20e3), [&](int64_t) {

@@ -31,10 +31,17 @@ constexpr double kMostApart = 0.1;    // the limit before and after the operatio
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-double TimeRuns(const Run& run, int64_t first, int64_t count) {
+double TimeRuns(const Run& run, const std::function<void()>& clear, int64_t first, int64_t count) {
   const double start = Now();
-  for (int64_t i = first; i < first + count; ++i) run(i);
-  return Now() - start;
+  double cleared = 0;
+  for (int64_t i = first; i < first + count; ++i) {
+    run(i);
+    if (!clear) continue;
+    const double ended = Now();
+    clear();
+    cleared += Now() - ended;
+  }
+  return Now() - start - cleared;
 }
 
 // Seconds for which threads of this process wanted a core that others had.
@@ -136,8 +143,8 @@ bool Bench::Wants(const std::string& table, const std::string& path) const {
 Bench::Round Bench::TimeRound(const Case& c, const Unit* unit, int64_t repeats, int64_t* run) {
   ThreadPool* threads = pool(c.threads);
   Round round;
-  const auto timed = [&](const Run& body) {
-    const double seconds = TimeRuns(body, *run, repeats) / static_cast<double>(repeats);
+  const auto timed = [&](const Run& body, const std::function<void()>& clear) {
+    const double seconds = TimeRuns(body, clear, *run, repeats) / static_cast<double>(repeats);
     *run += repeats;
     return seconds;
   };
@@ -151,7 +158,7 @@ Bench::Round Bench::TimeRound(const Case& c, const Unit* unit, int64_t repeats, 
   const double start = Now();
   const double stolen = StolenSeconds();
   const std::map<std::string, double> before = limits();
-  round.own = timed(c.run);
+  round.own = timed(c.run, c.clear);
   for (const auto& [name, after] : limits()) {
     const double best = std::min(before.at(name), after);
     if (best <= round.limit) continue;
@@ -159,7 +166,7 @@ Bench::Round Bench::TimeRound(const Case& c, const Unit* unit, int64_t repeats, 
     round.limited_by = name;
     round.disturbed = std::abs(after - before.at(name)) > kMostApart * best;
   }
-  for (const Rival& rival : c.rivals) round.rivals.push_back(timed(rival.run));
+  for (const Rival& rival : c.rivals) round.rivals.push_back(timed(rival.run, rival.clear));
   round.disturbed |= StolenSeconds() - stolen > kMostStolen * (Now() - start);
   return round;
 }
@@ -168,10 +175,10 @@ std::optional<Figure> Bench::Measure(const Case& c) {
   if (!Wants(c.table, c.path)) return std::nullopt;
   const Unit* unit = c.operations > 0 ? limits_.BestFor(c.path, c.arithmetic) : nullptr;
   int64_t run = 0;
-  double once = TimeRuns(c.run, run++, 1);
-  for (const Rival& rival : c.rivals) rival.run(run++);
+  double once = TimeRuns(c.run, c.clear, run++, 1);
+  for (const Rival& rival : c.rivals) TimeRuns(rival.run, rival.clear, run++, 1);
   // The first run of something short pays for what the others find ready.
-  if (once < kLongSeconds) once = std::max(1e-7, TimeRuns(c.run, run++, 1));
+  if (once < kLongSeconds) once = std::max(1e-7, TimeRuns(c.run, c.clear, run++, 1));
   const double wanted = (quick_ ? kQuickSampleSeconds : kSampleSeconds) / once;
   const auto repeats = std::clamp(static_cast<int64_t>(wanted), int64_t{1}, kMostRepeats);
   const double start = Now();

@@ -44,6 +44,7 @@ using Run = std::function<void(int64_t run)>;
 struct Rival {
   std::string name;
   Run run;
+  std::function<void()> clear = {};
 };
 
 struct Case {
@@ -61,6 +62,7 @@ struct Case {
   double units = 0;
   std::optional<Promise> promise = {};
   Run run;
+  std::function<void()> clear = {};  // after every run, not timed: what it left behind goes
   std::vector<Rival> rivals = {};
 };
 

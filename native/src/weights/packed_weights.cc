@@ -227,6 +227,7 @@ Result<PackedWeights> PackedWeights::Materialise(const PackPlan& plan, const std
     Result<Mapping> memory = Mapping::Anonymous(plan.bytes());
     if (!memory.ok()) return memory.status();
     madvise(memory->data(), plan.bytes(), MADV_HUGEPAGE);  // best effort
+    PrepareToWrite(memory->data(), plan.bytes(), pool);
     if (Status filled = fill(memory->data()); !filled.ok()) return filled;
     mprotect(memory->data(), plan.bytes(), PROT_READ);
     packed.mapping_ = std::move(memory.value());
