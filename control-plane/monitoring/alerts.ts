@@ -128,6 +128,15 @@ const STATES: readonly Alert[] = [
       "The control plane's log names the ranks that did not join. They must reach each other's exchange ports (`MARGAY_EXCHANGE_ADVERTISE`), and hold the same model and numerics.",
   },
   {
+    alert: "MargayLedgerLoses",
+    expr: `${increase("margay_ledger_lost_total", ["instance"], {}, "15m")} > 0`,
+    after: "0m",
+    severity: "critical",
+    summary: "{{ $labels.instance }} gave up entries of the ledger: what those requests cost is in no bill.",
+    runbook:
+      "The message bus was away for longer than entries can wait. Bring NATS back first; the log of the control plane says how many entries were lost.",
+  },
+  {
     alert: "MargayKeysFileUnusable",
     expr: `${over("min", "margay_keys_file_valid", ["instance"])} == 0`,
     after: "5m",

@@ -2,6 +2,7 @@ import type { Board, Query } from "./board.ts";
 import { MOE_BOARD } from "./moe-board.ts";
 import { PAIR_BOARD } from "./pair-board.ts";
 import { mean, over, quantile, rate } from "./promql.ts";
+import { TENANT_BOARD } from "./tenant-board.ts";
 
 const OVERVIEW: Board = {
   name: "overview",
@@ -140,7 +141,7 @@ const SCALING: Board = {
 };
 
 /** Every dashboard. */
-export const BOARDS: readonly Board[] = [OVERVIEW, PAIR_BOARD, MOE_BOARD, SCALING];
+export const BOARDS: readonly Board[] = [OVERVIEW, PAIR_BOARD, MOE_BOARD, SCALING, TENANT_BOARD];
 
 function quantiles(expr: (share: number) => string): readonly Query[] {
   return [0.5, 0.95, 0.99].map((share) => ({ expr: expr(share), legend: `{{model}} p${100 * share}` }));

@@ -80,6 +80,10 @@ const CASES: Readonly<Record<string, { readonly fires: Input; readonly rests: In
     fires: { 'margay_groups_formed_total{role="decode",outcome="failed"}': "0+1x90" },
     rests: { 'margay_groups_formed_total{role="decode",outcome="whole"}': "0+1x90" },
   },
+  MargayLedgerLoses: {
+    fires: { 'margay_ledger_lost_total{instance="a"}': "0+1x90" },
+    rests: { 'margay_ledger_lost_total{instance="a"}': "1x90" },
+  },
   MargayKeysFileUnusable: {
     fires: { 'margay_keys_file_valid{instance="a"}': "0x90" },
     rests: { 'margay_keys_file_valid{instance="a"}': "1x90" },

@@ -8,6 +8,7 @@ import { BOARDS } from "../../control-plane/monitoring/boards.ts";
 import { PANEL_WINDOW } from "../../control-plane/monitoring/promql.ts";
 import { RECORDING_RULES } from "../../control-plane/monitoring/recording-rules.ts";
 import { freePort } from "../support/free-port.ts";
+import { KeysFile, keyFor } from "../support/keys-file.ts";
 import { prometheusTool } from "../support/prometheus-tools.ts";
 import { type System, startSystem, waitFor } from "../support/system.ts";
 
@@ -29,12 +30,16 @@ interface Counted {
 }
 
 function describePrometheus(program: string): void {
+  const tenant = keyFor("acme");
+  let keys: KeysFile;
   let system: System;
   let prometheus: { readonly url: string; readonly child: ChildProcess; readonly folder: string };
   const counted: Counted = { requests: 0, promptTokens: 0, generatedTokens: 0 };
 
   beforeAll(async () => {
+    keys = await KeysFile.with({ tenants: { acme: {} }, keys: [tenant.line] });
     system = await startSystem({
+      MARGAY_KEYS_FILE: keys.path,
       MARGAY_DECODE_EP: "2",
       MARGAY_EP_BALANCE_SECONDS: "1",
       // Several processes on few cores: a rank is late because it waits for its turn.
@@ -53,11 +58,12 @@ function describePrometheus(program: string): void {
       rmSync(prometheus.folder, { recursive: true, force: true });
     }
     expect(await system?.stop()).toBe(0);
+    await keys?.[Symbol.asyncDispose]();
   }, 90_000);
 
   test("every query of a board and every recorded series has data", async () => {
     const load = new AbortController();
-    const clients = [0, 1].map((client) => keepAsking(system.url, client, counted, load.signal));
+    const clients = [0, 1].map((client) => keepAsking(system.url, tenant.key, client, counted, load.signal));
     const lacking = new Map(
       [
         ...BOARDS.flatMap(({ name, panels }) =>
@@ -109,12 +115,18 @@ function describePrometheus(program: string): void {
 }
 
 /** One request after the other until told to stop; what was asked for and answered is counted as the answers tell it. */
-async function keepAsking(url: string, client: number, counted: Counted, signal: AbortSignal): Promise<void> {
+async function keepAsking(
+  url: string,
+  key: string,
+  client: number,
+  counted: Counted,
+  signal: AbortSignal,
+): Promise<void> {
   for (let turn = 0; !signal.aborted; turn++) {
     const content = `Client ${client} asks question ${turn}: ${"what is a margay? ".repeat(8)}`;
     const response = await fetch(`${url}/v1/chat/completions`, {
       method: "POST",
-      headers: { "content-type": "application/json" },
+      headers: { "content-type": "application/json", authorization: `Bearer ${key}` },
       body: JSON.stringify({ model: "nano", messages: [{ role: "user", content }], max_tokens: 24, ignore_eos: true }),
     });
     const body = (await response.json()) as { usage: { prompt_tokens: number; completion_tokens: number } };
