@@ -336,7 +336,7 @@ void Main(Bench* bench) {
   Layouts(bench, group.get(), one.get(), shape);
   Overlap(bench, group.get(), {"decode, batch 32", kBatch, 1, kDecodeAt}, true);
   Overlap(bench, group.get(), {"decode, batch 2", 2, 1, kDecodeAt}, false);
-  Overlap(bench, group.get(), {"prefill, 512 tokens", 1, kPrompt, 0}, false);
+  if (!bench->quick()) Overlap(bench, group.get(), {"prefill, 512 tokens", 1, kPrompt, 0}, false);
 }
 
 }  // namespace
