@@ -166,7 +166,7 @@ export class ControlPlane implements Service {
       log: this.#decisions,
       snapshot: () => fleet.snapshot,
     });
-    this.#starts = new StartWatch({ clock, target: home.target, snapshot: () => fleet.snapshot });
+    this.#starts = new StartWatch({ clock, metrics, target: home.target, snapshot: () => fleet.snapshot });
     for (const [name, { folder, vocabSize }] of models) {
       this.#grammars.set(name, new Grammars({ clock, logger, folder, vocabSize, vetMs: VET_MS, maskMs: VET_MS }));
     }

@@ -31,7 +31,8 @@ margay simulate --chaos           break a simulated system under virtual time, f
     --seeds N  --requests N  --seed FIRST
 margay simulate --trace FILE      play a trace on a modelled fleet under the planner, and draw it
     --model NAME  --gpu NAME  --gpus N  --group-gpus N  --copies N  --ttft MS  --tpot MS  --cold-start SECONDS
-    --compare  --out FILE         against Knative's and the pod autoscaler's rules, each at its best
+    --compare  --out FILE         against Knative's and the pod autoscaler's rules, each at its best; FILE may
+                                  be a folder of the public traces, for all of them and a table
 margay plan                       how to divide GPUs between prefill and decoding
     --model NAME  --gpu NAME  --gpus N  --trace FILE  --ttft MS  --tpot MS
 

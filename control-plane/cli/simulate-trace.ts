@@ -1,17 +1,11 @@
-import { writeFileSync } from "node:fs";
+import { statSync, writeFileSync } from "node:fs";
 import { GPUS, MODELS } from "../planner/moe-shape.ts";
 import { MEASURED_EFFICIENCY } from "../planner/step-time.ts";
-import {
-  ATTAINED,
-  bestOf,
-  comparePolicies,
-  figuresFor,
-  type Outcome,
-  runPlanner,
-} from "../simulate/compare-policies.ts";
+import { ATTAINED, bestOf, comparePolicies, figuresFor, runPlanner } from "../simulate/compare-policies.ts";
+import { attainmentChart, compareAll, drawComparison, rowOf, tableOf } from "../simulate/compare-report.ts";
 import { FleetModel } from "../simulate/fleet-model.ts";
 import type { FleetFigures } from "../simulate/fleet-report.ts";
-import { type Chart, drawCharts } from "../simulate/svg-chart.ts";
+import { drawCharts } from "../simulate/svg-chart.ts";
 import { multiplied, readTrace } from "../simulate/trace-file.ts";
 
 export interface TraceArguments {
@@ -38,6 +32,7 @@ export function simulateTrace(asked: TraceArguments): number {
     ...{ ttftGoalMs: asked.ttftGoalMs, tpotGoalMs: asked.tpotGoalMs, coldStartMs: asked.coldStartMs },
     mostGroups: Math.max(1, Math.floor(asked.gpus / asked.groupGpus)),
   });
+  if (asked.compare && statSync(asked.trace).isDirectory()) return compareFolder(asked, model);
   const trace = multiplied(readTrace(asked.trace), asked.copies);
   const { decode, prefill } = MEASURED_EFFICIENCY;
   process.stdout.write(
@@ -68,6 +63,16 @@ export function simulateTrace(asked: TraceArguments): number {
   return 0;
 }
 
+/** The public traces in a folder, one after the other; the table beside the drawing. */
+function compareFolder({ trace, file }: TraceArguments, model: FleetModel): number {
+  const done = compareAll(trace, model, (one) => process.stdout.write(`${rowOf(one)}\n`));
+  writeFileSync(file, drawComparison(done));
+  const table = file.replace(/(\.svg)?$/, ".md");
+  writeFileSync(table, tableOf(done));
+  process.stdout.write(`written: ${file}, ${table}\n`);
+  return 0;
+}
+
 function compare(asked: TraceArguments, trace: ReturnType<typeof multiplied>, model: FleetModel): number {
   const outcomes = comparePolicies(trace, model);
   const mine = outcomes[0]!.figures;
@@ -83,21 +88,9 @@ function compare(asked: TraceArguments, trace: ReturnType<typeof multiplied>, mo
             `${best.setting === "" ? "" : ` (best of ${count}: ${best.setting})`}\n`,
     );
   }
-  writeFileSync(asked.file, drawCharts([attainmentChart(asked.trace, outcomes)]));
+  writeFileSync(asked.file, drawCharts([attainmentChart(asked.trace.split("/").at(-1)!, outcomes)]));
   process.stdout.write(`drawn in ${asked.file}\n`);
   return 0;
-}
-
-function attainmentChart(trace: string, outcomes: readonly Outcome[]): Chart {
-  const of = (policy: Outcome["policy"]) =>
-    outcomes
-      .filter((one) => one.policy === policy)
-      .map(({ figures }) => [figures.gpuSeconds / 3600, 100 * figures.attained] as const);
-  return {
-    title: `${trace.split("/").at(-1)}: requests within both goals, %`,
-    ...{ x: "GPU-hours", y: "" },
-    series: (["planner", "knative", "hpa"] as const).map((name) => ({ name, as: "dots", points: of(name) })),
-  };
 }
 
 function describe(figures: FleetFigures): string {

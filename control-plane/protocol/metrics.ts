@@ -2,6 +2,7 @@ import { ERRORS, type ErrorCode } from "./errors.ts";
 import { CACHE_TIERS } from "./kv.ts";
 import { BLOCK_STATES } from "./lifecycle.ts";
 import { type MetricSpec, STEP_SECONDS, TEXT, TOKENS, WAIT_SECONDS } from "./metric-spec.ts";
+import { START_STEPS } from "./scaling.ts";
 import { TENANT_METRICS } from "./tenant-metrics.ts";
 import { Role, WorkerState } from "./worker.ts";
 
@@ -118,6 +119,12 @@ export const METRICS = {
     help: "How long the Kubernetes API server has not answered this control plane; 0: it answers.",
     unit: "seconds",
     labels: {},
+  },
+  margay_start_seconds: {
+    type: "gauge",
+    help: "What the last start of a worker took, step by step: a rank tells of its own, the control plane of finding places to run.",
+    unit: "seconds",
+    labels: { role: roles, step: START_STEPS },
   },
   margay_wanted_workers: {
     type: "gauge",

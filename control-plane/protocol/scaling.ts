@@ -9,6 +9,13 @@ import { Role } from "./worker.ts";
 export const StartPhase = z.enum(["scheduling", "loading", "joining", "ready"]);
 export type StartPhase = z.infer<typeof StartPhase>;
 
+/**
+ * What the start of a rank is made of, in order: a place to run is found (as the control plane sees it), the process comes up,
+ * kernels are chosen and timed, weights packed or mapped, the KV pool made and touched, the rank registered and ready.
+ */
+export const START_STEPS = ["schedule", "process", "kernels", "weights", "pool", "registered"] as const;
+export type StartStep = (typeof START_STEPS)[number];
+
 /** What a request of a model may expect of the workers of one role. */
 export const RoleOutlook = z.strictObject({
   role: Role,

@@ -2,12 +2,14 @@ import type { ModelName, RankId } from "#protocol/ids.ts";
 import type { RoleOutlook, StartPhase } from "#protocol/scaling.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { Clock, Timer } from "#service/clock.ts";
+import type { Metrics } from "#service/metrics.ts";
 import type { FleetSnapshot } from "../fleet/fleet.ts";
 import type { ScaleTarget, TargetWorker } from "./scale-target.ts";
 
 export interface StartWatchParts {
   readonly clock: Clock;
   readonly target: ScaleTarget;
+  readonly metrics: Metrics;
   readonly snapshot: () => FleetSnapshot;
 }
 
@@ -64,6 +66,10 @@ export class StartWatch {
       const phase = phaseOf(worker, ranks);
       if (phase !== "ready") {
         const sinceMs = before === undefined || before === "ready" ? nowMs : before.sinceMs;
+        if (before !== undefined && before !== "ready" && before.phase === "scheduling" && phase !== "scheduling") {
+          const labels = { role: worker.role, step: "schedule" } as const;
+          this.#parts.metrics.gauge("margay_start_seconds", labels, (nowMs - sinceMs) / 1000);
+        }
         this.#seen.set(key, { model: worker.model, role: worker.role, sinceMs, phase });
       } else {
         if (before !== undefined && before !== "ready") this.#note(worker, nowMs - before.sinceMs);

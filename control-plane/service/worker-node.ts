@@ -30,6 +30,8 @@ export interface WorkerNodeParts {
   readonly tracing?: Tracing;
   readonly healthUrl: string;
   readonly pid: number;
+  /** When the process began, on the clock's count. */
+  readonly bornMs: number;
   /** Ends a start that is still under way. */
   readonly signal: AbortSignal;
   /** Somebody asked this rank to drain by `deadlineMs` (epoch milliseconds) and to exit. */
@@ -47,6 +49,8 @@ export interface NodeEngine extends NativeTracer {
     readonly slots: number;
     readonly hostKey: string;
     readonly warnings: readonly string[];
+    /** What opening took. */
+    readonly openMs: Readonly<Record<"kernels" | "weights" | "pool", number>>;
   };
   setEpoch(epoch: number): void;
   stats(): EngineCounters;
@@ -118,8 +122,11 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
   #engine: Engine | null = null;
   #tracer: Tracer | null = null;
   #agent: WorkerAgent | null = null;
+  #startTold = false;
   #seat: GroupSeat | null = null;
   #orders: Subscription | null = null;
+  /** When the engine began to open, and when it was open. */
+  #openedMs: readonly [number, number] = [0, 0];
   #serving: ReturnType<NodeRole<Engine, Result, Event>["serve"]> | null = null;
 
   constructor(parts: WorkerNodeParts, role: NodeRole<Engine, Result, Event>) {
@@ -131,8 +138,10 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const { config, random, metrics, logger, healthUrl, pid, signal } = this.#parts;
     const { role } = this.#role;
     const { workerId, rankId } = workerNames(config, role, random);
+    const beganMs = this.#parts.clock.monotonic();
     const engine = await this.#role.open(rankId, this.#listener());
     this.#engine = engine;
+    this.#openedMs = [beganMs, this.#parts.clock.monotonic()];
     const tracer = new Tracer(engine, this.#parts.clock);
     this.#tracer = tracer;
     const group = this.#role.group(engine);
@@ -168,8 +177,10 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     });
     metrics.onCollect(() => this.#report());
     agent.begin();
-    if (group === null) agent.setState("ready");
-    else this.#takeSeat(group, agent, rankId, epoch);
+    if (group === null) {
+      agent.setState("ready");
+      this.#noteStart();
+    } else this.#takeSeat(group, agent, rankId, epoch);
     logger.info({ rankId, epoch, backend, isa, blocks: kvBlocks, kvEndpoint }, agent.state);
   }
 
@@ -178,12 +189,29 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     const { bus, clock, logger } = this.#parts;
     const seat = new GroupSeat({
       ...{ engine: group, clock, logger, rankId, rankEpoch, experts: group.experts },
-      onChange: (membership, lost) => agent.setMembership(membership, lost),
+      onChange: (membership, lost) => {
+        agent.setMembership(membership, lost);
+        if (membership !== null) this.#noteStart();
+      },
       onLost: (detail) => this.#serving?.requests.endAll(detail),
     });
     this.#seat = seat;
     this.#orders = bus.respond(subjects.group(rankId), GroupOrder, GroupReply, (order) => seat.obey(order));
     agent.setMembership(null, null);
+  }
+
+  /** The first time that this rank takes requests: what it took to get there. */
+  #noteStart(): void {
+    if (this.#startTold || this.#engine === null) return;
+    this.#startTold = true;
+    const { clock, logger, metrics, bornMs } = this.#parts;
+    const [beganMs, openedMs] = this.#openedMs;
+    const { kernels, weights, pool } = this.#engine.info.openMs;
+    const steps = { process: beganMs - bornMs, kernels, weights, pool, registered: clock.monotonic() - openedMs };
+    for (const [step, ms] of Object.entries(steps) as [keyof typeof steps, number][]) {
+      metrics.gauge("margay_start_seconds", { role: this.#role.role, step }, ms / 1000);
+    }
+    logger.info({ ...steps }, "started, milliseconds by step");
   }
 
   async drain(deadlineMs: number): Promise<void> {

@@ -19,6 +19,7 @@ export async function createWorkerProcess(
   createNode: (parts: WorkerNodeParts) => TracedService,
 ): Promise<Service> {
   const { clock, random, logger } = context;
+  const bornMs = clock.monotonic() - 1000 * process.uptime();
   const metrics = createMetrics({ processMetrics: true, telling: { teller: role, models: [config.modelName] } });
   const name = config.workerId === null ? role : rankIdOf(config.workerId, config.rank);
   const bus = await connectBus({ ...config.nats, role, name, clock, random, logger, metrics });
@@ -34,7 +35,16 @@ export async function createWorkerProcess(
     config: { endpoint: config.traceEndpoint, sample: 0 },
     resource: { "service.name": `margay-${role}`, "service.instance.id": name },
   });
-  const node = createNode({ ...context, config, bus, metrics, tracing, healthUrl: health.url, pid: process.pid });
+  const node = createNode({
+    ...context,
+    config,
+    bus,
+    metrics,
+    tracing,
+    healthUrl: health.url,
+    pid: process.pid,
+    bornMs,
+  });
   traced = node;
   return {
     start: () => node.start(),

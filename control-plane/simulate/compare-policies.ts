@@ -4,7 +4,7 @@ import type { FleetModel } from "./fleet-model.ts";
 import { type FleetFigures, figuresOf } from "./fleet-report.ts";
 import { type FleetRun, type Groups, type Policy, runFleet } from "./fleet-run.ts";
 import { hpaPolicy, knativePolicy, plannedPolicy } from "./policies.ts";
-import type { TraceRequest } from "./trace-file.ts";
+import { type TraceRequest, withLeadIn } from "./trace-file.ts";
 
 /** A policy with one setting, and what it came to. */
 export interface Outcome {
@@ -16,6 +16,9 @@ export interface Outcome {
 /** The share of requests that has to be within both goals. */
 export const ATTAINED = 0.95;
 const FIRST: Groups = { prefill: 2, decode: 2 };
+/** Policies are compared from here on, over a fleet that was ample when the lead-in began. */
+const LEAD_IN_MS = 300_000;
+const AMPLE: Groups = { prefill: 16, decode: 2 };
 const WINDOWS = { shortMs: SHORT_MS, longMs: LONG_MS } as const;
 
 /** The product's rules for a fleet that may not go to zero. */
@@ -34,25 +37,24 @@ export function figuresFor(run: FleetRun, trace: readonly TraceRequest[], model:
 
 /** The planner once, and each baseline over its settings. */
 export function comparePolicies(trace: readonly TraceRequest[], model: FleetModel): readonly Outcome[] {
-  const outcomes: Outcome[] = [
-    { policy: "planner", setting: "", figures: figuresFor(runPlanner(trace, model), trace, model) },
-  ];
+  const played = withLeadIn(trace, LEAD_IN_MS);
+  const outcomes: Outcome[] = [];
   const add = (policy: Outcome["policy"], setting: string, rule: Policy): void => {
-    const figures = figuresFor(runFleet(trace, model, rule, FIRST), trace, model);
-    outcomes.push({ policy, setting, figures });
+    const run = runFleet(played, model, rule, AMPLE, LEAD_IN_MS);
+    outcomes.push({ policy, setting, figures: figuresFor(run, trace, model) });
   };
+  add("planner", "", plannedPolicy(plannerRules(model), WINDOWS));
   const context = trace.reduce((sum, one) => sum + one.promptTokens + one.outputTokens / 2, 0) / trace.length;
   const streams = model.mostStreams(context);
-  for (const prefill of [0.25, 0.5, 0.7, 1, 2, 4]) {
-    for (const share of [0.4, 1]) {
+  for (const prefill of [0.5, 0.7, 1, 4]) {
+    for (const decode of [0.4 * streams, streams]) {
       for (const delayMs of [0, 300_000, 900_000]) {
-        const decode = share * streams;
         const setting = `${prefill} prompts, ${Math.round(decode)} streams, delay ${delayMs / 1000} s`;
         add("knative", setting, knativePolicy({ prefill, decode, delayMs }));
       }
     }
   }
-  for (const target of [0.02, 0.1, 0.3, 1, 3, 10]) {
+  for (const target of [0.02, 0.1, 0.3, 1]) {
     for (const decodePerPrefill of [0.0625, 0.125, 0.25]) {
       for (const windowMs of [300_000, 900_000]) {
         const setting = `${target} waiting, D/P ${decodePerPrefill}, window ${windowMs / 1000} s`;

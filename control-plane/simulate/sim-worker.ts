@@ -152,6 +152,7 @@ export class SimWorker implements TargetWorker {
       openEngine: async (options: EngineOptions, listener: EngineListener) => this.#open(options, listener),
       healthUrl: "http://127.0.0.1:1",
       pid: 1,
+      bornMs: 0,
       signal: this.#abort.signal,
       stop: (_reason: string, deadlineMs: number) => this.stop(deadlineMs - this.js.now()),
       fail: (error: unknown) => {

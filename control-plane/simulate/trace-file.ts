@@ -69,6 +69,17 @@ function readAzure(file: string, lines: readonly string[]): TraceRequest[] {
   return rows.map((row) => ({ ...row, atMs: row.atMs - firstMs }));
 }
 
+/**
+ * A trace is a cut out of traffic that went on before: its first `ms` are played ahead of it, so that a fleet that is
+ * judged from `ms` on is one that serves already.
+ */
+export function withLeadIn(trace: readonly TraceRequest[], ms: number): readonly TraceRequest[] {
+  return [
+    ...trace.filter(({ atMs }) => atMs < ms),
+    ...trace.map((request) => ({ ...request, atMs: request.atMs + ms })),
+  ];
+}
+
 /** So many fleets' worth of traffic: copies of the trace, each shifted by up to a minute. */
 export function multiplied(trace: readonly TraceRequest[], copies: number, seed = 1): readonly TraceRequest[] {
   const random = namedRandom(seed, "copies");

@@ -91,6 +91,8 @@ export interface EngineInfo {
   readonly weightBytes: number;
   /** True when the packed file was already there. */
   readonly packedHit: boolean;
+  /** What opening took, in milliseconds: kernels chosen and timed, weights packed or mapped, the KV pool made and touched. */
+  readonly openMs: { readonly kernels: number; readonly weights: number; readonly pool: number };
   /** Warnings of the loader (unknown tensors), for the log. */
   readonly warnings: readonly string[];
 }

@@ -89,6 +89,7 @@ export function simInfo(options: EngineOptions, model: SimModel, kvBlocks: numbe
     hostKey: "sim",
     weightBytes: 0,
     packedHit: false,
+    openMs: { kernels: 0, weights: 0, pool: 0 },
     warnings: [],
   };
 }

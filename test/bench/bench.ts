@@ -1,4 +1,6 @@
 import { parseArgs } from "node:util";
+import { benchCold } from "./cold.ts";
+import { benchControlPlane } from "./control-plane.ts";
 import { benchEngine } from "./engine.ts";
 import { benchExpertParallel } from "./expert-parallel.ts";
 import { benchKernels, benchProgram } from "./kernels.ts";
@@ -16,6 +18,8 @@ import { benchStructured } from "./structured.ts";
  */
 const PARTS = {
   nano: benchNano,
+  cold: benchCold,
+  "control-plane": benchControlPlane,
   memory: benchMemory,
   kernels: benchKernels,
   engine: benchEngine,

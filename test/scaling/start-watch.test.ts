@@ -1,6 +1,7 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { type ModelName, type RankId, rankIdOf, type WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
+import { createMetrics } from "#service/metrics.ts";
 import { EMPTY_FLEET, type FleetSnapshot, type Rank } from "../../control-plane/fleet/fleet.ts";
 import type { ScaleTarget, TargetWorker } from "../../control-plane/scaling/scale-target.ts";
 import { StartWatch } from "../../control-plane/scaling/start-watch.ts";
@@ -41,7 +42,8 @@ beforeEach(() => {
   fleet = EMPTY_FLEET;
   wanted = 1;
   const target = { workers: () => workers, wanted: () => wanted } as unknown as ScaleTarget;
-  watch = new StartWatch({ clock, target, snapshot: () => fleet });
+  const metrics = createMetrics({ processMetrics: false });
+  watch = new StartWatch({ clock, metrics, target, snapshot: () => fleet });
   watch.start();
 });
 

@@ -170,6 +170,7 @@ export class NodeWorld {
       },
       healthUrl: "http://127.0.0.1:1",
       pid: 1,
+      bornMs: 0,
       signal: new AbortController().signal,
       stop: (reason, deadlineMs) => void stops.push({ reason, deadlineMs }),
       fail: (error) => void failures.push(error),

@@ -245,6 +245,7 @@ export class SimSystem {
       },
       healthUrl: "http://127.0.0.1:1",
       pid: 1,
+      bornMs: 0,
       signal: new AbortController().signal,
       stop: () => {},
       fail: (error) => void this.failures.push(error),

@@ -91,6 +91,11 @@ Napi::Object EngineInfo(Napi::Env env, Engine& engine) {
   info.Set("hostKey", HostKey());
   info.Set("weightBytes", static_cast<double>(facts.weight_bytes));
   info.Set("packedHit", facts.packed_hit);
+  Napi::Object took = Napi::Object::New(env);
+  took.Set("kernels", facts.kernels_ms);
+  took.Set("weights", facts.weights_ms);
+  took.Set("pool", engine.pool_ms());
+  info.Set("openMs", took);
   Napi::Array warnings = Napi::Array::New(env, facts.warnings.size());
   for (uint32_t i = 0; i < facts.warnings.size(); ++i) warnings.Set(i, facts.warnings[i]);
   info.Set("warnings", warnings);

@@ -60,9 +60,12 @@ Result<std::unique_ptr<Engine>> Engine::OpenWith(std::unique_ptr<Model> model, c
   const ModelFacts& facts = model->facts();
   Result<int> blocks = CountBlocks(options, facts.kv);
   if (!blocks.ok()) return blocks.status();
+  const auto began = std::chrono::steady_clock::now();
   Result<std::unique_ptr<KvPool>> pool = KvPool::Create(facts.kv, *blocks, facts.model_hash, options.kv_tier);
   if (!pool.ok()) return pool.status();
+  const double pool_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
   std::unique_ptr<Engine> engine(new Engine(options, std::move(model), std::move(*pool), std::move(notify)));
+  engine->pool_ms_ = pool_ms;
   if (Status opened = engine->OpenTransport(); !opened.ok()) return opened;
   if (Status opened = engine->OpenGroup(); !opened.ok()) return opened;
   engine->thread_ = std::thread([raw = engine.get()] { raw->StepLoop(); });

@@ -115,6 +115,7 @@ class Engine {
   const ModelFacts& facts() const { return facts_; }
   const EngineOptions& options() const { return options_; }
   int kv_blocks() const { return kv_blocks_; }
+  double pool_ms() const { return pool_ms_; }  // what it took to make the pool and touch its memory
   int kv_port() const { return kv_port_; }
 
   Status SetEpoch(int64_t epoch);
@@ -272,6 +273,7 @@ class Engine {
   const ModelFacts facts_;
   std::unique_ptr<KvPool> pool_;
   const int kv_blocks_;
+  double pool_ms_ = 0;
   int kv_port_ = 0;
   std::unique_ptr<KvReceiver> receiver_;  // decode
   std::unique_ptr<KvSender> sender_;      // prefill

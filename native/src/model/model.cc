@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -307,6 +308,7 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   if (!options.draft) tensors->draft.reset();
   const bool drafts = tensors->draft.has_value();
 
+  const auto began = std::chrono::steady_clock::now();
   auto pool = std::make_unique<ThreadPool>(options.threads);
   const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
   const BackendOptions wanted{latent_eps, options.max_rows, options.isa, options.weights, options.deterministic};
@@ -319,6 +321,8 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
     if (!made.ok()) return made.status();
     backend = std::move(*made);
   }
+
+  const auto chosen = std::chrono::steady_clock::now();
 
   const Result<std::string> hash = ModelHash(*checkpoint, options.packed_folder, pool.get());
   if (!hash.ok()) return hash.status();
@@ -350,6 +354,9 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   facts.threads = pool->threads();
   facts.weight_bytes = weights->bytes();
   facts.packed_hit = weights->hit();
+  using Milliseconds = std::chrono::duration<double, std::milli>;
+  facts.kernels_ms = Milliseconds(chosen - began).count();
+  facts.weights_ms = Milliseconds(std::chrono::steady_clock::now() - chosen).count();
   facts.warnings = tensors->warnings;
   return std::unique_ptr<Model>(std::make_unique<LongcatModel>(std::move(*config), std::move(facts), std::move(*weights),
                                                                std::move(pool), std::move(backend), options.max_rows));

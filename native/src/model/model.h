@@ -58,6 +58,8 @@ struct ModelFacts {
   int threads = 0;
   uint64_t weight_bytes = 0;
   bool packed_hit = false;
+  double kernels_ms = 0;  // of the load: until kernels were chosen, and timed where that chooses
+  double weights_ms = 0;  // then until the weights were packed, or mapped
   std::vector<std::string> warnings;
 };
 
