@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/trace.h"
+
 namespace margay {
 
 RankExchange::RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents events)
@@ -114,6 +116,7 @@ Status RankExchange::SettleMap() {
   settled_ = true;
   if (version == map_version()) return Status::Ok();
   {
+    const trace::Span span("new expert map");
     const std::lock_guard lock(mutex_);
     const auto offer = offered_.find(version);
     if (offer != offered_.end()) {
