@@ -93,18 +93,16 @@ test("responses survive a decode worker and then the gateway, both killed: same 
     background.read(first.responses.create({ ...body, background: true, stream: true })),
     foreground.read(first.responses.create({ ...body, stream: true })),
   ]);
-  const far = (share: number) =>
-    waitFor(
-      `${100 * share} % of both texts`,
-      () => (readers.every(({ text }) => text.length > share * clean.output_text.length) ? true : null),
-      60_000,
-      system.log,
-    );
-  await far(0.05);
+  await waitFor(
+    "the beginning of both texts",
+    () => (readers.every(({ text }) => text.length > 0.05 * clean.output_text.length) ? true : null),
+    60_000,
+    system.log,
+  );
   const busy = (await system.ranks()).find((rank) => rank.role === "decode" && rank.requests > 0);
   process.kill(busy!.pid, "SIGKILL");
   await waitFor("what the worker had to be placed again", async () => ((await retries()) > 0 ? true : null), 30_000);
-  await far(0.2);
+  // At once: what the other worker streams would otherwise be over before the gateway dies, on a slow machine.
   process.kill(controlPlane, "SIGKILL");
   await reading;
   for (const { text, ended } of readers) {
