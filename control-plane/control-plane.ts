@@ -104,7 +104,7 @@ export class ControlPlane implements Service {
         ? openTenancy
         : new KeyedTenancy({
             ...{ keyring, clock, metrics },
-            limiter: new Limiter({ bus, clock, gatewayId }),
+            limiter: new Limiter({ bus, clock, random, gatewayId }),
             ledger: new Ledger({ bus, clock, logger, metrics }),
           });
     return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home, tenancy });

@@ -152,8 +152,12 @@ export class Attempt {
       transferDeadlineMs: clock.now() + TRANSFER_MS,
     } as const;
     const ask = () => bus.request(subjects.start(rankId), StartDecode, message, StartReply, TRANSFER_MS + ANSWER_MS);
-    // A rank whose tokens come has begun, also where its answer was lost.
-    const reply = await Promise.race([this.#ask(ask, rankId), this.#streaming.promise]);
+    const answer = this.#ask(ask, rankId).then((reply) => {
+      if (sender !== null && reply.kind === "started") this.#passage.noteTransfer(reply);
+      return reply;
+    });
+    // A rank whose tokens come has begun, also where its answer was lost or comes after them.
+    const reply = await Promise.race([answer, this.#streaming.promise]);
     if (reply?.kind === "refused") {
       if (reply.code === "transfer_failed" && sender !== null) {
         this.#blamePair(sender.rankId, rankId);
@@ -162,7 +166,6 @@ export class Attempt {
     }
     if (sender !== null) {
       fleet.pairWorked(sender.rankId, rankId);
-      this.#passage.noteTransfer(reply);
       // The decode rank has everything: whatever becomes of the other does not matter any more.
       this.#prefillLeg = null;
       this.#onPrefill = this.#countLate;

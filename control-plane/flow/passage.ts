@@ -203,10 +203,10 @@ export class Passage {
     Object.assign(this.#leg, { prefilledMs: this.#epochMs(), prefilled: prefilledBy(outcome) });
   }
 
-  /** Its KV has arrived; null: how was not heard. */
-  noteTransfer(started: Started | null): void {
-    this.timings.transferMs += started?.transferMs ?? 0;
-    if (started !== null) this.#leg.transfer = transferOf(started);
+  /** Its KV has arrived. */
+  noteTransfer(started: Started): void {
+    this.timings.transferMs += started.transferMs;
+    this.#leg.transfer = transferOf(started);
   }
 
   /** Decoding has begun. */

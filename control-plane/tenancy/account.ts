@@ -3,29 +3,39 @@ import { MargayError } from "#protocol/errors.ts";
 import type { GatewayId } from "#protocol/ids.ts";
 import { subjects } from "#protocol/subjects.ts";
 import { METERED, type TenantAccount } from "#protocol/tenancy.ts";
-import type { Clock } from "#service/clock.ts";
+import { backoffMs } from "#service/backoff.ts";
+import type { Clock, Random } from "#service/clock.ts";
 import type { Limits, Tenant } from "./key-file.ts";
 import { type Amounts, capacities, refilled, untilEnough } from "./token-bucket.ts";
 
 export interface AccountParts {
   readonly journal: JournalOf<typeof TenantAccount>;
   readonly clock: Clock;
+  readonly random: Random;
   readonly gatewayId: GatewayId;
 }
 
 /** What a request needs before it begins. What it will generate is charged as it comes. */
 export type Need = Pick<Amounts, "input">;
 
+/** An account as it is to be written, and what that gives a control plane. */
+interface Plan {
+  readonly account: TenantAccount;
+  readonly taken: Amounts;
+  /** Requests that may run here. */
+  readonly slots: number;
+  readonly refusal: MargayError | null;
+}
+
 /** A control plane takes at most this share of a bucket to spend by itself. */
 const LEASE_SHARE = 1 / 16;
 /** Places of a control plane that was not heard of for so long are free again. */
 const SLOT_MS = 15_000;
 const RENEW_MS = 5_000;
-/** Control planes that write at the same moment try again; each time one of them succeeds. */
-const MOST_TRIES = 16;
 /** While the bus is away a request waits so long to be counted. */
 const AWAY_MS = 10_000;
-const AWAY_PAUSE_MS = 200;
+/** Of control planes that write at the same moment one succeeds; the pause keeps the others from losing in step again. */
+const AGAIN = { firstMs: 4, mostMs: 200 };
 const NONE = { requests: 0, input: 0, output: 0, total: 0 };
 
 /**
@@ -151,29 +161,42 @@ export class Account {
    * written nothing is held: what was on its way when the bus failed is given up, rather than spent twice.
    */
   async #exchange(need: Amounts | null): Promise<void> {
-    const returned = this.#held;
+    const { journal, clock, random } = this.#parts;
+    let returned = this.#held;
     this.#held = { ...NONE };
     this.#slots = 0;
     const subject = subjects.tenantAccount(accountToken(this.#tenant.name));
-    for (let tried = 0; tried < MOST_TRIES; tried++) {
-      const last = await this.#patiently(() => this.#parts.journal.last(subject));
-      const plan = this.#plan(last?.value ?? null, returned, need);
-      const written = await this.#patiently(() => this.#parts.journal.append(subject, last?.seq ?? 0, plan.account));
-      if (written === null) continue;
-      this.#shared = plan.account;
-      this.#slots = plan.slots;
-      this.#slotsMs = this.#parts.clock.monotonic();
-      if (need === null) return;
-      if (plan.refusal !== null) throw plan.refusal;
-      for (const metered of METERED) this.#held[metered] += plan.taken[metered] - this.#limited(need, metered);
-      this.#running++;
-      return;
+    const untilMs = clock.monotonic() + AWAY_MS;
+    for (let tried = 1; ; tried++) {
+      let sent = false;
+      try {
+        const last = await journal.last(subject);
+        const plan = this.#plan(last?.value ?? null, returned, need);
+        sent = true;
+        if ((await journal.append(subject, last?.seq ?? 0, plan.account)) !== null) return this.#settled(plan, need);
+      } catch (error) {
+        if (!(error instanceof MargayError) || error.code !== "bus_unavailable") throw error;
+        if (sent) returned = NONE;
+      }
+      if (clock.monotonic() >= untilMs)
+        throw new MargayError("bus_unavailable", "The tenant's limits could not be counted.");
+      await clock.sleep(backoffMs(AGAIN, tried, random));
     }
-    throw new MargayError("bus_unavailable", "The tenant's limits could not be counted.");
+  }
+
+  /** The account is written: what it gives this control plane is held. Throws the refusal. */
+  #settled({ account, slots, refusal, taken }: Plan, need: Amounts | null): void {
+    this.#shared = account;
+    this.#slots = slots;
+    this.#slotsMs = this.#parts.clock.monotonic();
+    if (need === null) return;
+    if (refusal !== null) throw refusal;
+    for (const metered of METERED) this.#held[metered] += taken[metered] - this.#limited(need, metered);
+    this.#running++;
   }
 
   /** The account as it is to be written, and what that gives this control plane. */
-  #plan(last: TenantAccount | null, returned: Amounts, need: Amounts | null) {
+  #plan(last: TenantAccount | null, returned: Amounts, need: Amounts | null): Plan {
     const { gatewayId, clock } = this.#parts;
     const { limits } = this.#tenant;
     const nowMs = clock.now();
@@ -200,21 +223,6 @@ export class Account {
   /** What a need takes out of a bucket: nothing where there is none. */
   #limited(need: Amounts, metered: keyof Amounts): number {
     return capacities(this.#tenant.limits)[metered] === null ? 0 : need[metered];
-  }
-
-  /** Waits for a bus that is away, for a while. */
-  async #patiently<T>(ask: () => Promise<T>): Promise<T> {
-    const { clock } = this.#parts;
-    const untilMs = clock.monotonic() + AWAY_MS;
-    for (;;) {
-      try {
-        return await ask();
-      } catch (error) {
-        if (!(error instanceof MargayError) || error.code !== "bus_unavailable" || clock.monotonic() >= untilMs)
-          throw error;
-        await clock.sleep(AWAY_PAUSE_MS);
-      }
-    }
   }
 }
 

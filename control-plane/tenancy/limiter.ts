@@ -1,9 +1,8 @@
 import type { Bus } from "#protocol/bus/bus.ts";
-import type { GatewayId } from "#protocol/ids.ts";
 import { ACCOUNT_JOURNAL, subjects } from "#protocol/subjects.ts";
 import { TenantAccount } from "#protocol/tenancy.ts";
-import type { Clock, Timer } from "#service/clock.ts";
-import { Account } from "./account.ts";
+import type { Timer } from "#service/clock.ts";
+import { Account, type AccountParts } from "./account.ts";
 import type { Limits, Tenant } from "./key-file.ts";
 import { limitHeaders } from "./limit-headers.ts";
 
@@ -27,13 +26,17 @@ const SETTLE_MS = 1_000;
 const ACCOUNT_AGE_MS = 24 * 3600 * 1000;
 const ACCOUNT_BYTES = 16 * 1024 * 1024;
 
+export interface LimiterParts extends Omit<AccountParts, "journal"> {
+  readonly bus: Bus;
+}
+
 /** Owns the accounts of the tenants that have limits and use them. */
 export class Limiter {
   readonly #accounts = new Map<string, Account>();
-  readonly #parts: ConstructorParameters<typeof Account>[0];
+  readonly #parts: AccountParts;
   #timer: Timer | null = null;
 
-  constructor({ bus, clock, gatewayId }: { readonly bus: Bus; readonly clock: Clock; readonly gatewayId: GatewayId }) {
+  constructor({ bus, ...parts }: LimiterParts) {
     const journal = bus.journal(
       {
         ...{ name: ACCOUNT_JOURNAL, subjects: subjects.tenantAccounts(), lastOnly: true, volatile: true },
@@ -41,7 +44,7 @@ export class Limiter {
       },
       TenantAccount,
     );
-    this.#parts = { journal, clock, gatewayId };
+    this.#parts = { ...parts, journal };
   }
 
   start(): void {

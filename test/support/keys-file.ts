@@ -62,7 +62,7 @@ export async function tenancyOf(
   const metrics = parts.metrics ?? createMetrics({ processMetrics: false });
   return new KeyedTenancy({
     ...{ clock, metrics, keyring: parts.keyring ?? (await file.open(parts)) },
-    limiter: new Limiter({ bus, clock, gatewayId: GatewayId.parse(parts.gatewayId ?? "gw-1") }),
+    limiter: new Limiter({ bus, clock, random: systemRandom, gatewayId: GatewayId.parse(parts.gatewayId ?? "gw-1") }),
     ledger: new Ledger({ bus, clock, logger: silentLogger, metrics }),
   });
 }
