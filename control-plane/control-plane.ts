@@ -132,6 +132,7 @@ export class ControlPlane implements Service {
         this.#scaler.look();
         this.#demand.tellSoon();
       },
+      onEmpty: () => this.#demand.tellSoon(),
     });
     this.#waitingRoom = waitingRoom;
     this.#board = new RequestBoard({ bus, clock, metrics, gatewayId });

@@ -40,6 +40,8 @@ export interface WaitingRoomParts {
   readonly waitingElsewhere: (model: ModelName) => number;
   /** A request came that has to wait: whoever makes workers may look at once. */
   readonly onArrival: () => void;
+  /** The last request of a model that had to wait does not any more. */
+  readonly onEmpty: () => void;
 }
 
 /** Who asks for a place. */
@@ -138,7 +140,8 @@ export class WaitingRoom {
     };
     queue.push(guest);
     this.#seatAll();
-    if (queue.has(guest)) this.#parts.onArrival();
+    const waits = queue.has(guest);
+    if (waits) this.#parts.onArrival();
     try {
       return await interruption.race(seated.promise);
     } catch (error) {
@@ -147,6 +150,7 @@ export class WaitingRoom {
       throw error;
     } finally {
       queue.remove(guest);
+      if (waits && queue.size === 0) this.#parts.onEmpty();
       metrics.observe("margay_queue_seconds", { model: query.model }, (clock.monotonic() - guest.enteredMs) / 1000);
     }
   }

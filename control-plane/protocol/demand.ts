@@ -42,7 +42,7 @@ export const ModelDemand = z.strictObject({
 });
 export type ModelDemand = z.infer<typeof ModelDemand>;
 
-/** Told to the other control planes every GATEWAY_BEAT_MS and at once when somebody begins to wait. */
+/** Told to the other control planes every GATEWAY_BEAT_MS and at once when somebody begins to wait or nobody does any more. */
 export const GatewayDemand = z.strictObject({
   kind: z.literal("gateway-demand"),
   gatewayId: GatewayId,

@@ -65,7 +65,7 @@ export class DemandExchange {
     this.#open = [];
   }
 
-  /** Somebody began to wait here: the others hear of it within TOGETHER_MS. */
+  /** Somebody began to wait here, or nobody waits any more: the others hear of it within TOGETHER_MS. */
   tellSoon(): void {
     if (this.#open.length === 0) return;
     this.#soon ??= this.#parts.clock.after(TOGETHER_MS, () => this.tell());

@@ -1,5 +1,6 @@
 import type { Role } from "#protocol/worker.ts";
 import { idleVerdict, type KeepAlive, type KeepAliveRules } from "./keep-alive.ts";
+import type { Starvation } from "./starvation.ts";
 
 /** What a model's requests ask of its workers, at one moment. */
 export interface Demand {
@@ -53,7 +54,7 @@ export type Asked = Readonly<Record<Role, { readonly groups: number; readonly re
 
 export const NOTHING_ASKED: Asked = { prefill: null, decode: null };
 
-/** A request that waits longer than this, with no worker on its way, asks for one more. */
+/** A role for which a request has waited longer than this, with no worker on its way, is given one more. */
 export const GROW_AFTER_MS = 1_000;
 
 /**
@@ -61,7 +62,7 @@ export const GROW_AFTER_MS = 1_000;
  *
  * - anything to do wakes both roles together, because a request needs both; so does the time at which a request is due
  * - between, the plan of capacity moves each role on its own; where it says nothing a role stays as it is
- * - whatever was planned, a role grows by one while requests wait for it and none of its workers is starting or to be made
+ * - whatever was planned, a role that starves its requests (starvation.ts) grows by one
  * - nothing shrinks while a request waits, nor a role of which a worker is still starting: what its start costs would be spent
  *   again and again
  * - a model that is idle for as long as its keep-alive says goes back to its minimum
@@ -71,7 +72,8 @@ export function planWorkers(
   demand: Demand,
   current: Readonly<Record<Role, RoleState>>,
   keepAlive: KeepAlive,
-  asked: Asked = NOTHING_ASKED,
+  asked: Asked,
+  starvation: Starvation,
 ): Readonly<Record<Role, RoleDecision>> {
   const busy = demand.running > 0 || demand.waiting > 0;
   const idle = busy ? "stay" : demand.idleMs === null ? "go" : idleVerdict(keepAlive, demand.idleMs);
@@ -88,16 +90,12 @@ export function planWorkers(
     }
     if (wanted === 0 && busy) return to(1, demand.waiting > 0 ? "a request waits and there is none" : "requests run");
     if (wanted === 0 && idle === "wake") return to(1, `a request is due: ${keepAlive.reason}`);
-    const starved =
-      demand.waiting > 0 && demand.missing === role && demand.oldestWaitMs > GROW_AFTER_MS && starting + unmade === 0;
+    const starvedMs = Math.min(demand.oldestWaitMs, starvation[role]);
     const planned = asked[role];
     const held = starting + unmade > 0 || demand.waiting > 0;
     const count = planned === null || wanted === 0 ? wanted : held ? Math.max(wanted, planned.groups) : planned.groups;
-    if (starved && count <= wanted && wanted > 0) {
-      return to(
-        wanted + 1,
-        `a request has waited ${(demand.oldestWaitMs / 1000).toFixed(1)} s for it, and none is on its way`,
-      );
+    if (starvedMs > GROW_AFTER_MS && demand.missing === role && count <= wanted && wanted > 0) {
+      return to(wanted + 1, `a request has waited ${(starvedMs / 1000).toFixed(1)} s for it, and none is on its way`);
     }
     // What serves is not taken away by a plan alone.
     const least = busy || idle === "wake" ? 1 : Math.min(wanted, 1);

@@ -18,9 +18,12 @@ import {
   type ScalingRules,
 } from "./planner.ts";
 import type { ScaleTarget, TargetRank, TargetWorker } from "./scale-target.ts";
+import { NOBODY_STARVES, type Starvation, withLook } from "./starvation.ts";
 import { healthOf, type RankHistory, withSighting } from "./worker-health.ts";
 
 const TICK_MS = 100;
+/** What lies between two looks counts as seen for at most so long: a process that was kept from looking saw nothing. */
+const SEEN_MS = 2 * TICK_MS;
 /** The plan of capacity is made so often. */
 const PLAN_MS = 2_000;
 /** A start that was never seen is taken to last so long. */
@@ -51,6 +54,8 @@ interface Watched {
   activeMs: number | null;
   busy: boolean;
   plannedMs: number;
+  starvation: Starvation;
+  lookedMs: number;
 }
 
 /**
@@ -131,7 +136,10 @@ export class Scaler {
     const planned = nowMs - watched.plannedMs < PLAN_MS ? null : this.#plan(model, watched, before, asked);
     if (planned !== null) this.#tellPlan(model, planned, keepAlive.reason);
     const state = { prefill: this.#state(model, "prefill", before), decode: this.#state(model, "decode", before) };
-    const after = planWorkers(rules, asked, state, keepAlive, planned === null ? NOTHING_ASKED : askedBy(planned));
+    watched.starvation = withLook(watched.starvation, asked, state, Math.min(SEEN_MS, nowMs - watched.lookedMs));
+    watched.lookedMs = nowMs;
+    const plan = planned === null ? NOTHING_ASKED : askedBy(planned);
+    const after = planWorkers(rules, asked, state, keepAlive, plan, watched.starvation);
     for (const role of ROLES) {
       const { count, reason } = after[role];
       if (count !== before[role]) this.#decide(model, role, before[role], count, reason ?? "");
@@ -146,7 +154,10 @@ export class Scaler {
     let watched = this.#watched.get(model);
     if (watched === undefined) {
       const capacity = new CapacityPlanner(model, this.#parts.rules);
-      watched = { capacity, gaps: NO_GAPS, activeMs: null, busy: false, plannedMs: Number.NEGATIVE_INFINITY };
+      watched = {
+        ...{ capacity, gaps: NO_GAPS, activeMs: null, busy: false, plannedMs: Number.NEGATIVE_INFINITY },
+        ...{ starvation: NOBODY_STARVES, lookedMs: this.#parts.clock.monotonic() },
+      };
       this.#watched.set(model, watched);
     }
     return watched;

@@ -137,6 +137,26 @@ describe("through zero and back", () => {
   });
 });
 
+describe("a request that waits through a cold start", () => {
+  const waits = { ...quiet, waiting: 1, running: 1, missing: "decode", idleMs: 0 } as const;
+  const states = (state: Rank["state"]) => seen(Object.fromEntries(ids().map((id) => [id, state])));
+
+  test("is not answered by a second worker the moment the first is ready, but by one a second later", async () => {
+    demand = waits;
+    await clock.advance(200);
+    states("loading");
+    demand = { ...waits, oldestWaitMs: 20_000 };
+    await clock.advance(20_000);
+    expect(ids()).toHaveLength(2);
+    states("ready");
+    await clock.advance(900);
+    expect(ids()).toHaveLength(2);
+    await clock.advance(400);
+    expect(ids().filter((id) => id.startsWith("decode"))).toHaveLength(2);
+    expect(ids().filter((id) => id.startsWith("prefill"))).toHaveLength(1);
+  });
+});
+
 describe("workers that are of no use", () => {
   beforeEach(async () => {
     demand = { ...quiet, running: 1, idleMs: 0 };

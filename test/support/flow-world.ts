@@ -60,6 +60,7 @@ export class FlowWorld {
       whyNone: () => this.whyNone,
       waitingElsewhere: () => this.waitingElsewhere,
       onArrival: () => this.arrivals++,
+      onEmpty: () => {},
     });
     this.board = new RequestBoard({ bus, clock, metrics, gatewayId });
     this.flow = new Flow({

@@ -92,6 +92,7 @@ export class SimSystem {
       whyNone: () => null,
       waitingElsewhere: () => 0,
       onArrival: () => {},
+      onEmpty: () => {},
     });
     this.waitingRoom = waitingRoom;
     const board = new RequestBoard({ bus, clock, metrics, gatewayId });
