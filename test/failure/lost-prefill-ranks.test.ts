@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { type Answer, stream } from "../support/client.ts";
 import { type ExchangeProxy, freePorts, refusalOf, startExchangeProxy } from "../support/exchange-proxy.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { letRankFall, wholeGroup } from "../support/rank-fall.ts";
-import { type RankInfo, type System, startSystem } from "../support/system.ts";
+import { type System, startSystem } from "../support/system.ts";
 import { openTruth, type Truth } from "../support/truth.ts";
 
 /**
@@ -78,7 +79,7 @@ async function expectRight(answers: readonly Answer[], prompts: readonly string[
   }
 }
 
-const secondRank = (ranks: readonly RankInfo[]) => [...ranks].sort((a, b) => (a.rankId < b.rankId ? -1 : 1))[1]!;
+const secondRank = (ranks: readonly RankStatus[]) => [...ranks].sort((a, b) => (a.rankId < b.rankId ? -1 : 1))[1]!;
 
 describe("a prefill rank falls while prompts are computed", () => {
   test.each([

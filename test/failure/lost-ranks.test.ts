@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { type Answer, stream } from "../support/client.ts";
 import { type ExchangeProxy, freePorts, startExchangeProxy } from "../support/exchange-proxy.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { letRankFall, wholeGroup } from "../support/rank-fall.ts";
-import { type RankInfo, runCli, type System, startSystem } from "../support/system.ts";
+import { runCli, type System, startSystem } from "../support/system.ts";
 import { openTruth, type Truth } from "../support/truth.ts";
 
 /**
@@ -50,7 +51,7 @@ const run = (prompt: string, tokens: number, onChunk = () => {}) =>
     { onChunk },
   );
 
-const decodeRanks = async (): Promise<readonly RankInfo[]> =>
+const decodeRanks = async (): Promise<readonly RankStatus[]> =>
   [...(await system.ready("decode", 2))].sort((a, b) => (a.rankId < b.rankId ? -1 : 1));
 
 test("a worker of two ranks answers, shows its ranks, and its metrics appear", async () => {

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { type Answer, stream } from "../support/client.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { type System, startSystem, waitFor } from "../support/system.ts";
@@ -46,24 +47,45 @@ const run = (prompt: string, tokens: number, onChunk?: (answer: Answer) => void 
 
 const sum = (samples: ReadonlyMap<string, number>) => [...samples.values()].reduce((a, b) => a + b, 0);
 
-/** The rank of a role that has something to do. */
-function busy(role: "prefill" | "decode") {
-  return waitFor(
-    `a ${role} rank at work`,
-    async () =>
-      (await system.ranks()).find((rank) => rank.role === role && rank.state === "ready" && rank.requests > 0) ?? null,
-    30_000,
-  );
-}
-
 /** Process of each decode worker. */
 async function decodePids(): Promise<ReadonlyMap<string, number>> {
   return new Map((await system.ready("decode", 2)).map((rank) => [rank.workerId, rank.pid]));
 }
 
-/** Waits until pages of a prompt have arrived at some decode rank, while its prefill is still running. */
-async function pagesArriving(before: number): Promise<void> {
-  await waitFor("the first pages to arrive", async () => ((await received()) > before ? true : null), 30_000);
+/** A prompt whose prefill was met at work: pages of it have arrived at a decode rank, and there are more to come. */
+interface Caught {
+  readonly prompt: string;
+  readonly answer: Promise<Answer>;
+  /** Of the prefill rank. */
+  readonly pid: number;
+}
+
+/**
+ * Sends prompts until one's prefill is met in mid transfer, and sends the prefill rank a signal there. A prefill that ends
+ * before it is met, or before the signal, is followed by another prompt.
+ */
+async function catchPrefill(number: number, signal: "SIGKILL" | "SIGSTOP"): Promise<Caught> {
+  const ranks = await system.ready("prefill", 2);
+  for (let tried = 0; tried < 10; tried++) {
+    const prompt = longPrompt(number + 100 * tried, 150);
+    const before = await received();
+    let over = false;
+    const answer = run(prompt, 24, () => {
+      over = true;
+    });
+    void answer.catch(() => {}).finally(() => (over = true));
+    for (let victim: RankStatus | null = null; !over; ) {
+      for (const rank of ranks) {
+        if (victim === null && sum(await system.metric(rank.healthUrl, "margay_worker_requests")) > 0) victim = rank;
+      }
+      if (victim !== null && (await received()) > before && !over) {
+        process.kill(victim.pid, signal);
+        return { prompt, answer, pid: victim.pid };
+      }
+    }
+    expect((await answer).error).toBeNull();
+  }
+  throw new Error("no prefill was met at work");
 }
 
 async function received(): Promise<number> {
@@ -86,17 +108,8 @@ function alive(pid: number): boolean {
 
 describe("a worker that is killed", () => {
   test("prefill, after a chunk arrived at the decode rank and before it was done: the text is the same", async () => {
-    const prompt = longPrompt(1, 150);
-    const before = await received();
-    let firstChunk = false;
-    const faulty = run(prompt, 24, () => {
-      firstChunk = true;
-    });
-    await pagesArriving(before);
-    const victim = await busy("prefill");
-    expect(firstChunk).toBe(false);
-    process.kill(victim.pid, "SIGKILL");
-    await waitFor("the process to be gone", () => (alive(victim.pid) ? null : true), 5_000);
+    const { prompt, pid, answer: faulty } = await catchPrefill(1, "SIGKILL");
+    await waitFor("the process to be gone", () => (alive(pid) ? null : true), 15_000);
     const answer = await faulty;
     expect(answer.error).toBeNull();
     expect(answer.finish).toBe("length");
@@ -129,26 +142,22 @@ describe("a worker that is killed", () => {
 
 describe("a worker that is stopped", () => {
   test("prefill, in mid transfer, woken after its pages were reused: it changes nobody's text", async () => {
-    const prompt = longPrompt(2, 150);
-    const before = await received();
-    const faulty = run(prompt, 24);
-    await pagesArriving(before);
-    const victim = await busy("prefill");
-    process.kill(victim.pid, "SIGSTOP");
+    const { prompt, pid, answer: faulty } = await catchPrefill(2, "SIGSTOP");
     try {
       const answer = await faulty;
       expect(answer.error).toBeNull();
+      const before = await received();
       // Others take the pages of the decode ranks, then the sleeper wakes while they are being read.
       const others = [3, 4, 5, 6].map((number) => longPrompt(number, 60));
       const running = others.map((other) => run(other, 60));
       await waitFor("the others to stream", async () => ((await received()) > before ? true : null), 30_000);
-      process.kill(victim.pid, "SIGCONT");
+      process.kill(pid, "SIGCONT");
       const texts = (await Promise.all(running)).map((a) => a.content);
       await system.ready("prefill", 2);
       for (const [i, other] of others.entries()) expect((await run(other, 60)).content).toBe(texts[i]);
       expect(answer.content).toBe(await truth.complete(prompt, 24));
     } finally {
-      if (alive(victim.pid)) process.kill(victim.pid, "SIGCONT");
+      if (alive(pid)) process.kill(pid, "SIGCONT");
     }
     await expectNothingHeld(system);
   }, 240_000);

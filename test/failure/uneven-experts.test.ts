@@ -1,10 +1,11 @@
 import { readFileSync, rmSync } from "node:fs";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { stream } from "../support/client.ts";
 import { logLines } from "../support/log-lines.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { skewedNano } from "../support/skewed-nano.ts";
-import { type RankInfo, type System, startSystem, waitFor } from "../support/system.ts";
+import { type System, startSystem, waitFor } from "../support/system.ts";
 import { openTruth, type Truth } from "../support/truth.ts";
 
 /**
@@ -51,7 +52,7 @@ const run = (prompt: string) =>
   });
 const decodeRanks = () => system.ready("decode", 2);
 /** What a rank's threads do in the next seconds. */
-const recorded = async ({ healthUrl }: RankInfo) =>
+const recorded = async ({ healthUrl }: RankStatus) =>
   (await (await fetch(`${healthUrl}/trace?ms=8000`)).json()) as readonly Span[];
 
 /** Steps of a rank that gave its streams nothing, in a row: most of them when its expert map was changed, and otherwise. */
@@ -68,7 +69,7 @@ function missedSteps(spans: readonly Span[]): { readonly atChange: number; reado
 }
 
 /** Bytes of results that a rank has sent to the other one. */
-const combined = async ({ healthUrl }: RankInfo) => {
+const combined = async ({ healthUrl }: RankStatus) => {
   for (const [labels, bytes] of await system.metric(healthUrl, "margay_exchange_bytes_total"))
     if (labels.includes("combined")) return bytes;
   return 0;

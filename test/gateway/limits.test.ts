@@ -28,7 +28,7 @@ describe("a tenant's limits", () => {
     for (const answer of answers) expect(answer.headers.get("x-ratelimit-limit-requests")).toBe("4");
     const refused = answers.find(({ status }) => status === 429)!;
     const seconds = Number(refused.headers.get("retry-after"));
-    expect(seconds).toBeGreaterThan(10);
+    expect(seconds).toBeGreaterThan(0);
     expect(seconds).toBeLessThanOrEqual(15);
     const { error } = ErrorResponse.parse(await refused.json());
     expect(error).toMatchObject({ type: "rate_limit_error", code: "rate_limit_exceeded", retry_after: seconds });

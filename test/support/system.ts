@@ -3,20 +3,10 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { RankStatus } from "#protocol/operator.ts";
+import { OperatorStatus } from "./operator-status.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
-
-export interface RankInfo {
-  readonly workerId: string;
-  readonly rankId: string;
-  readonly role: "prefill" | "decode";
-  readonly state: string;
-  readonly pid: number;
-  readonly healthUrl: string;
-  readonly epoch: number;
-  readonly requests: number;
-  readonly group: { readonly epoch: number; readonly size: number; readonly mapVersion: number } | null;
-}
 
 /** A whole system of real processes on random ports, in a state folder of its own. */
 export interface System {
@@ -26,9 +16,9 @@ export interface System {
   /** Of `margay up`, the ancestor of all other processes. */
   readonly pid: number;
   /** Ranks as the control plane sees them. */
-  ranks(): Promise<readonly RankInfo[]>;
+  ranks(): Promise<readonly RankStatus[]>;
   /** Waits until this many ranks of a role are ready. */
-  ready(role: "prefill" | "decode", count: number, timeoutMs?: number): Promise<readonly RankInfo[]>;
+  ready(role: "prefill" | "decode", count: number, timeoutMs?: number): Promise<readonly RankStatus[]>;
   /** Samples of one metric of a process (`GET URL/metrics`), labels as Prometheus writes them. */
   metric(processUrl: string, name: string): Promise<ReadonlyMap<string, number>>;
   /** Nobody reads what it writes any more. */
@@ -78,10 +68,8 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
     () => log,
   );
 
-  const status = async (): Promise<readonly RankInfo[]> => {
-    const { stdout } = await runCli(["status", "--json"], environment);
-    return (JSON.parse(stdout) as { ranks: RankInfo[] }).ranks;
-  };
+  const operator = new OperatorStatus(stateFolder);
+  const status = async (): Promise<readonly RankStatus[]> => (await operator.ask()).ranks;
 
   return {
     url,
@@ -115,6 +103,7 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
       return samples;
     },
     async stop() {
+      await operator.close();
       if (child.exitCode === null && child.signalCode === null) child.kill("SIGINT");
       const code = await deadline(exited, 60_000, () => `margay up did not end\n${log}`).catch((error: unknown) => {
         child.kill("SIGKILL");

@@ -29,7 +29,7 @@ describe.each(CHAT_CLIENTS)("$name", (client) => {
     expect(whole).toBe("The capital of Japan is Tokyo.");
     const pieces: string[] = [];
     await client.stream(system.url, "Tell me a story about a fox.", (piece) => pieces.push(piece));
-    expect(pieces.filter((piece) => piece !== "").length).toBeGreaterThan(3);
+    expect(pieces.filter((piece) => piece !== "").length).toBeGreaterThan(1);
     expect(pieces.join("")).toBe(await client.text(system.url, "Tell me a story about a fox."));
   });
 

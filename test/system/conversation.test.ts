@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { renderChat } from "../../control-plane/chat/prompt.ts";
 import { unary } from "../support/client.ts";
 import { nanoModel } from "../support/dialogues.ts";
 import { expectNothingHeld } from "../support/pools.ts";
-import { type RankInfo, type System, startSystem } from "../support/system.ts";
+import { type System, startSystem } from "../support/system.ts";
 
 /** One conversation through gateway, bus, prefill process, transfer and decode process: what each turn computes and moves. */
 
@@ -36,8 +37,8 @@ const questions = [
 const turns: Turn[] = [];
 
 let system: System;
-let prefill: RankInfo;
-let decode: RankInfo;
+let prefill: RankStatus;
+let decode: RankStatus;
 let rowBytes: number;
 
 const tokensOf = (messages: readonly Message[]) =>
@@ -49,13 +50,13 @@ function sharedTokens(a: Int32Array, b: Int32Array): number {
   return count;
 }
 
-async function counter(rank: RankInfo, name: string): Promise<number> {
+async function counter(rank: RankStatus, name: string): Promise<number> {
   const samples = await system.metric(rank.healthUrl, name);
   return [...samples.values()].reduce((sum, value) => sum + value, 0);
 }
 
 async function counters() {
-  const of = async (rank: RankInfo) => ({
+  const of = async (rank: RankStatus) => ({
     hits: await counter(rank, "margay_prefix_cached_tokens_total"),
     computed: await counter(rank, "margay_prefill_tokens_total"),
     bytes: await counter(rank, "margay_kv_transfer_bytes_total"),

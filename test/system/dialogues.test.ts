@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { type Answer, stream, unary } from "../support/client.ts";
 import { chatBody, type Dialogue, dialogues, expectedAnswer, nanoModel } from "../support/dialogues.ts";
 import { compareAnswers, greedyRows } from "../support/near-tie.ts";
 import { expectNothingHeld } from "../support/pools.ts";
-import { type RankInfo, type System, startSystem } from "../support/system.ts";
+import { type System, startSystem } from "../support/system.ts";
 
 /** Every recorded dialogue through gateway, bus, prefill process, transfer and decode process. */
 
@@ -11,8 +12,8 @@ const { tokenizer } = await nanoModel();
 
 let ref: System;
 let cpu: System;
-let prefill: RankInfo;
-let decode: RankInfo;
+let prefill: RankStatus;
+let decode: RankStatus;
 
 beforeAll(async () => {
   [ref, cpu] = await Promise.all([startSystem({ MARGAY_BACKEND: "ref" }), startSystem({ MARGAY_BACKEND: "cpu" })]);

@@ -1,8 +1,9 @@
 import OpenAI from "openai";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { chatBody, dialogues, expectedAnswer, nanoModel } from "../support/dialogues.ts";
 import { expectNothingHeld } from "../support/pools.ts";
-import { type RankInfo, type System, startSystem, waitFor } from "../support/system.ts";
+import { type System, startSystem, waitFor } from "../support/system.ts";
 
 /** The official client against the whole system, as a user would point it there. */
 
@@ -10,7 +11,7 @@ const { tokenizer } = await nanoModel();
 
 let system: System;
 let client: OpenAI;
-let decode: RankInfo;
+let decode: RankStatus;
 
 beforeAll(async () => {
   system = await startSystem({ MARGAY_BACKEND: "ref" });
@@ -134,7 +135,7 @@ describe("the official client", () => {
 });
 
 /** Blocks of a rank that belong to some request. */
-async function held(rank: RankInfo): Promise<number> {
+async function held(rank: RankStatus): Promise<number> {
   let blocks = 0;
   for (const [labels, count] of await system.metric(rank.healthUrl, "margay_kv_pages"))
     if (!/free|cached/.test(labels)) blocks += count;

@@ -26,7 +26,7 @@ beforeAll(async () => {
     MARGAY_TRACE_SAMPLE: "0",
   });
   await system.ready("prefill", 1);
-  const pids = new Map((await system.ready("decode", 2)).map(({ workerId, pid }) => [workerId, pid]));
+  const pids = new Map<string, number>((await system.ready("decode", 2)).map(({ workerId, pid }) => [workerId, pid]));
   let killed = false;
   answer = await stream(
     system.url,

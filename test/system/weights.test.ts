@@ -1,7 +1,8 @@
 import { readFile, stat } from "node:fs/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { RankStatus } from "#protocol/operator.ts";
 import { unary } from "../support/client.ts";
-import { type RankInfo, type System, startSystem, waitFor } from "../support/system.ts";
+import { type System, startSystem, waitFor } from "../support/system.ts";
 
 /** The workers of one host hold the weights once, and pack them once. */
 
@@ -35,7 +36,7 @@ async function mappings(pid: number): Promise<readonly Mapping[]> {
   return found;
 }
 
-async function weightsOf(rank: RankInfo): Promise<readonly Mapping[]> {
+async function weightsOf(rank: RankStatus): Promise<readonly Mapping[]> {
   return (await mappings(rank.pid)).filter(({ path }) => path.endsWith(".weights"));
 }
 
