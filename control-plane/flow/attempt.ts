@@ -159,9 +159,7 @@ export class Attempt {
     // A rank whose tokens come has begun, also where its answer was lost or comes after them.
     const reply = await Promise.race([answer, this.#streaming.promise]);
     if (reply?.kind === "refused") {
-      if (reply.code === "transfer_failed" && sender !== null) {
-        this.#blamePair(sender.rankId, rankId);
-      }
+      if (reply.code === "transfer_failed" && sender !== null) this.#blamePair(sender.rankId, rankId);
       throw this.#refusedBy(rankId, reply);
     }
     if (sender !== null) {

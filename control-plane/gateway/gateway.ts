@@ -33,7 +33,7 @@ import type { ResponsesHost } from "./responses/responses-host.ts";
 import { RouteTable } from "./route-table.ts";
 import { READER_LIMITS, type ReaderLimits } from "./sse.ts";
 import type { Vet } from "./structured-output.ts";
-import { timeline } from "./timeline.ts";
+import { Timelines } from "./timelines.ts";
 import { addTokenizationRoutes } from "./tokenization.ts";
 import { usage } from "./usage.ts";
 
@@ -100,6 +100,7 @@ export class Gateway {
   readonly #routes: RouteTable;
   readonly #log: ResponseLog;
   readonly #background: Background;
+  readonly #timelines: Timelines;
   readonly #active = new Set<string>();
   readonly #running = new Set<Exchange>();
   #state: "made" | "listening" | "lingering" | "draining" | "closed" = "made";
@@ -122,7 +123,8 @@ export class Gateway {
     });
     this.#routes = new RouteTable(this.#app);
     this.#log = new ResponseLog(options.bus, options.gatewayId, config.responses);
-    const { bus, clock, logger, metrics, flow, tenancy, models } = options;
+    const { bus, clock, logger, metrics, flow, tenancy, models, gatewayId, way } = options;
+    this.#timelines = new Timelines({ bus, clock, gatewayId, way });
     this.#background = new Background({
       ...{ bus, clock, logger, metrics, flow, tenancy, models, requestMs: config.requestMs },
       ...{ log: this.#log, active: this.#active },
@@ -135,6 +137,7 @@ export class Gateway {
   async start(): Promise<void> {
     const { host, port } = this.#options.config;
     this.#background.watch();
+    this.#timelines.open();
     if (host === null) {
       await this.#app.ready();
       this.#state = "listening";
@@ -215,6 +218,7 @@ export class Gateway {
   async #close(): Promise<void> {
     this.#state = "closed";
     this.#background.close();
+    this.#timelines.close();
     await this.#app.close();
   }
 
@@ -295,7 +299,7 @@ export class Gateway {
     addResponseRoutes(app, host);
     addTokenizationRoutes(app, models);
     app.get<{ Params: { id: string } }>("/v1/requests/:id/timeline", (request) =>
-      timeline(this.#options.way(request.params.id), callerOf(request).tenant.name),
+      this.#timelines.find(request.params.id, callerOf(request).tenant.name),
     );
     app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
     app.get("/v1/models", (request) => {

@@ -1,12 +1,9 @@
 import type { z } from "zod";
-import { MargayError } from "#protocol/errors.ts";
 import type { RankChoice, TimelineResponse } from "#protocol/timeline.ts";
 import type { Choice, Way, WayAttempt } from "../flow/way.ts";
 
-/** Throws `not_found` for a request that is not among the latest of this process, or another tenant's. */
-export function timeline(way: Way | null, tenant: string): TimelineResponse {
-  if (way === null || way.tenant !== tenant)
-    throw new MargayError("not_found", "This server does not remember such a request: it tells of its latest ones.");
+/** What became of a request, as it is told. */
+export function timelineOf(way: Way): TimelineResponse {
   const since = (atMs: number | null): number | null => (atMs === null ? null : Math.max(0, atMs - way.beganMs));
   return {
     id: way.requestId,

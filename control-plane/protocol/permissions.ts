@@ -56,6 +56,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.gatewayBeat(anyGateway),
       subjects.gatewayDemand(anyGateway),
       subjects.gatewayScaling(anyGateway),
+      subjects.gatewayTimeline(anyGateway),
       // The epoch bucket: look it up, make it, put keys.
       "$JS.API.INFO",
       `$JS.API.STREAM.INFO.KV_${EPOCH_BUCKET}`,
@@ -80,6 +81,7 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.gatewayBeats(),
       subjects.gatewayDemands(),
       subjects.allScaling(),
+      subjects.gatewayTimeline(anyGateway),
       subjects.responseLogs(),
       subjects.operatorStatus(),
       subjects.operatorDrain(),

@@ -17,6 +17,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.operator.status            StatusQuery -> StatusReport
  *   margay.operator.drain             DrainWorker -> Done | Refused
  *   margay.operator.explain           ExplainQuery -> ExplainReport
+ *   margay.gateway.GATEWAY.timeline   TimelineQuery -> TimelineReply
  * Published:
  *   margay.fleet.beat.RANK            Heartbeat | Goodbye
  *   margay.fleet.kv.RANK              KvEvents
@@ -58,6 +59,7 @@ export const subjects = {
   responseAll: () => "margay.response.>",
   gatewayScaling: (gateway: GatewayId) => `margay.gateway.${gateway}.scaling`,
   allScaling: () => "margay.gateway.*.scaling",
+  gatewayTimeline: (gateway: GatewayId) => `margay.gateway.${gateway}.timeline`,
   responseLog: (response: string) => `margay.response.${response}.log`,
   responseLogs: () => "margay.response.*.log",
   responseMark: (response: string) => `margay.response.${response}.running`,

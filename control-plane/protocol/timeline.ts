@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { RequestId } from "./ids.ts";
 
 const milliseconds = z.number().min(0);
 
@@ -47,3 +48,15 @@ export const TimelineResponse = z.strictObject({
   ),
 });
 export type TimelineResponse = z.infer<typeof TimelineResponse>;
+
+/** A control plane asks the one that may have served a request. Another tenant's request is as unknown as none. */
+export const TimelineQuery = z.strictObject({
+  kind: z.literal("timeline-query"),
+  requestId: RequestId,
+  tenant: z.string(),
+});
+export type TimelineQuery = z.infer<typeof TimelineQuery>;
+
+/** null: it is not among the latest requests there. */
+export const TimelineReply = z.strictObject({ kind: z.literal("timeline"), timeline: TimelineResponse.nullable() });
+export type TimelineReply = z.infer<typeof TimelineReply>;

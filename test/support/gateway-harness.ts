@@ -7,7 +7,12 @@ import { type Clock, systemClock, systemRandom } from "#service/clock.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { loadServedModel, type ServedModel } from "../../control-plane/chat/served-model.ts";
-import { createGateway, type Gateway, type GatewayConfig } from "../../control-plane/gateway/gateway.ts";
+import {
+  createGateway,
+  type Gateway,
+  type GatewayConfig,
+  type GatewayOptions,
+} from "../../control-plane/gateway/gateway.ts";
 import type { Readiness } from "../../control-plane/gateway/health-routes.ts";
 import type { ReaderLimits } from "../../control-plane/gateway/sse.ts";
 import type { Vet } from "../../control-plane/gateway/structured-output.ts";
@@ -46,6 +51,7 @@ export async function startHarness(
     readonly gatewayId?: string;
     readonly outlook?: () => readonly RoleOutlook[];
     readonly tenancy?: Tenancy;
+    readonly way?: GatewayOptions["way"];
   } = {},
 ): Promise<Harness> {
   const model = await nanoModel();
@@ -73,7 +79,7 @@ export async function startHarness(
     vet: options.vet ?? (async () => ({ fault: null, first: null })),
     metrics,
     logger: silentLogger,
-    way: () => null,
+    way: options.way ?? (() => null),
     readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),
     ...(options.readerLimits ? { readerLimits: options.readerLimits } : {}),
   });
@@ -118,7 +124,7 @@ export async function readStream(response: Response): Promise<ReadStream> {
 }
 
 /** Polls (by turns of the event loop) until `condition` holds; fails after `withinMs`. */
-export async function eventually(condition: () => boolean | Promise<boolean>, withinMs = 5000): Promise<void> {
+export async function eventually(condition: () => boolean | Promise<boolean>, withinMs = 20_000): Promise<void> {
   const deadline = performance.now() + withinMs;
   while (!(await condition())) {
     if (performance.now() > deadline) throw new Error("the condition did not come to hold in time");

@@ -16,8 +16,8 @@ import {
 } from "../../native/binding/native.ts";
 import { NANO } from "./dialogues.ts";
 
-/** No wait for a native engine takes longer, and no block is held longer: transfers have 10 s. */
-const LIMIT_MS = 30_000;
+/** No wait for a native engine takes longer, also on a crowded machine. No block is held longer: transfers have 10 s. */
+const LIMIT_MS = 120_000;
 const HELD_LIMIT_MS = 12_000;
 export const EPOCH = 7;
 
