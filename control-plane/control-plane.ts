@@ -154,6 +154,7 @@ export class ControlPlane implements Service {
       models: names,
       own: (model) => this.#ownDemand(model),
       onWaiting: () => this.#scaler.look(),
+      onServed: (model, share) => this.#waitingRoom.chargeElsewhere(model, share),
     });
     this.#decisions = new DecisionLog({ bus, clock, gatewayId });
     this.#scaler = new Scaler({
@@ -282,6 +283,7 @@ export class ControlPlane implements Service {
       missing: this.#waitingRoom.missing(model),
       running: this.#flow.running(model),
       idleMs: lastMs === null ? null : this.#context.clock.monotonic() - lastMs,
+      served: this.#waitingRoom.served(model),
     };
   }
 

@@ -1,3 +1,5 @@
+import { MOST_SERVED, type ServedShare } from "#protocol/demand.ts";
+
 /** Whose request it is, for its turn among those that wait. */
 export interface Share {
   readonly tenant: string;
@@ -19,8 +21,10 @@ export interface Queued {
 
 interface Lane<Q> {
   weight: number;
-  /** Tokens served, over the weight; only differences between lanes matter. */
+  /** Tokens served by all control planes, over the weight; only differences between lanes matter. */
   served: number;
+  /** Of these, by this one. */
+  servedHere: number;
   /** In the order of arrival, by urgency. */
   readonly waiting: Map<number, Q[]>;
   size: number;
@@ -41,7 +45,8 @@ const AGAIN = 2;
  *    output tokens counted alike
  * F2 a tenant that begins to wait counts as served as much as the least served of those that wait: time in which it asked
  *    for nothing is no credit
- * F3 classes age: the head of a lower one goes first once it came HEAD_START_MS before the head of a higher one
+ * F3 what other control planes served a tenant counts here as well, from when it is heard
+ * F4 classes age: the head of a lower one goes first once it came HEAD_START_MS before the head of a higher one
  */
 export class FairQueue<Q extends Queued> {
   readonly #lanes = new Map<string, Lane<Q>>();
@@ -98,7 +103,7 @@ export class FairQueue<Q extends Queued> {
   take(one: Q): void {
     if (!this.remove(one)) return;
     const lane = this.#lane(one.share);
-    if (!one.again) lane.served += one.promptTokens / lane.weight;
+    if (!one.again) this.charge(one.share, one.promptTokens);
     this.#lastServed = lane.served;
   }
 
@@ -116,7 +121,24 @@ export class FairQueue<Q extends Queued> {
 
   /** Charges a tenant for tokens it was served. */
   charge(share: Share, tokens: number): void {
-    this.#lane(share).served += tokens / share.weight;
+    const lane = this.#lane(share);
+    lane.served += tokens / share.weight;
+    lane.servedHere += tokens / share.weight;
+    // The lane charged last is the last one.
+    this.#lanes.delete(share.tenant);
+    this.#lanes.set(share.tenant, lane);
+  }
+
+  /** Another control plane served a tenant so much more, over its weight. Of no matter where the tenant never asked here. */
+  chargeElsewhere({ tenant, served }: ServedShare): void {
+    const lane = this.#lanes.get(tenant);
+    if (lane !== undefined) lane.served += served;
+  }
+
+  /** What this control plane served, of the tenants that were served last. */
+  get servedHere(): ServedShare[] {
+    const lanes = [...this.#lanes].slice(-MOST_SERVED);
+    return lanes.map(([tenant, { servedHere }]) => ({ tenant, served: servedHere }));
   }
 
   /**
@@ -159,7 +181,7 @@ export class FairQueue<Q extends Queued> {
   #lane({ tenant, weight }: Share): Lane<Q> {
     let lane = this.#lanes.get(tenant);
     if (lane === undefined) {
-      lane = { weight, served: 0, waiting: new Map(), size: 0 };
+      lane = { weight, served: 0, servedHere: 0, waiting: new Map(), size: 0 };
       this.#lanes.set(tenant, lane);
     }
     return lane;

@@ -1,3 +1,4 @@
+import type { ServedShare } from "#protocol/demand.ts";
 import { MargayError } from "#protocol/errors.ts";
 import type { ModelName } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
@@ -110,6 +111,16 @@ export class WaitingRoom {
   /** Tells of tokens that a tenant was served: its later requests wait for those that were served less. */
   charge(model: ModelName, share: Share, tokens: number): void {
     this.#queue(model).charge(share, tokens);
+  }
+
+  /** What was served here, for the other control planes. */
+  served(model: ModelName): ServedShare[] {
+    return this.#queue(model).servedHere;
+  }
+
+  /** Another control plane served a tenant. */
+  chargeElsewhere(model: ModelName, share: ServedShare): void {
+    this.#queue(model).chargeElsewhere(share);
   }
 
   /** The role the first waiting request waits for at this moment; null when it waits for none, or nobody waits. */

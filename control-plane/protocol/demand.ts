@@ -24,6 +24,13 @@ export const NO_TRAFFIC: Traffic = {
   ...{ ended: 0, endedPromptTokens: 0, cachedTokens: 0, outputTokens: 0 },
 };
 
+/** Tenants that a control plane tells of: those it served last. */
+export const MOST_SERVED = 256;
+
+/** What a control plane has served a tenant since it began, over the tenant's weight: differences tell whose turn it is. */
+export const ServedShare = z.strictObject({ tenant: z.string(), served: z.number().min(0) });
+export type ServedShare = z.infer<typeof ServedShare>;
+
 /** What the requests of one model at one control plane ask of its workers. */
 export const ModelDemand = z.strictObject({
   model: ModelName,
@@ -39,6 +46,7 @@ export const ModelDemand = z.strictObject({
   /** Prompt tokens of the requests without a place. */
   waitingTokens: z.int().min(0),
   traffic: Traffic,
+  served: z.array(ServedShare).max(MOST_SERVED),
 });
 export type ModelDemand = z.infer<typeof ModelDemand>;
 

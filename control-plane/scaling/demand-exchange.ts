@@ -1,5 +1,5 @@
 import type { Bus, Subscription } from "#protocol/bus/bus.ts";
-import { GatewayDemand, type ModelDemand, type Traffic } from "#protocol/demand.ts";
+import { GatewayDemand, MOST_SERVED, type ModelDemand, type ServedShare, type Traffic } from "#protocol/demand.ts";
 import type { GatewayId, ModelName } from "#protocol/ids.ts";
 import { subjects } from "#protocol/subjects.ts";
 import { GATEWAY_BEAT_MS, OWNER_TIMEOUT_MS } from "#protocol/worker.ts";
@@ -15,6 +15,8 @@ export interface DemandExchangeParts {
   readonly own: (model: ModelName) => Omit<ModelDemand, "model">;
   /** Another control plane told of requests that wait. */
   readonly onWaiting: () => void;
+  /** Another control plane served a tenant so much since it told of it last. */
+  readonly onServed: (model: ModelName, share: ServedShare) => void;
 }
 
 interface Told {
@@ -129,8 +131,21 @@ export class DemandExchange {
     const { clock, gatewayId, onWaiting } = this.#parts;
     if (demand.gatewayId === gatewayId) return;
     const models = new Map(demand.models.map((model) => [model.model, model]));
+    this.#tellServed(this.#others.get(demand.gatewayId)?.models, models);
     this.#others.set(demand.gatewayId, { heardMs: clock.monotonic(), models });
     if (demand.models.some((model) => model.waiting > 0)) onWaiting();
+  }
+
+  /** What a control plane served before it was heard first, or before it had room to tell of the tenant, is not known. */
+  #tellServed(before: Told["models"] | undefined, now: Told["models"]): void {
+    for (const [model, { served }] of now) {
+      const had = new Map(before?.get(model)?.served.map((share) => [share.tenant, share.served]));
+      const toldAll = before !== undefined && had.size < MOST_SERVED;
+      for (const share of served) {
+        const more = share.served - (had.get(share.tenant) ?? (toldAll ? 0 : share.served));
+        if (more > 0) this.#parts.onServed(model, { tenant: share.tenant, served: more });
+      }
+    }
   }
 
   #forget(): void {

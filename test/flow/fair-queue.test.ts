@@ -14,39 +14,64 @@ function jain(served: readonly number[]): number {
   return sum ** 2 / (served.length * served.reduce((a, b) => a + b * b, 0));
 }
 
+interface Asker {
+  readonly share: Share;
+  readonly outstanding: number;
+  readonly mostTokens: number;
+  /** The control planes it asks by turns; only the first where nothing is said. */
+  readonly at?: readonly number[];
+}
+
 /**
- * A server of `slots` places, each tenant keeping `outstanding` requests under way. Returns the tokens served to each over
- * the time from which all of them had waited once.
+ * A server of four places, each tenant keeping `outstanding` requests under way at control planes that race for a free place.
+ * They tell each other every `tellMs` what they served. Returns the tokens served to each over the time from which all of
+ * them had waited once.
  */
-function serve(
-  seed: number,
-  tenants: readonly { readonly share: Share; readonly outstanding: number; readonly mostTokens: number }[],
-): number[] {
+function serve(seed: number, tenants: readonly Asker[], controlPlanes = 1, tellMs = 1_000): number[] {
   const random = fakeRandom(seed);
-  const queue = new FairQueue<Queued & { readonly output: number }>();
+  const queues = Array.from({ length: controlPlanes }, () => new FairQueue<Queued & { readonly output: number }>());
+  const told = queues.map(() => new Map<string, number>());
   const served = tenants.map(() => 0);
+  const turns = tenants.map(() => 0);
   const between = (most: number) => 1 + Math.floor(random.uniform() * most);
   const ask = (index: number, nowMs: number) => {
-    const { share, mostTokens } = tenants[index]!;
+    const { share, mostTokens, at = [0] } = tenants[index]!;
+    const queue = queues[at[turns[index]!++ % at.length]!]!;
     queue.push({ ...asking(share, nowMs, between(mostTokens)), output: between(mostTokens) });
   };
+  /** Whoever is quickest of those that have somebody to seat. */
+  const racing = (nowMs: number) => {
+    const ready = queues.filter((queue) => queue.next(nowMs) !== null);
+    return ready[Math.floor(random.uniform() * ready.length)];
+  };
+  const tell = () => {
+    for (const [index, queue] of queues.entries()) {
+      for (const { tenant, served: all } of queue.servedHere) {
+        const share = { tenant, served: all - (told[index]!.get(tenant) ?? 0) };
+        told[index]!.set(tenant, all);
+        for (const other of queues) if (other !== queue) other.chargeElsewhere(share);
+      }
+    }
+  };
   for (const [index, { outstanding }] of tenants.entries()) for (let i = 0; i < outstanding; i++) ask(index, 0);
-  const running: { readonly index: number; readonly share: Share; left: number }[] = [];
+  const running: { readonly index: number; readonly queue: (typeof queues)[number]; left: number }[] = [];
   for (let nowMs = 1; nowMs < 20_000; nowMs++) {
-    for (let next = queue.next(nowMs); running.length < 4 && next !== null; next = queue.next(nowMs)) {
+    for (let queue = racing(nowMs); running.length < 4 && queue !== undefined; queue = racing(nowMs)) {
+      const next = queue.next(nowMs)!;
       queue.take(next);
       const { share, output, promptTokens } = next;
       const index = tenants.findIndex((tenant) => tenant.share === share);
-      running.push({ index, share, left: output });
+      running.push({ index, queue, left: output });
       served[index]! += promptTokens;
     }
     for (const one of [...running]) {
-      queue.charge(one.share, 1);
+      one.queue.charge(tenants[one.index]!.share, 1);
       served[one.index]!++;
       if (--one.left > 0) continue;
       running.splice(running.indexOf(one), 1);
       ask(one.index, nowMs);
     }
+    if (nowMs % tellMs === 0) tell();
   }
   return served;
 }
@@ -59,6 +84,18 @@ describe("whose turn it is", () => {
         { share: of("light"), outstanding: 6, mostTokens: 200 },
       ]);
       expect(jain(served)).toBeGreaterThan(0.99);
+    }
+  });
+
+  test("nor does it matter that one of them asks at two control planes and the other at one", () => {
+    for (let seed = 1; seed <= 10; seed++) {
+      const tenants = [
+        { share: of("heavy"), outstanding: 60, mostTokens: 200, at: [0, 1] },
+        { share: of("light"), outstanding: 12, mostTokens: 200, at: [1] },
+      ];
+      expect(jain(serve(seed, tenants, 2))).toBeGreaterThan(0.95);
+      // Control planes that do not hear each other give it half of one of them.
+      expect(jain(serve(seed, tenants, 2, 1_000_000))).toBeLessThan(0.9);
     }
   });
 

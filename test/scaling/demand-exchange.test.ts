@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
-import { NO_TRAFFIC, type Traffic } from "#protocol/demand.ts";
+import { NO_TRAFFIC, type ServedShare, type Traffic } from "#protocol/demand.ts";
 import { GatewayId, type ModelName } from "#protocol/ids.ts";
 import { DemandExchange, sumOf } from "../../control-plane/scaling/demand-exchange.ts";
 import type { Demand } from "../../control-plane/scaling/planner.ts";
@@ -16,17 +16,20 @@ function pair() {
   const demands: Record<string, Demand> = { a: quiet, b: quiet };
   const traffic: Record<string, Traffic> = { a: NO_TRAFFIC, b: NO_TRAFFIC };
   const looks: Record<string, number> = { a: 0, b: 0 };
+  const served: Record<string, ServedShare[]> = { a: [], b: [] };
+  const heard: Record<string, ServedShare[]> = { a: [], b: [] };
   const exchange = (name: string): DemandExchange => {
     const made = new DemandExchange({
       ...{ clock, models: [NANO], bus: network.connect("control-plane") },
       gatewayId: GatewayId.parse(`gw-${name}`),
-      own: () => ({ ...demands[name]!, traffic: traffic[name]! }),
+      own: () => ({ ...demands[name]!, traffic: traffic[name]!, served: served[name]! }),
       onWaiting: () => looks[name]!++,
+      onServed: (_model, share) => heard[name]!.push(share),
     });
     made.start();
     return made;
   };
-  return { clock, demands, traffic, looks, a: exchange("a"), b: exchange("b") };
+  return { clock, demands, traffic, looks, served, heard, a: exchange("a"), b: exchange("b") };
 }
 
 describe("what control planes tell each other", () => {
@@ -51,6 +54,27 @@ describe("what control planes tell each other", () => {
     expect(a.demand(NANO).running).toBe(2);
     await clock.advance(4_000);
     expect(a.demand(NANO).running).toBe(0);
+  });
+
+  test("what one serves a tenant is told to the other once", async () => {
+    const { clock, served, heard, a } = pair();
+    served.b = [{ tenant: "early", served: 500 }];
+    await clock.advance(1_100);
+    served.b = [
+      { tenant: "early", served: 530 },
+      { tenant: "late", served: 7 },
+    ];
+    await clock.advance(5_000);
+    served.b = [{ tenant: "late", served: 9 }];
+    await clock.advance(1_000);
+    expect(heard.a).toEqual([
+      { tenant: "early", served: 500 },
+      { tenant: "early", served: 30 },
+      { tenant: "late", served: 7 },
+      { tenant: "late", served: 2 },
+    ]);
+    expect(heard.b).toEqual([]);
+    a.stop();
   });
 
   test("nothing is called idle for longer than somebody has looked", async () => {
