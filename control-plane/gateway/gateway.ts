@@ -13,12 +13,13 @@ import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
 import type { Way } from "../flow/way.ts";
 import { mayUse } from "../tenancy/caller.ts";
-import type { Tenancy } from "../tenancy/tenancy.ts";
+import { KEY_REVOKED, type Tenancy } from "../tenancy/tenancy.ts";
 import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
 import { DOCS_HEADERS, DOCS_PAGE } from "./docs-page.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
+import { GatewayWatch } from "./gateway-watch.ts";
 import { findModel } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
 import { errorBody, errorHeaders, fromThrown } from "./http-errors.ts";
@@ -90,8 +91,8 @@ const MESSAGES_PATH = "/v1/messages";
  *
  * G1 Every answer carries `x-request-id`; every failure has OpenAI's error form.
  * G2 Each generation request is counted once in `margay_requests_total`, however it ends.
- * G3 Where keys are set, nothing but the open routes (auth.ts) answers without one; a stream whose key is taken from the
- *    keys file ends with `invalid_api_key` as soon as that is known.
+ * G3 Where keys are set, nothing but the open routes (auth.ts) answers without one; a stream, and a response in the background,
+ *    whose key is taken from the keys file ends as soon as that is known.
  * G4 `drain` refuses what is new, lets what runs finish until its time is over, then ends it with `shutting_down`.
  */
 export class Gateway {
@@ -99,6 +100,7 @@ export class Gateway {
   readonly #options: GatewayOptions;
   readonly #routes: RouteTable;
   readonly #log: ResponseLog;
+  readonly #gateways: GatewayWatch;
   readonly #background: Background;
   readonly #timelines: Timelines;
   readonly #active = new Set<string>();
@@ -125,9 +127,10 @@ export class Gateway {
     this.#log = new ResponseLog(options.bus, options.gatewayId, config.responses);
     const { bus, clock, logger, metrics, flow, tenancy, models, gatewayId, way } = options;
     this.#timelines = new Timelines({ bus, clock, gatewayId, way });
+    this.#gateways = new GatewayWatch(bus, gatewayId, clock);
     this.#background = new Background({
       ...{ bus, clock, logger, metrics, flow, tenancy, models, requestMs: config.requestMs },
-      ...{ log: this.#log, active: this.#active },
+      ...{ log: this.#log, gateways: this.#gateways, active: this.#active },
     });
     this.#addHooks();
     this.#addRoutes();
@@ -136,6 +139,7 @@ export class Gateway {
   /** Listens. Rejects with one clear sentence where the address cannot be had. */
   async start(): Promise<void> {
     const { host, port } = this.#options.config;
+    this.#gateways.listen();
     this.#background.watch();
     this.#timelines.open();
     if (host === null) {
@@ -219,6 +223,7 @@ export class Gateway {
     this.#state = "closed";
     this.#background.close();
     this.#timelines.close();
+    this.#gateways.close();
     await this.#app.close();
   }
 
@@ -321,8 +326,9 @@ export class Gateway {
   #endRevoked(): void {
     for (const exchange of this.#running) {
       if (!this.#options.tenancy.holds(exchange.caller))
-        exchange.abort(new MargayError("invalid_api_key", "The API key was revoked."));
+        exchange.abort(new MargayError("invalid_api_key", KEY_REVOKED));
     }
+    this.#background.endRevoked();
   }
 
   /** The one place that turns a failure into an answer; a failed generation request is counted here. */

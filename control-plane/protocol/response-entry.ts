@@ -8,6 +8,8 @@ export const ResponseRecord = z.strictObject({
   requestId: RequestId,
   model: ModelName,
   share: z.strictObject({ tenant: z.string(), weight: z.number(), urgency: z.number() }),
+  /** Of the key that asked; null: nobody asks for keys. */
+  keyDigest: z.string().nullable().default(null),
   /** Epoch milliseconds. */
   deadlineMs: z.number(),
   generation: Generation,

@@ -7,6 +7,7 @@ import type { Metrics } from "#service/metrics.ts";
 import { dayOf, nextMonth } from "./calendar.ts";
 import { ANYBODY, type Caller } from "./caller.ts";
 import { costOf } from "./cost.ts";
+import type { ApiKey } from "./key-file.ts";
 import type { Keyring } from "./keyring.ts";
 import type { Ledger } from "./ledger.ts";
 import { type Limiter, type Meter, NO_METER, type OnRefused } from "./limiter.ts";
@@ -59,7 +60,9 @@ export interface Tenancy {
   /** The sender of a request by the key it presents. Throws `invalid_api_key`. */
   identify(presented: string | null): Caller;
   /** Whether the caller's key is still in the keys file. */
-  holds(caller: Caller): boolean;
+  holds(caller: Pick<Caller, "keyDigest">): boolean;
+  /** The sender whose key has this digest, as it holds now; null: it holds no more. */
+  recall(keyDigest: string | null): Caller | null;
   /** The keys changed: what runs may have lost its right to. */
   onKeysChange(listener: () => void): () => void;
   /**
@@ -73,6 +76,9 @@ export interface Tenancy {
   resume(tenant: string, work: Work, arrivedMs: number): Ticket;
 }
 
+/** What the sender of a request hears whose key is taken from the keys file meanwhile. */
+export const KEY_REVOKED = "The API key was revoked.";
+
 export const NO_TICKET: Ticket = { headers: {}, charge: () => {}, end: () => {}, record: () => {} };
 
 /** No keys: everybody is the same tenant, without limits, and nothing is written down. */
@@ -81,6 +87,7 @@ export const openTenancy: Tenancy = {
   stop: async () => {},
   identify: () => ANYBODY,
   holds: () => true,
+  recall: () => ANYBODY,
   onKeysChange: () => () => {},
   begin: async () => NO_TICKET,
   resume: () => NO_TICKET,
@@ -142,11 +149,16 @@ export class KeyedTenancy implements Tenancy {
     }
     const key = this.#parts.keyring.find(presented);
     if (key === null) throw new MargayError("invalid_api_key", "The API key is not known here, or its time is over.");
-    return { tenant: key.tenant, keyDigest: key.digest, admin: key.admin, models: key.models };
+    return callerWith(key);
   }
 
-  holds(caller: Caller): boolean {
-    return caller.keyDigest === null || this.#parts.keyring.current.keys.has(caller.keyDigest);
+  recall(keyDigest: string | null): Caller | null {
+    const key = keyDigest === null ? null : this.#parts.keyring.holding(keyDigest);
+    return key === null ? null : callerWith(key);
+  }
+
+  holds({ keyDigest }: Pick<Caller, "keyDigest">): boolean {
+    return keyDigest === null || this.#parts.keyring.current.keys.has(keyDigest);
   }
 
   onKeysChange(listener: () => void): () => void {
@@ -244,4 +256,8 @@ export class KeyedTenancy implements Tenancy {
     if (this.#labelled.size < MOST_LABELS) this.#labelled.add(tenant);
     return this.#labelled.has(tenant) ? tenant : "others";
   }
+}
+
+function callerWith({ tenant, digest, admin, models }: ApiKey): Caller {
+  return { tenant, keyDigest: digest, admin, models };
 }

@@ -5,6 +5,7 @@ import { systemClock, systemRandom } from "#service/clock.ts";
 import { ResponseResponse, ResponseStreamEvent } from "../../control-plane/gateway/responses/shapes.ts";
 import { answering, type FlowCall, type FlowScript } from "../support/fake-flow.ts";
 import { eventually, type Harness, nanoModel, startHarness } from "../support/gateway-harness.ts";
+import { KeysFile, keyFor, tenancyOf } from "../support/keys-file.ts";
 
 const { tokenizer } = await nanoModel();
 const saying = (text: string, step = 1) => answering(tokenizer.encode(text), step);
@@ -196,6 +197,51 @@ describe("a response in the background", () => {
     await expect(client.responses.cancel(foreground)).rejects.toMatchObject({ status: 400, param: "response_id" });
     const bad = client.responses.create({ ...ask, background: true, store: false });
     await expect(bad).rejects.toMatchObject({ status: 400, param: "store" });
+  });
+
+  test("ends with the key that asked for it, also where another gateway had begun it; those of other keys go on", async () => {
+    const [acme, spare] = [keyFor("acme"), keyFor("acme")];
+    const content = { tenants: { acme: {} }, keys: [acme.line, spare.line] };
+    await using file = await KeysFile.with(content);
+    const keyring = await file.open();
+    const network = new MemoryNetwork(systemClock, systemRandom);
+    const script: FlowScript = async (call) => {
+      await call.stream(tokenizer.encode("One"));
+      return await call.untilAborted();
+    };
+    const options = { tenancy: await tenancyOf(file, { keyring }) };
+    const start = (gatewayId: string) =>
+      startHarness(script, { ...options, gatewayId, bus: network.connect("control-plane") });
+    const asKey = (harness: Harness, apiKey: string) =>
+      new OpenAI({ baseURL: `${harness.url}/v1`, apiKey, maxRetries: 0 }).responses;
+    let left = "";
+    {
+      await using one = await start("gw-one");
+      left = (await asKey(one, acme.key).create({ ...ask, background: true })).id;
+      await eventually(() => one.flow.calls[0]?.delivered === tokenizer.encode("One").length);
+    }
+    await using two = await start("gw-one");
+    const { id } = await asKey(two, acme.key).create({ ...ask, background: true });
+    const { id: kept } = await asKey(two, spare.key).create({ ...ask, background: true });
+    await eventually(() => two.flow.calls.length === 2);
+    await file.write({ ...content, keys: [spare.line] });
+    await keyring.look();
+    for (const one of [id, left]) {
+      await eventually(async () => (await asKey(two, spare.key).retrieve(one)).status === "failed", 30_000);
+      const { error } = await asKey(two, spare.key).retrieve(one);
+      expect(error).toEqual({ code: "server_error", message: "The API key was revoked." });
+    }
+    expect((await asKey(two, spare.key).retrieve(kept)).status).toBe("in_progress");
+    expect(two.flow.calls.map(({ ended }) => ended).filter((ended) => !ended)).toHaveLength(1);
+  }, 60_000);
+
+  test("has its turn by service_tier, as far as the tenant may ask for it", async () => {
+    await using it = await startHarness(saying("Hi</longcat_s>"));
+    const tiers = ["priority", "default", "flex"] as const;
+    for (const service_tier of tiers) await clientOf(it).responses.create({ ...ask, service_tier });
+    await clientOf(it).responses.create({ ...ask, service_tier: "flex", background: true });
+    await eventually(() => it.flow.calls.length === 4);
+    expect(it.flow.calls.map(({ request }) => request.share.urgency)).toEqual([1, 0, -1, -1]);
   });
 
   test("that fails says so", async () => {

@@ -1,23 +1,20 @@
-import type { Bus, Subscription } from "#protocol/bus/bus.ts";
+import type { Bus } from "#protocol/bus/bus.ts";
 import { asMargayError, type ErrorCode, MargayError } from "#protocol/errors.ts";
-import type { GatewayId, RequestId } from "#protocol/ids.ts";
+import type { RequestId } from "#protocol/ids.ts";
 import type { ResponseRecord } from "#protocol/response-entry.ts";
-import { subjects } from "#protocol/subjects.ts";
-import { GATEWAY_BEAT_MS, GatewayBeat } from "#protocol/worker.ts";
 import type { Clock, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { ServedModel } from "../../chat/served-model.ts";
 import type { RequestFlow, RequestUse, Settled } from "../../flow/request-flow.ts";
-import type { Tenancy, Ticket } from "../../tenancy/tenancy.ts";
+import { KEY_REVOKED, type Tenancy, type Ticket } from "../../tenancy/tenancy.ts";
+import type { GatewayWatch } from "../gateway-watch.ts";
 import { endOf, failedEnd } from "./endings.ts";
 import { tooLarge } from "./keeping.ts";
 import type { ResponseLog } from "./response-log.ts";
 import { ResponseMaker } from "./response-maker.ts";
 import { ResponseWriter } from "./response-writer.ts";
 
-/** A gateway that was silent for so long makes no responses any more. */
-const SILENT_MS = 8 * GATEWAY_BEAT_MS;
 const LOOK_MS = 2_000;
 /** Most responses of one gateway in the background; they wait in the queue of all requests. */
 const MOST_RUNS = 1_000;
@@ -25,6 +22,7 @@ const MOST_RUNS = 1_000;
 export interface BackgroundParts {
   readonly bus: Bus;
   readonly log: ResponseLog;
+  readonly gateways: GatewayWatch;
   readonly clock: Clock;
   readonly logger: Logger;
   readonly metrics: Metrics;
@@ -60,15 +58,14 @@ interface Run {
  * B1 A response is made by one gateway at a time: the log takes entries from the one that wrote last.
  * B2 A gateway that takes over goes on behind the last token that the log has, so the text is what it would have been.
  * B3 A run that this process has to drop has no end in the log: another gateway goes on with it.
+ * B4 With its key a run ends, as a stream does.
  */
 export class Background {
   readonly #parts: BackgroundParts;
   readonly #runs = new Set<Run>();
-  readonly #heardMs = new Map<GatewayId, number>();
   /** Marked responses without a log: looked at twice before their mark is taken off, for the log may be on its way. */
   #unlogged: ReadonlySet<string> = new Set();
-  #open: (Subscription | Timer)[] = [];
-  #sinceMs = 0;
+  #looks: Timer | null = null;
   #looking = false;
 
   constructor(parts: BackgroundParts) {
@@ -88,26 +85,18 @@ export class Background {
 
   /** Looks for responses left behind from now on. */
   watch(): void {
-    const { bus, clock } = this.#parts;
-    this.#sinceMs = clock.monotonic();
-    this.#open = [
-      bus.subscribe(subjects.gatewayBeats(), GatewayBeat, ({ gatewayId }) =>
-        this.#heardMs.set(gatewayId, clock.monotonic()),
-      ),
-      bus.onState(() => {
-        this.#sinceMs = clock.monotonic();
-      }),
-      clock.every(LOOK_MS, () => void this.#look()),
-    ];
+    this.#looks = this.#parts.clock.every(LOOK_MS, () => void this.#look());
+  }
+
+  /** The keys changed: ends what runs for one that holds no more. */
+  endRevoked(): void {
+    for (const run of this.#runs) this.#checkKey(run);
   }
 
   /** Drops what runs; others go on with it. */
   close(): void {
-    for (const one of this.#open) {
-      if ("cancel" in one) one.cancel();
-      else one.unsubscribe();
-    }
-    this.#open = [];
+    this.#looks?.cancel();
+    this.#looks = null;
     for (const { abort } of this.#runs) abort.abort(new MargayError("shutting_down"));
   }
 
@@ -136,7 +125,7 @@ export class Background {
   }
 
   async #look(): Promise<void> {
-    const { bus, log, logger, active } = this.#parts;
+    const { bus, log, logger, gateways, active } = this.#parts;
     if (this.#looking || bus.state !== "connected") return;
     this.#looking = true;
     try {
@@ -146,7 +135,7 @@ export class Background {
         const last = await log.last(id);
         if (last === null && !this.#unlogged.has(id)) unlogged.add(id);
         else if (last === null || last.value.end !== null) await log.unmark(id);
-        else if (this.#isGone(last.value.writer)) await this.#adopt(id);
+        else if (gateways.isGone(last.value.writer)) await this.#adopt(id);
       }
       this.#unlogged = unlogged;
     } catch (error) {
@@ -154,12 +143,6 @@ export class Background {
     } finally {
       this.#looking = false;
     }
-  }
-
-  #isGone(writer: GatewayId): boolean {
-    const { log, clock } = this.#parts;
-    if (writer === log.gatewayId) return true;
-    return clock.monotonic() - Math.max(this.#sinceMs, this.#heardMs.get(writer) ?? 0) > SILENT_MS;
   }
 
   async #adopt(id: string): Promise<void> {
@@ -206,6 +189,8 @@ export class Background {
     const labels = { model: model.name };
     let outcome: "ok" | ErrorCode = "ok";
     try {
+      this.#checkKey(run);
+      abort.signal.throwIfAborted();
       const settled = ended(run) ?? (await this.#serve(run));
       await writer.end(endOf(run.record.generation.promptLength, settled, seconds()), "");
       metrics.count("margay_requests_total", { ...labels, outcome: "ok" });
@@ -252,6 +237,10 @@ export class Background {
         },
       },
     );
+  }
+
+  #checkKey({ record, abort }: Run): void {
+    if (!this.#parts.tenancy.holds(record)) abort.abort(new MargayError("invalid_api_key", KEY_REVOKED));
   }
 
   /** Somebody says that the response is over. */

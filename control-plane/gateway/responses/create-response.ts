@@ -27,7 +27,7 @@ export async function createResponse(host: ResponsesHost, request: FastifyReques
   const stored = body.store !== false;
   if (body.background === true && !stored) throw refuse("store", "must not be false for a response in the background");
   const previous = body.previous_response_id ?? null;
-  const { tenant } = callerOf(request);
+  const { tenant, keyDigest } = callerOf(request);
   const earlier = previous === null ? [] : await earlierItems(host, previous, tenant.name);
   const { generation, reading } = await planResponse(host, model, body, earlier);
   const requestId = requestIdOf(request);
@@ -35,8 +35,14 @@ export async function createResponse(host: ResponsesHost, request: FastifyReques
   const nowMs = host.clock.now();
   const head = responseHead(id, Math.floor(nowMs / 1000), body, generation.sampling);
   const record: ResponseRecord = {
-    ...{ requestId, model: model.name, share: shareOf(request), deadlineMs: nowMs + host.requestMs, generation },
-    ...{ previous, head: JSON.stringify(head), input: JSON.stringify(body.input), reading: JSON.stringify(reading) },
+    ...{ requestId, model: model.name, share: shareOf(request), keyDigest, deadlineMs: nowMs + host.requestMs },
+    ...{
+      generation,
+      previous,
+      head: JSON.stringify(head),
+      input: JSON.stringify(body.input),
+      reading: JSON.stringify(reading),
+    },
   };
   const streamed = body.stream === true;
   if (body.background === true) {

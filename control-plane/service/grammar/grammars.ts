@@ -12,7 +12,8 @@ const KEPT_VERDICTS = 1_000;
 const OPEN_MS = 20_000;
 /** Threads that one vet may lose. */
 const MOST_LOST = 2;
-/** On a busy machine a thread's time passes more slowly than the clock's, but not for ever. */
+/** On a busy machine a thread's time passes more slowly than the clock's, but not for ever: a vet waits so long at least. */
+const PATIENCE_MS = 30_000;
 const MOST_LOOKS = 10;
 
 const tooLong = (ms: number): string => `it takes longer than ${ms} ms to read`;
@@ -220,7 +221,8 @@ export class Grammars {
       const before = thread.worker.cpuUsage();
       // A thread that ends tells no time; that it ended is noticed elsewhere.
       before.catch(() => {});
-      this.#expectVet(thread, oldest, before, 1);
+      const { clock, vetMs } = this.#parts;
+      this.#expectVet(thread, oldest, before, clock.monotonic() + Math.max(PATIENCE_MS, MOST_LOOKS * vetMs));
     }
   }
 
@@ -228,10 +230,10 @@ export class Grammars {
     thread.watch = this.#parts.clock.after(ms, () => this.#over(thread, "thread", `it gave no answer in ${ms} ms`));
   }
 
-  #expectVet(thread: Thread, vet: Vet, before: Promise<NodeJS.CpuUsage>, looks: number): void {
+  #expectVet(thread: Thread, vet: Vet, before: Promise<NodeJS.CpuUsage>, untilMs: number): void {
     const { vetMs, clock } = this.#parts;
     thread.watch = clock.after(vetMs, () => {
-      if (looks < MOST_LOOKS) this.#expectVet(thread, vet, before, looks + 1);
+      if (clock.monotonic() < untilMs) this.#expectVet(thread, vet, before, untilMs);
       else {
         thread.asked.shift();
         vet.fail(new MargayError("timeout", "The grammar could not be read in time."));
