@@ -33,16 +33,16 @@ export async function letRankFall(
     },
   });
   running();
-  await waitFor("the fall", () => (proxy.fallen() > fallen ? true : null), 30_000, system.log);
+  await waitFor("the fall", () => (proxy.fallen() > fallen ? true : null), 60_000, system.log);
   const detected = await waitFor(
     "the loss to be noticed",
     () => logLines(system, "the group is lost", from)[0] ?? null,
-    30_000,
+    60_000,
   );
   const formed = await waitFor(
     "the next group",
     () => logLines(system, "a group of ranks was formed", from).find(({ timeMs }) => timeMs >= fellMs) ?? null,
-    30_000,
+    60_000,
     system.log,
   );
   const [detectedMs, formedMs] = [detected.timeMs - fellMs, formed.timeMs - fellMs];

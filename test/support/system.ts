@@ -29,7 +29,7 @@ export interface System {
 
 /**
  * Starts `margay up` with the given settings. Prefill and decode workers start with the system unless the settings say
- * otherwise. Throws with the log when it is not ready within a minute.
+ * otherwise. Throws with the log when it is not ready within two minutes.
  */
 export async function startSystem(settings: Readonly<Record<string, string>> = {}): Promise<System> {
   const stateFolder = await mkdtemp(join(tmpdir(), "margay-test-"));
@@ -64,7 +64,7 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
       const run = await readFile(join(stateFolder, "run.json"), "utf8").catch(() => null);
       return run === null ? null : (JSON.parse(run) as { url: string }).url;
     },
-    60_000,
+    120_000,
     () => log,
   );
 
@@ -81,7 +81,7 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
       child.stdout.destroy();
       child.stderr.destroy();
     },
-    ready(role, count, timeoutMs = 60_000) {
+    ready(role, count, timeoutMs = 120_000) {
       return waitFor(
         `${count} ready ${role} ranks`,
         async () => {
@@ -105,7 +105,7 @@ export async function startSystem(settings: Readonly<Record<string, string>> = {
     async stop() {
       await operator.close();
       if (child.exitCode === null && child.signalCode === null) child.kill("SIGINT");
-      const code = await deadline(exited, 60_000, () => `margay up did not end\n${log}`).catch((error: unknown) => {
+      const code = await deadline(exited, 120_000, () => `margay up did not end\n${log}`).catch((error: unknown) => {
         child.kill("SIGKILL");
         throw error;
       });
