@@ -1,4 +1,5 @@
 import type { ServerResponse } from "node:http";
+import type { Socket } from "node:net";
 import { MargayError } from "#protocol/errors.ts";
 import type { Clock } from "#service/clock.ts";
 import { errorBody } from "./http-errors.ts";
@@ -31,6 +32,9 @@ export const READER_LIMITS: ReaderLimits = { bufferedBytes: 1_048_576, graceMs: 
  *
  *   quiet -> open -> ended
  *
+ * What is sent within one turn of the event loop leaves together when the turn is over: the tokens of a step come for many
+ * streams at once, and writes back to back cost half of what they cost one by one between other work.
+ *
  * S1 Nothing is sent before the first `send` or `comment`, so an early failure is still a proper HTTP status.
  * S2 Bytes leave in the order of the calls; after the end calls do nothing.
  * S3 The bytes waiting for a slow reader are bounded: past the limits `onSlow` is called once and the socket closed.
@@ -44,6 +48,11 @@ export class SseStream {
   #state: "quiet" | "open" | "ended" = "quiet";
   #lastByteMs: number;
   #slowSinceMs: number | null = null;
+  /** What this turn gave, and whether its end is waited for. */
+  #pending = "";
+  #due = false;
+  /** The headers are on their way. */
+  #begun = false;
 
   constructor(options: {
     readonly response: ServerResponse;
@@ -73,19 +82,28 @@ export class SseStream {
   /** Sends whole events (`data: ...\n\n`, one or several). */
   send(events: string): void {
     if (this.#state === "ended" || events === "") return;
-    const first = this.#state === "quiet";
-    if (first) this.#open();
+    if (this.#state === "quiet") this.#open();
     this.#lastByteMs = this.#clock.monotonic();
-    const { socket } = this.#response;
+    this.#pending += events;
+    if (this.#due) return;
+    this.#due = true;
+    queueMicrotask(this.#flush);
+  }
+
+  readonly #flush = (): void => {
+    this.#due = false;
+    const events = this.#pending;
+    this.#pending = "";
+    if (this.#state === "ended" || events === "") return;
+    const { socket, chunkedEncoding } = this.#response;
     // The headers leave with the first write. After that `write` would make four pieces of every chunk: this is the
     // hottest line of a stream, and one string to the socket is the same bytes for half the CPU time.
-    const direct = !first && socket !== null && this.#response.chunkedEncoding;
-    const taken = direct
-      ? socket.write(`${Buffer.byteLength(events).toString(16)}\r\n${events}\r\n`)
-      : this.#response.write(events);
+    const direct = this.#begun && socket !== null && chunkedEncoding;
+    this.#begun = true;
+    const taken = direct ? writeChunk(socket, events) : this.#response.write(events);
     if (taken) this.#slowSinceMs = null;
     else this.checkReader();
-  }
+  };
 
   /** Sends one comment line, which clients skip. */
   comment(text: string): void {
@@ -95,6 +113,7 @@ export class SseStream {
   end(events: string): void {
     this.send(events);
     if (this.#state !== "open") return;
+    this.#flush();
     this.#state = "ended";
     this.#response.end();
   }
@@ -124,4 +143,10 @@ export class SseStream {
       ...this.#headers(),
     });
   }
+}
+
+/** One chunk of a chunked body. Text that is ASCII needs no encoder. */
+function writeChunk(socket: Socket, text: string): boolean {
+  const bytes = Buffer.byteLength(text);
+  return socket.write(`${bytes.toString(16)}\r\n${text}\r\n`, bytes === text.length ? "latin1" : "utf8");
 }

@@ -3,6 +3,7 @@ import { benchCold } from "./cold.ts";
 import { benchControlPlane } from "./control-plane.ts";
 import { benchEngine } from "./engine.ts";
 import { benchExpertParallel } from "./expert-parallel.ts";
+import { benchGateway } from "./gateway.ts";
 import { benchKernels, benchProgram } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
 import { benchNano } from "./nano.ts";
@@ -20,6 +21,7 @@ const PARTS = {
   nano: benchNano,
   cold: benchCold,
   "control-plane": benchControlPlane,
+  gateway: benchGateway,
   memory: benchMemory,
   kernels: benchKernels,
   engine: benchEngine,
