@@ -17,7 +17,7 @@ import { WaitingRoom } from "./flow/waiting-room.ts";
 import { Gateway } from "./gateway/gateway.ts";
 import { GroupBalancer } from "./groups/group-balancer.ts";
 import { GroupFormer } from "./groups/group-former.ts";
-import { openOperatorDesk } from "./operator-desk.ts";
+import { OperatorDesk } from "./operator-desk.ts";
 import { DecisionLog } from "./scaling/decision-log.ts";
 import { DemandExchange } from "./scaling/demand-exchange.ts";
 import { Scaler } from "./scaling/scaler.ts";
@@ -72,8 +72,8 @@ export class ControlPlane implements Service {
   readonly #decisions: DecisionLog;
   readonly #gateway: Gateway;
   readonly #grammars = new Map<ModelName, Grammars>();
-  readonly #gatewayId: GatewayId;
-  #desk: readonly Subscription[] = [];
+  readonly #desk: OperatorDesk;
+  #asked: readonly Subscription[] = [];
 
   static async create(config: ControlPlaneConfig, context: ServiceContext): Promise<ControlPlane> {
     const models = new Map<ModelName, ServedModel>();
@@ -117,7 +117,6 @@ export class ControlPlane implements Service {
     this.#config = config;
     this.#context = context;
     this.#models = models;
-    this.#gatewayId = gatewayId;
     this.#bus = bus;
     this.#fleet = fleet;
     this.#home = home;
@@ -172,6 +171,10 @@ export class ControlPlane implements Service {
     for (const [name, { folder, vocabSize }] of models) {
       this.#grammars.set(name, new Grammars({ clock, logger, folder, vocabSize, vetMs: VET_MS, maskMs: VET_MS }));
     }
+    this.#desk = new OperatorDesk({
+      ...{ bus, clock, gatewayId, fleet, demand: this.#demand, scaler: this.#scaler, starts: this.#starts },
+      ...{ decisions: this.#decisions, target: home.target, models: names },
+    });
     this.#gateway = new Gateway({
       ...{ clock, random, logger, metrics, models, flow, tenancy, bus, gatewayId },
       outlook: (model) => this.#starts.outlook(model),
@@ -183,28 +186,20 @@ export class ControlPlane implements Service {
       config: config.gateway,
       tracing: this.#tracing,
       way: (id) => flow.recent.find(id),
+      latest: (tenant, most) => flow.recent.latest(tenant, most),
+      operator: this.#desk,
       readiness: () => ({ ready: bus.state === "connected", checks: { bus: bus.state === "connected" } }),
     });
     metrics.onCollect(() => this.#collect(metrics));
   }
 
   async start(): Promise<void> {
-    const { clock, logger, tellParent } = this.#context;
+    const { logger, tellParent } = this.#context;
     this.#fleet.start();
     this.#board.start();
     this.#tenancy.start();
     await this.#gateway.start();
-    this.#desk = openOperatorDesk({
-      ...{ bus: this.#bus, clock, gatewayId: this.#gatewayId, fleet: this.#fleet },
-      ...{
-        demand: this.#demand,
-        scaler: this.#scaler,
-        starts: this.#starts,
-        decisions: this.#decisions,
-        target: this.#home.target,
-        models: [...this.#models.keys()],
-      },
-    });
+    this.#asked = this.#desk.open();
     await this.#bus.flush(CLOSE_MS);
     this.#demand.start();
     this.#starts.start();
@@ -254,7 +249,7 @@ export class ControlPlane implements Service {
     await this.#tracing.close();
     this.#starts.stop();
     this.#decisions.stop();
-    for (const open of this.#desk) open.unsubscribe();
+    for (const open of this.#asked) open.unsubscribe();
     this.#board.stop();
     this.#fleet.stop();
     await this.#bus.close(CLOSE_MS);

@@ -28,27 +28,34 @@ export interface OperatorDeskParts {
   readonly decisions: DecisionLog;
 }
 
-/** Answers the operator: what there is, why, and drains of workers. Returns the open subscriptions. */
-export function openOperatorDesk(parts: OperatorDeskParts): readonly Subscription[] {
-  const { bus } = parts;
-  const startedMs = parts.clock.monotonic();
-  return [
-    bus.respond(
-      subjects.operatorStatus(),
-      StatusQuery,
-      StatusReport,
-      () => report(parts, startedMs),
-      CONTROL_PLANE_QUEUE,
-    ),
-    bus.respond(subjects.operatorExplain(), ExplainQuery, ExplainReport, () => explanation(parts), CONTROL_PLANE_QUEUE),
-    bus.respond(
-      subjects.operatorDrain(),
-      DrainWorker,
-      DrainWorkerReply,
-      (message) => drainWorker(parts, message),
-      CONTROL_PLANE_QUEUE,
-    ),
-  ];
+/** Answers the operator: what there is, why, and drains of workers. */
+export class OperatorDesk {
+  readonly #parts: OperatorDeskParts;
+  readonly #madeMs: number;
+
+  constructor(parts: OperatorDeskParts) {
+    this.#parts = parts;
+    this.#madeMs = parts.clock.monotonic();
+  }
+
+  status(): StatusReport {
+    return report(this.#parts, this.#madeMs);
+  }
+
+  explain(): ExplainReport {
+    return explanation(this.#parts);
+  }
+
+  /** Answers those who ask over the bus. Returns the open subscriptions. */
+  open(): readonly Subscription[] {
+    const { bus } = this.#parts;
+    const drain = (message: DrainWorker) => drainWorker(this.#parts, message);
+    return [
+      bus.respond(subjects.operatorStatus(), StatusQuery, StatusReport, () => this.status(), CONTROL_PLANE_QUEUE),
+      bus.respond(subjects.operatorExplain(), ExplainQuery, ExplainReport, () => this.explain(), CONTROL_PLANE_QUEUE),
+      bus.respond(subjects.operatorDrain(), DrainWorker, DrainWorkerReply, drain, CONTROL_PLANE_QUEUE),
+    ];
+  }
 }
 
 function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
@@ -81,6 +88,10 @@ function report(parts: OperatorDeskParts, startedMs: number): StatusReport {
       maxRequests: rank.load.maxRequests,
       blocksTotal: rank.load.blocksTotal,
       blocksAvailable: rank.load.blocksAvailable,
+      blocks: rank.load.blocks,
+      kvBytesMoved: rank.load.kvBytesMoved,
+      pendingPrefillTokens: rank.load.pendingPrefillTokens,
+      work: rank.load.work,
       lastBeatMs: nowMs - rank.lastBeatMs,
     })),
     models: models.map((name) => {

@@ -80,7 +80,7 @@ export class DecodeRequests {
   }
 
   /** Counts whoever is here, and the prompt tokens this rank still has to compute itself. */
-  get load(): Omit<Load, "maxRequests" | "blocksTotal" | "blocksAvailable"> {
+  get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond" | "work"> {
     const { promptTokensLeft: pendingPrefillTokens, done: work } = this.#batch;
     return { requests: this.#held.size, pendingPrefillTokens, prefillTokensPerSecond: 0, work };
   }

@@ -103,7 +103,7 @@ export class PrefillRequests {
   }
 
   /** Counts whoever holds a slot. */
-  get load(): Omit<Load, "maxRequests" | "blocksTotal" | "blocksAvailable"> {
+  get load(): Pick<Load, "requests" | "pendingPrefillTokens" | "prefillTokensPerSecond" | "work"> {
     const { tokensPerSecond: prefillTokensPerSecond, work } = this.#rate;
     const pendingPrefillTokens = this.#of("waiting", "computing").reduce((sum, request) => sum + request.left, 0);
     return { requests: this.#slots.size, pendingPrefillTokens, prefillTokensPerSecond, work };

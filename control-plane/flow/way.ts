@@ -110,6 +110,14 @@ export class RecentWays {
     if (this.#ways.size > MOST_WAYS) this.#ways.delete(this.#ways.keys().next().value!);
   }
 
+  /** At most `most` of a tenant's, the latest first. */
+  latest(tenant: string, most: number): readonly Way[] {
+    return [...this.#ways.values()]
+      .filter((way) => way.tenant === tenant)
+      .slice(-most)
+      .reverse();
+  }
+
   find(requestId: string): Way | null {
     return this.#ways.get(requestId as RequestId) ?? null;
   }

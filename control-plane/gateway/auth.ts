@@ -5,7 +5,15 @@ import { type Caller, mayUse, urgencyOf } from "../tenancy/caller.ts";
 import type { Tenancy } from "../tenancy/tenancy.ts";
 
 /** Routes that anybody may use: they tell nothing of anybody's requests. All others need a key where keys are set. */
-const OPEN_ROUTES: readonly string[] = ["/livez", "/readyz", "/metrics", "/openapi.json", "/docs"];
+const OPEN_ROUTES: readonly string[] = [
+  "/livez",
+  "/readyz",
+  "/metrics",
+  "/openapi.json",
+  "/docs",
+  "/",
+  "/console/:file",
+];
 
 const callers = new WeakMap<FastifyRequest, Caller>();
 

@@ -11,14 +11,16 @@ import type { Metrics } from "#service/metrics.ts";
 import type { Tracing } from "#service/tracing/tracing.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
-import type { Way } from "../flow/way.ts";
+import type { RecentWays, Way } from "../flow/way.ts";
 import { mayUse } from "../tenancy/caller.ts";
 import { KEY_REVOKED, type Tenancy } from "../tenancy/tenancy.ts";
 import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
+import { addConsoleRoutes } from "./console-files.ts";
 import { DOCS_HEADERS, DOCS_PAGE } from "./docs-page.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
+import { fleetView, type OperatorView } from "./fleet-view.ts";
 import { GatewayWatch } from "./gateway-watch.ts";
 import { findModel } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
@@ -27,6 +29,7 @@ import { parseJsonBody } from "./json-body.ts";
 import { countTokens, createMessage, messageErrorBody } from "./messages-api.ts";
 import { modelList, modelObject } from "./models.ts";
 import { openApiDocument } from "./openapi.ts";
+import { addRequestList } from "./request-list.ts";
 import { Background } from "./responses/background.ts";
 import { type ResponseLimits, ResponseLog } from "./responses/response-log.ts";
 import { addResponseRoutes } from "./responses/response-routes.ts";
@@ -68,6 +71,9 @@ export interface GatewayOptions {
   readonly readiness: () => Readiness;
   /** What became of a request; null: it is not among the latest. */
   readonly way: (requestId: string) => Way | null;
+  /** Of the latest requests those of a tenant. */
+  readonly latest: RecentWays["latest"];
+  readonly operator: OperatorView;
   readonly tracing?: Tracing;
   readonly readerLimits?: ReaderLimits;
 }
@@ -303,6 +309,8 @@ export class Gateway {
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     addResponseRoutes(app, host);
     addTokenizationRoutes(app, models);
+    addRequestList(app, this.#options.latest);
+    app.get("/v1/fleet", (request) => fleetView(this.#options.operator, callerOf(request)));
     app.get<{ Params: { id: string } }>("/v1/requests/:id/timeline", (request) =>
       this.#timelines.find(request.params.id, callerOf(request).tenant.name),
     );
@@ -320,6 +328,7 @@ export class Gateway {
     const document = openApiDocument();
     app.get("/openapi.json", () => document);
     app.get("/docs", (_request, reply) => reply.headers(DOCS_HEADERS).send(DOCS_PAGE));
+    addConsoleRoutes(app);
     addHealthRoutes(app, readiness, metrics);
   }
 

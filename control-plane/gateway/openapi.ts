@@ -1,8 +1,10 @@
 import { z } from "zod";
-import { TimelineResponse } from "#protocol/timeline.ts";
+import { FleetResponse } from "#protocol/fleet-view.ts";
+import { RequestListResponse, TimelineResponse } from "#protocol/timeline.ts";
 import { ChatRequest } from "./chat-schema.ts";
 import { CompletionRequest } from "./completion-schema.ts";
 import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
+import { RequestsQuery } from "./request-list.ts";
 import {
   ChatChunkResponse,
   ChatCompletionResponse,
@@ -47,6 +49,8 @@ const SCHEMAS = {
   TokenCount: TokenCountResponse,
   UsageList: UsageListResponse,
   Timeline: TimelineResponse,
+  RequestList: RequestListResponse,
+  Fleet: FleetResponse,
   Error: ErrorResponse,
 } as const;
 
@@ -164,6 +168,19 @@ export function openApiDocument(): object {
           }),
         },
       },
+      "/v1/fleet": {
+        get: read(
+          "getFleet",
+          "Ranks, pages, queues and starts as they are now. Takes a key with admin.",
+          json("Fleet"),
+        ),
+      },
+      "/v1/requests": {
+        get: {
+          ...read("listRequests", "The latest requests of the sender's tenant at this process.", json("RequestList")),
+          parameters: inQuery(RequestsQuery),
+        },
+      },
       "/v1/requests/{id}/timeline": {
         parameters: [inPath("id")],
         get: read(
@@ -176,11 +193,20 @@ export function openApiDocument(): object {
       "/readyz": { get: read("ready", "200 while requests can be served, 503 otherwise.", anyJson) },
       "/metrics": { get: read("metrics", "Prometheus text format.", { "text/plain": { schema: { type: "string" } } }) },
       "/openapi.json": { get: read("openapi", "This document.", anyJson) },
+      "/": { get: read("console", "The console.", { "text/html": { schema: { type: "string" } } }) },
+      "/console/{file}": {
+        parameters: [inPath("file")],
+        get: read("consoleFile", "What the console is made of.", CONSOLE_TYPES),
+      },
       "/docs": { get: read("docs", "This document as a page.", { "text/html": { schema: { type: "string" } } }) },
     },
     components: { schemas: Object.fromEntries(schemas) },
   };
 }
+
+const CONSOLE_TYPES = Object.fromEntries(
+  ["text/html", "text/javascript", "text/css", "image/svg+xml"].map((type) => [type, { schema: { type: "string" } }]),
+);
 
 const anyJson = { "application/json": { schema: { type: "object" } } };
 

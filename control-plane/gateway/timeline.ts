@@ -17,7 +17,7 @@ export function timelineOf(way: Way): TimelineResponse {
     generated_tokens: way.generatedTokens,
     first_token_ms: since(way.firstTokenMs),
     total_ms: since(way.endedMs),
-    retries: Math.max(0, (way.attempts.at(-1)?.attempt ?? 0) - (way.attempts[0]?.attempt ?? 0)),
+    retries: retriesOf(way),
     attempts: way.attempts.map((attempt) => ({
       attempt: attempt.attempt,
       outcome: attempt.failure ?? (attempt.endedMs === null ? "running" : "ok"),
@@ -29,6 +29,11 @@ export function timelineOf(way: Way): TimelineResponse {
       generated_tokens: attempt.generatedTokens,
     })),
   };
+}
+
+/** Placements that failed and were followed by another. */
+export function retriesOf({ attempts }: Way): number {
+  return Math.max(0, (attempts.at(-1)?.attempt ?? 0) - (attempts[0]?.attempt ?? 0));
 }
 
 /** Each from the end of what it waits for to its own; a phase that has not ended is not told. */

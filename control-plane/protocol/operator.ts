@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { GatewayId, ModelName, RankId, WorkerId } from "./ids.ts";
-import { Done, Refused, Role, WorkerState } from "./worker.ts";
+import { BlocksByState, Done, Refused, Role, Work, WorkerState } from "./worker.ts";
 
 /** `margay status` asks, any control plane answers. */
 export const StatusQuery = z.strictObject({ kind: z.literal("status-query") });
@@ -23,6 +23,10 @@ export const RankStatus = z.strictObject({
   maxRequests: z.int(),
   blocksTotal: z.int(),
   blocksAvailable: z.int(),
+  blocks: BlocksByState,
+  kvBytesMoved: z.int(),
+  pendingPrefillTokens: z.int(),
+  work: Work,
   lastBeatMs: z.number(),
 });
 export type RankStatus = z.infer<typeof RankStatus>;

@@ -60,3 +60,25 @@ export type TimelineQuery = z.infer<typeof TimelineQuery>;
 /** null: it is not among the latest requests there. */
 export const TimelineReply = z.strictObject({ kind: z.literal("timeline"), timeline: TimelineResponse.nullable() });
 export type TimelineReply = z.infer<typeof TimelineReply>;
+
+/** The latest requests, the latest first. */
+export const RequestListResponse = z.strictObject({
+  object: z.literal("list"),
+  data: z.array(
+    z.strictObject({
+      id: z.string(),
+      object: z.literal("request"),
+      model: z.string(),
+      /** Epoch seconds. */
+      created: z.number(),
+      /** `running`, `ok`, or the code of the error that ended it. */
+      outcome: z.string(),
+      prompt_tokens: z.int(),
+      generated_tokens: z.int(),
+      total_ms: milliseconds.nullable(),
+      /** Placements that failed and were followed by another. */
+      retries: z.int(),
+    }),
+  ),
+});
+export type RequestListResponse = z.infer<typeof RequestListResponse>;

@@ -2,6 +2,7 @@ import { z } from "zod";
 import { ErrorCode } from "./errors.ts";
 import { GatewayId, RankId, WorkerId } from "./ids.ts";
 import { KvEndpoint } from "./kv.ts";
+import { BLOCK_STATES } from "./lifecycle.ts";
 import { ExchangeEndpoint, LostGroup, Membership } from "./membership.ts";
 import { ModelCard } from "./model-card.ts";
 
@@ -52,6 +53,9 @@ export type Work = z.infer<typeof Work>;
 
 export const NO_RANK_WORK: Work = { steps: 0, busyMs: 0, promptRows: 0, streamSteps: 0, tokens: 0 };
 
+/** Blocks of a pool by state. */
+export const BlocksByState = z.record(z.enum(BLOCK_STATES), z.int().min(0));
+
 /** Load of a rank at the time of a heartbeat. */
 export const Load = z.strictObject({
   /** Requests admitted and not ended. */
@@ -65,6 +69,10 @@ export const Load = z.strictObject({
   blocksTotal: z.int().min(0),
   /** Blocks that an admission could take now: free or cached and unpinned. */
   blocksAvailable: z.int().min(0),
+  /** By state; they add up to the pool. */
+  blocks: BlocksByState,
+  /** KV bytes sent (prefill) or received (decode) since the rank began. */
+  kvBytesMoved: z.int().min(0),
   work: Work,
 });
 export type Load = z.infer<typeof Load>;

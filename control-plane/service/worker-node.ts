@@ -264,7 +264,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
 
   #load(engine: Engine): Load {
     const { info } = engine;
-    const { blocksAvailable } = engine.stats();
+    const { blocksAvailable, blocks, bytesSent, bytesReceived } = engine.stats();
     const requests = {
       requests: 0,
       pendingPrefillTokens: 0,
@@ -272,7 +272,11 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
       work: NO_RANK_WORK,
       ...this.#serving?.requests.load,
     };
-    return { ...requests, maxRequests: info.slots, blocksTotal: info.kvBlocks, blocksAvailable };
+    return {
+      ...requests,
+      maxRequests: info.slots,
+      ...{ blocksTotal: info.kvBlocks, blocksAvailable, blocks, kvBytesMoved: bytesSent + bytesReceived },
+    };
   }
 
   #report(): void {

@@ -21,6 +21,7 @@ import {
 import { silentLogger } from "#service/logger.ts";
 import { type AgentHost, WorkerAgent } from "#service/worker-agent.ts";
 import { FakeClock, fakeRandom } from "../support/fake-clock.ts";
+import { freeBlocks } from "../support/fleet-of.ts";
 
 const rankId = "w1-r0" as RankId;
 const gatewayId = "g1" as GatewayId;
@@ -79,6 +80,8 @@ beforeEach(async () => {
       prefillTokensPerSecond: 0,
       blocksTotal: 10,
       blocksAvailable: 10,
+      blocks: freeBlocks(10),
+      kvBytesMoved: 0,
       work: NO_RANK_WORK,
     }),
     prefixHashes: () => Uint8Array.of(1, 2, 3),

@@ -1,4 +1,5 @@
 import type { ModelName, RankId, WorkerId } from "#protocol/ids.ts";
+import { BLOCK_STATES, type BlockCounts } from "#protocol/lifecycle.ts";
 import type { ModelCard } from "#protocol/model-card.ts";
 import type { Heartbeat, Load, Role } from "#protocol/worker.ts";
 import { NO_RANK_WORK } from "#protocol/worker.ts";
@@ -20,6 +21,11 @@ export function cardOf(changes: Partial<ModelCard> = {}): ModelCard {
   };
 }
 
+/** A pool with nothing in it. */
+export function freeBlocks(total: number): BlockCounts {
+  return Object.fromEntries(BLOCK_STATES.map((state) => [state, state === "free" ? total : 0])) as BlockCounts;
+}
+
 export function loadOf(changes: Partial<Load> = {}): Load {
   return {
     requests: 0,
@@ -28,6 +34,8 @@ export function loadOf(changes: Partial<Load> = {}): Load {
     prefillTokensPerSecond: 1000,
     blocksTotal: 64,
     blocksAvailable: 64,
+    blocks: freeBlocks(64),
+    kvBytesMoved: 0,
     work: NO_RANK_WORK,
     ...changes,
   };

@@ -7,6 +7,7 @@ import { type Clock, systemClock, systemRandom } from "#service/clock.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { loadServedModel, type ServedModel } from "../../control-plane/chat/served-model.ts";
+import type { OperatorView } from "../../control-plane/gateway/fleet-view.ts";
 import {
   createGateway,
   type Gateway,
@@ -27,6 +28,12 @@ export function nanoModel(): Promise<ServedModel> {
   nano ??= loadServedModel("nano" as ModelName, NANO);
   return nano;
 }
+
+/** What an operator sees of a system without workers. */
+const NO_FLEET: OperatorView = {
+  status: () => ({ kind: "status-report", gatewayId: "gw-test" as GatewayId, upMs: 0, ranks: [], models: [] }),
+  explain: () => ({ kind: "explain-report", models: [] }),
+};
 
 export interface Harness extends AsyncDisposable {
   readonly gateway: Gateway;
@@ -52,6 +59,8 @@ export async function startHarness(
     readonly outlook?: () => readonly RoleOutlook[];
     readonly tenancy?: Tenancy;
     readonly way?: GatewayOptions["way"];
+    readonly latest?: GatewayOptions["latest"];
+    readonly operator?: OperatorView;
   } = {},
 ): Promise<Harness> {
   const model = await nanoModel();
@@ -80,6 +89,8 @@ export async function startHarness(
     metrics,
     logger: silentLogger,
     way: options.way ?? (() => null),
+    latest: options.latest ?? (() => []),
+    operator: options.operator ?? NO_FLEET,
     readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),
     ...(options.readerLimits ? { readerLimits: options.readerLimits } : {}),
   });
