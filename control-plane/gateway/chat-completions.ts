@@ -1,6 +1,5 @@
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { AnswerStream } from "../chat/answer-stream.ts";
-import { renderChat } from "../chat/prompt.ts";
 import { ChatAnswer } from "./chat-answer.ts";
 import { ChatRequest, THINKING } from "./chat-schema.ts";
 import { ChatChunks, chunkFrame } from "./chat-stream.ts";
@@ -25,7 +24,7 @@ export async function chatCompletions(host: GenerationHost, request: FastifyRequ
   const body = parseRequest(ChatRequest, request.body);
   const model = findModel(host.models, body.model);
   const tools = body.tool_choice === "none" || !body.tools?.length ? null : body.tools;
-  const rendered = renderChat(model, body.messages, { tools, templateKwargs: templateArguments(body) });
+  const rendered = await host.prompts.chat(model, body.messages, { tools, templateKwargs: templateArguments(body) });
   const prompt = { tokens: rendered.tokens, param: "messages" };
   const shape = { tools, choice: body.tool_choice ?? null, startsInReasoning: rendered.startsInReasoning };
   const constraint = await constraintOf(host.vet, model, body, shape);

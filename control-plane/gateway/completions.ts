@@ -31,7 +31,7 @@ export async function completions(host: GenerationHost, request: FastifyRequest,
   if (body.echo === true && (body.logprobs ?? null) !== null) {
     throw refuse("echo", "must not be true together with logprobs: those of a prompt are not supported");
   }
-  const prompts = body.prompt.map((one) => readPrompt(model, one));
+  const prompts = await Promise.all(body.prompt.map((one) => readPrompt(host, model, one)));
   const constraint = await constraintOf(host.vet, model, body, null);
   const generations = planChoices(host, model, body, prompts, body.logprobs ?? -1, constraint);
   const { stopTokens, topLogprobs } = generations[0]!.sampling;
@@ -76,9 +76,13 @@ interface EchoPrompt extends Prompt {
   readonly text: () => string;
 }
 
-function readPrompt(model: ServedModel, { param, input }: PromptInput): EchoPrompt {
+async function readPrompt(
+  host: GenerationHost,
+  model: ServedModel,
+  { param, input }: PromptInput,
+): Promise<EchoPrompt> {
   if (typeof input === "string") {
-    return { tokens: model.tokenizer.encode(input, model.contextLength), param, text: () => input };
+    return { tokens: await host.prompts.text(model, input, model.contextLength), param, text: () => input };
   }
   checkIds(input, model, param);
   return { tokens: input, param, text: () => model.tokenizer.decode(input) };

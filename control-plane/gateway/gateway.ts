@@ -1,4 +1,3 @@
-import { maxHeaderSize } from "node:http";
 import { type AddressInfo, Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
@@ -9,6 +8,7 @@ import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
 import type { Tracing } from "#service/tracing/tracing.ts";
+import { Prompts } from "../chat/prompts.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
 import type { RecentWays, Way } from "../flow/way.ts";
@@ -17,6 +17,7 @@ import { KEY_REVOKED, type Tenancy } from "../tenancy/tenancy.ts";
 import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
+import { listenFailure, refuseConnection } from "./connections.ts";
 import { addConsoleRoutes } from "./console-files.ts";
 import { DOCS_HEADERS, DOCS_PAGE } from "./docs-page.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
@@ -109,6 +110,7 @@ export class Gateway {
   readonly #gateways: GatewayWatch;
   readonly #background: Background;
   readonly #timelines: Timelines;
+  readonly #prompts: Prompts;
   readonly #active = new Set<string>();
   readonly #running = new Set<Exchange>();
   #state: "made" | "listening" | "lingering" | "draining" | "closed" = "made";
@@ -138,6 +140,7 @@ export class Gateway {
       ...{ bus, clock, logger, metrics, flow, tenancy, models, requestMs: config.requestMs },
       ...{ log: this.#log, gateways: this.#gateways, active: this.#active },
     });
+    this.#prompts = new Prompts(clock);
     this.#addHooks();
     this.#addRoutes();
   }
@@ -231,6 +234,7 @@ export class Gateway {
     this.#timelines.close();
     this.#gateways.close();
     await this.#app.close();
+    await this.#prompts.close();
   }
 
   #addHooks(): void {
@@ -296,6 +300,7 @@ export class Gateway {
     const host: ResponsesHost = {
       ...{ log: this.#log, background: this.#background, active: this.#active },
       ...{ clock, metrics, logger, flow, tenancy, outlook, random, models, vet },
+      prompts: this.#prompts,
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
       maxN: config.maxN,
@@ -308,7 +313,7 @@ export class Gateway {
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     addResponseRoutes(app, host);
-    addTokenizationRoutes(app, models);
+    addTokenizationRoutes(app, models, this.#prompts);
     addRequestList(app, this.#options.latest);
     app.get("/v1/fleet", (request) => fleetView(this.#options.operator, callerOf(request)));
     app.get<{ Params: { id: string } }>("/v1/requests/:id/timeline", (request) =>
@@ -366,33 +371,4 @@ export class Gateway {
 /** Makes the gateway; nothing listens before `start`. */
 export function createGateway(options: GatewayOptions): Gateway {
   return new Gateway(options);
-}
-
-/** A connection whose bytes are no HTTP, are too many before the body, or came too slowly. */
-function refuseConnection(
-  fault: { readonly code?: string },
-  socket: { readonly writable: boolean; end(text: string): unknown; destroy(): unknown },
-): void {
-  if (!socket.writable) return void socket.destroy();
-  const sentence =
-    fault.code === "HPE_HEADER_OVERFLOW"
-      ? `The address and headers of a request must be at most ${maxHeaderSize} bytes.`
-      : "The HTTP request is malformed or came too slowly.";
-  const body = JSON.stringify(errorBody(new MargayError("invalid_request", sentence)));
-  socket.end(
-    `HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
-  );
-}
-
-function listenFailure(error: unknown, host: string, port: number): Error {
-  const { code } = error as { readonly code?: unknown };
-  const place = `${host}:${port}`;
-  if (code === "EADDRINUSE")
-    return new Error(`Port ${port} of ${host} is in use; set MARGAY_PORT to another one.`, { cause: error });
-  if (code === "EACCES")
-    return new Error(`No permission to listen on ${place}; set MARGAY_PORT to 1024 or above.`, { cause: error });
-  if (code === "EADDRNOTAVAIL" || code === "ENOTFOUND") {
-    return new Error(`${host} is no address of this machine; set MARGAY_HOST.`, { cause: error });
-  }
-  return new Error(`Cannot listen on ${place}: ${(error as Error).message}`, { cause: error });
 }

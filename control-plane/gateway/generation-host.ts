@@ -6,6 +6,7 @@ import type { ModelName, RequestId } from "#protocol/ids.ts";
 import type { Generation } from "#protocol/request.ts";
 import type { Random } from "#service/clock.ts";
 import { MAX_MESSAGES } from "../chat/messages.ts";
+import type { Prompts } from "../chat/prompts.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import { MAX_TOOLS } from "./chat-schema.ts";
 import type { ExchangeHost } from "./exchange.ts";
@@ -21,6 +22,7 @@ export interface GenerationHost extends ExchangeHost {
   /** Largest `n`. */
   readonly maxN: number;
   readonly vet: Vet;
+  readonly prompts: Prompts;
 }
 
 /** Most choices of one request over all its prompts. A request that could fill the queue alone would always be refused. */

@@ -1,7 +1,6 @@
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { ERRORS, type MargayError } from "#protocol/errors.ts";
 import { AnswerStream } from "../chat/answer-stream.ts";
-import { renderChat } from "../chat/prompt.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { Settled } from "../flow/request-flow.ts";
 import type { Tool, ToolChoice } from "./chat-schema.ts";
@@ -36,7 +35,7 @@ export function messageErrorBody(error: MargayError, requestId: string): object 
 export async function createMessage(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
   const body = parseRequest(MessagesRequest, request.body);
   const model = findModel(host.models, body.model);
-  const { tokens, startsInReasoning, tools } = promptOf(model, body);
+  const { tokens, startsInReasoning, tools } = await promptOf(host, model, body);
   const fields = {
     model: body.model,
     max_tokens: body.max_tokens,
@@ -81,12 +80,13 @@ export async function createMessage(host: GenerationHost, request: FastifyReques
 }
 
 /** Answers `POST /v1/messages/count_tokens`. */
-export function countTokens(host: GenerationHost, request: FastifyRequest): object {
+export async function countTokens(host: GenerationHost, request: FastifyRequest): Promise<object> {
   const body = parseRequest(CountTokensRequest, request.body);
-  return { input_tokens: promptOf(findModel(host.models, body.model), body).tokens.length };
+  const { tokens } = await promptOf(host, findModel(host.models, body.model), body);
+  return { input_tokens: tokens.length };
 }
 
-function promptOf(model: ServedModel, body: CountTokensRequest) {
+async function promptOf(host: GenerationHost, model: ServedModel, body: CountTokensRequest) {
   const offered = body.tool_choice?.type === "none" || !body.tools?.length ? null : body.tools;
   const tools: readonly Tool[] | null =
     offered?.map(({ name, description, input_schema: parameters }) => ({
@@ -96,7 +96,7 @@ function promptOf(model: ServedModel, body: CountTokensRequest) {
   const thinking = body.thinking ?? null;
   const templateKwargs = thinking === null ? {} : { enable_thinking: thinking.type !== "disabled" };
   const messages = conversationOf(body.system ?? null, body.messages);
-  return { ...renderChat(model, messages, { tools, templateKwargs }), tools };
+  return { ...(await host.prompts.chat(model, messages, { tools, templateKwargs })), tools };
 }
 
 /** The chat's form of `output_config.format`. */

@@ -1,6 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
-import { renderChat } from "../chat/prompt.ts";
+import type { Prompts } from "../chat/prompts.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import { callerOf, requireModel } from "./auth.ts";
 import { ChatMessage, MAX_TOOLS, Tool } from "./chat-schema.ts";
@@ -50,12 +50,16 @@ export const TokenizeResponse = z.strictObject({
 export const DetokenizeResponse = z.strictObject({ prompt: z.string() });
 
 /** vLLM's `/tokenize` and `/detokenize`. */
-export function addTokenizationRoutes(app: FastifyInstance, models: ReadonlyMap<string, ServedModel>): void {
-  app.post("/tokenize", (request) => {
+export function addTokenizationRoutes(
+  app: FastifyInstance,
+  models: ReadonlyMap<string, ServedModel>,
+  prompts: Prompts,
+): void {
+  app.post("/tokenize", async (request) => {
     const body = parseRequest(TokenizeRequest, request.body);
     const served = theModel(models, body.model);
     requireModel(callerOf(request), served.name);
-    const tokens = tokensOf(served, body);
+    const tokens = await tokensOf(prompts, served, body);
     const strings = body.return_token_strs === true ? Array.from(tokens, (id) => served.tokenizer.tokenText(id)) : null;
     return { count: tokens.length, max_model_len: served.contextLength, tokens: [...tokens], token_strs: strings };
   });
@@ -75,12 +79,17 @@ function theModel(models: ReadonlyMap<string, ServedModel>, name: string | null 
   return only;
 }
 
-function tokensOf(served: ServedModel, body: z.infer<typeof TokenizeRequest>): Int32Array {
+async function tokensOf(
+  prompts: Prompts,
+  served: ServedModel,
+  body: z.infer<typeof TokenizeRequest>,
+): Promise<Int32Array> {
   const { prompt, messages, tools, chat_template_kwargs: templateKwargs } = body;
   if (typeof prompt === "string") {
     if (messages) throw refuse("messages", "must be left out together with prompt");
-    return served.tokenizer.encode(prompt);
+    return prompts.text(served, prompt, Number.POSITIVE_INFINITY);
   }
   if (!messages) throw refuse("prompt", "is required and must be a string, unless there are messages");
-  return renderChat(served, messages, { tools: tools ?? null, templateKwargs: templateKwargs ?? {} }).tokens;
+  const options = { tools: tools ?? null, templateKwargs: templateKwargs ?? {} };
+  return (await prompts.chat(served, messages, options)).tokens;
 }

@@ -1,6 +1,5 @@
 import type { Generation } from "#protocol/request.ts";
 import { AnswerStream } from "../../chat/answer-stream.ts";
-import { renderChat } from "../../chat/prompt.ts";
 import type { ServedModel } from "../../chat/served-model.ts";
 import { THINKING, type Tool, type ToolChoice } from "../chat-schema.ts";
 import { type GenerationHost, planChoices } from "../generation-host.ts";
@@ -54,7 +53,7 @@ async function planChat(
   const effort = body.reasoning?.effort ?? null;
   const templateKwargs = effort === null ? {} : { enable_thinking: THINKING[effort] };
   const messages = conversationOf(body.instructions ?? null, earlier, body.input);
-  const { tokens, startsInReasoning } = renderChat(model, messages, { tools, templateKwargs });
+  const { tokens, startsInReasoning } = await host.prompts.chat(model, messages, { tools, templateKwargs });
   const fields = samplingFields(body);
   const constraint = await constraintOf(host.vet, model, fields, { tools, choice, startsInReasoning });
   const [generation] = planChoices(host, model, fields, [{ tokens, param: "input" }], -1, constraint);
