@@ -40,8 +40,8 @@ export interface KubeConfig {
 
 /** Settings that are no worker's business: each has a health port of its own, and no use for keys. */
 const NOT_INHERITED = ["MARGAY_HEALTH_PORT", "MARGAY_KEYS_FILE", "MARGAY_API_KEY"];
-/** Variables that are not Margay's and that a program needs to run as its user does. */
-const INHERITED = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL"];
+/** Variables that are not Margay's and that a program needs to run as its user does, and to start as fast. */
+const INHERITED = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "NODE_COMPILE_CACHE"];
 
 /** Parses the environment of a control plane. Throws `SettingsError`. */
 export function readControlPlaneConfig(

@@ -1,3 +1,4 @@
+import { flushCompileCache } from "node:module";
 import { type Clock, type Random, systemClock, systemRandom } from "./clock.ts";
 import { createLogger, type Logger, type LogLevel } from "./logger.ts";
 
@@ -40,6 +41,8 @@ export interface ServiceSpec<C extends ServiceConfig> {
 
 /** After the drain's deadline, how long the rest may take before the process ends regardless. */
 const DISPOSE_MS = 5_000;
+/** After the start: what was compiled for it is kept for the next process, where `NODE_COMPILE_CACHE` says so. */
+const KEEP_COMPILED_MS = 1_000;
 
 type Ending =
   | { readonly kind: "stop"; readonly reason: string; readonly deadlineMs: number | null }
@@ -121,6 +124,7 @@ async function start<C extends ServiceConfig>(
   const service = await spec.create(config, context);
   try {
     await service.start();
+    context.clock.after(KEEP_COMPILED_MS, () => flushCompileCache());
     return service;
   } catch (error) {
     await service[Symbol.asyncDispose]();

@@ -48,7 +48,7 @@ export const SETTINGS = {
     "models/nano",
     "Checkpoint folder to serve. Several: comma-separated, each `folder` or `name=folder`; the default name is the folder's.",
   ),
-  MARGAY_STATE_DIR: setting(text, ".margay", "Folder of NATS data, credentials and packed weights."),
+  MARGAY_STATE_DIR: setting(text, ".margay", "Folder of NATS data, credentials, packed weights and compiled code."),
   MARGAY_PREFILL: setting(range, "0..2", "Fewest and most prefill workers per model, MIN..MAX."),
   MARGAY_DECODE: setting(range, "0..2", "Fewest and most decode workers per model, MIN..MAX."),
   MARGAY_TARGET: setting(

@@ -23,7 +23,7 @@ export async function benchCold(options: BenchOptions): Promise<void> {
   for (let i = 0; i < systems; i++) {
     const system = await startSystem({
       ...{ MARGAY_BACKEND: options.backend, MARGAY_THREADS: "0", MARGAY_PREFILL: "0..1", MARGAY_DECODE: "0..1" },
-      ...{ MARGAY_IDLE_SECONDS: "8", MARGAY_KEEP_ALIVE: "fixed" },
+      ...{ MARGAY_IDLE_SECONDS: "2", MARGAY_KEEP_ALIVE: "fixed" },
     });
     try {
       cold.push(await wake(system));

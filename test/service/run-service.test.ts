@@ -1,6 +1,9 @@
 import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 
 const script = fileURLToPath(new URL("toy-service.ts", import.meta.url));
 
@@ -11,8 +14,9 @@ class Toy {
   err = "";
   readonly #watchers = new Set<() => void>();
 
-  constructor(behaviour: string, channel = false) {
+  constructor(behaviour: string, channel = false, environment: Readonly<Record<string, string>> = {}) {
     this.child = spawn(process.execPath, [script, behaviour], {
+      env: { ...process.env, ...environment },
       stdio: ["ignore", "pipe", "pipe", ...(channel ? (["ipc"] as const) : [])],
     });
     this.child.stdout?.setEncoding("utf8").on("data", (text: string) => {
@@ -51,6 +55,21 @@ test.each(["SIGTERM", "SIGINT"] as const)("%s drains within the configured time 
   expect(await toy.exited).toBe(0);
   expect(toy.out).toBe("started\ndraining 500\ndrained\ndisposed\n");
   expect(toy.err).toContain(`"reason":"${signal}"`);
+});
+
+test("what a process compiled for its start is there for the next one while it still runs", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "compiled-"));
+  const toy = new Toy("normal", false, { NODE_COMPILE_CACHE: folder });
+  const files = () => readdirSync(folder, { recursive: true, withFileTypes: true }).filter((one) => one.isFile());
+  try {
+    await toy.said("started");
+    await vi.waitFor(() => expect(files().length).toBeGreaterThan(10), { timeout: 30_000, interval: 100 });
+    expect(toy.child.exitCode).toBeNull();
+  } finally {
+    toy.child.kill("SIGTERM");
+    await toy.exited;
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("a service may ask for its own end", async () => {
