@@ -26,6 +26,14 @@ function bounds(promise: FigurePromise | undefined): readonly [string, string] {
   return [sign + text(promise.floor), sign + text(promise.goal)];
 }
 
+/** A rival's figure, and how fast the operation is beside it. */
+function beside(figure: Figure, rival: Spread | undefined): string {
+  if (rival === undefined) return "";
+  const [own, other] = [figure.value[0], rival[0]];
+  const faster = own === null || other === null ? null : figure.unit === "us" ? other / own : own / other;
+  return `${range(rival)}: ${percent(faster)} of it`;
+}
+
 const MARKS = { goal: "goal", floor: "floor", missed: "MISSED", disturbed: "DISTURBED", "": "" } as const;
 
 function row(figure: Figure, rivals: readonly string[]): readonly string[] {
@@ -36,7 +44,7 @@ function row(figure: Figure, rivals: readonly string[]): readonly string[] {
     `${range(value)} ${unit}`,
     limit === null ? "-" : `${spell(limit)} ${limitedBy}`,
     figure.disturbed ? "disturbed" : percent(share[0]),
-    ...rivals.map((rival) => (figure.rivals[rival] === undefined ? "" : range(figure.rivals[rival]))),
+    ...rivals.map((rival) => beside(figure, figure.rivals[rival])),
     ...bounds(promise),
     MARKS[verdictOf(figure)],
   ];
