@@ -7,6 +7,7 @@
 // what a thread has just written, once each way, by whoever is to have it; nobody reads the copy. Before each part other
 // memory passes through the caches, as weights do in a model.
 #include <poll.h>
+#include <sched.h>
 
 #include <array>
 #include <atomic>
@@ -51,7 +52,7 @@ class Barrier {
       return;
     }
     for (int tries = 0; turn_.load(std::memory_order_acquire) == turn; ++tries) {
-      if (tries > 2000) std::this_thread::yield();
+      if (tries > 1'000'000) std::this_thread::yield();
     }
   }
 
@@ -65,6 +66,24 @@ void OnBoth(const std::function<void(int)>& body) {
   other.join();
 }
 
+// The two cores between which everything is moved, for as long as it lives; other threads are left alone.
+class OwnCore {
+ public:
+  explicit OwnCore(int member) {
+    sched_getaffinity(0, sizeof before_, &before_);
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    for (int core = 0, at = -1; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &before_) && ++at == member) CPU_SET(core, &own);
+    }
+    sched_setaffinity(0, sizeof own, &own);  // fails where there is but one core
+  }
+  ~OwnCore() { sched_setaffinity(0, sizeof before_, &before_); }
+
+ private:
+  cpu_set_t before_;
+};
+
 // Reads more than a core's own caches hold.
 void PassThroughCaches(int member) {
   static const std::array<std::vector<uint64_t>, 2> kOther = {std::vector<uint64_t>(1 << 20, 1), std::vector<uint64_t>(1 << 20, 1)};
@@ -73,14 +92,22 @@ void PassThroughCaches(int member) {
   asm volatile("" : : "r"(sum));
 }
 
-// Seconds of the timed parts of `laps` laps, on two threads that begin and end each part together.
+// The timed parts of `laps` laps, on two threads that begin and end each part together.
 struct Part {
   std::function<void(int member)> prepare, run;
 };
-double Seconds(int laps, const std::vector<Part>& parts) {
+struct Timed {
+  double seconds = 0;
+  bool disturbed = false;
+};
+Timed Time(int laps, const std::vector<Part>& parts) {
   Barrier barrier;
   double seconds = 0;
+  std::array<bool, 2> disturbed{};
   OnBoth([&](int member) {
+    const OwnCore core(member);
+    const auto began = std::chrono::steady_clock::now();
+    const double stolen = StolenFromThread();
     for (int lap = 0; lap < laps; ++lap) {
       for (const Part& part : parts) {
         PassThroughCaches(member);
@@ -92,8 +119,10 @@ double Seconds(int laps, const std::vector<Part>& parts) {
         if (member == 0) seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       }
     }
+    const double all = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    disturbed[static_cast<size_t>(member)] = Disturbs(StolenFromThread() - stolen, all);
   });
-  return seconds;
+  return {seconds, disturbed[0] || disturbed[1]};
 }
 
 // Writes every value anew.
@@ -226,7 +255,7 @@ class RawSockets {
 
 void Measure(const Bench& bench, int rows, PayloadFormat payload, const std::string& format) {
   Pair local(payload, rows, true), remote(payload, rows, false);
-  Seconds(1, local.Layer());
+  Time(1, local.Layer());
   Copies copies(local.DispatchBytes(), local.CombineBytes());
   const size_t bytes = local.DispatchBytes() + local.CombineBytes();
   RawSockets sockets;
@@ -245,12 +274,13 @@ void Measure(const Bench& bench, int rows, PayloadFormat payload, const std::str
   for (const Way& way : ways) {
     const double moved = 2.0 * static_cast<double>(bytes) * way.laps / 1e9;
     std::vector<double> rates, limits, shares;
-    for (int round = -2; round < (bench.quick() ? 7 : 25); ++round) {
-      const double limit = Seconds(way.laps, way.limit), seconds = Seconds(way.laps, way.run);
-      if (round < 0) continue;
-      rates.push_back(moved / seconds);
-      limits.push_back(moved / limit);
-      shares.push_back(limit / seconds);
+    const size_t rounds = bench.quick() ? 7 : 25;
+    for (size_t round = 0; round < 4 * rounds && rates.size() < rounds; ++round) {
+      const Timed limit = Time(way.laps, way.limit), own = Time(way.laps, way.run);
+      if (round < 2 || limit.disturbed || own.disturbed) continue;
+      rates.push_back(moved / own.seconds);
+      limits.push_back(moved / limit.seconds);
+      shares.push_back(limit.seconds / own.seconds);
     }
     Figure figure;
     figure.table = "exchange";
@@ -261,6 +291,7 @@ void Measure(const Bench& bench, int rows, PayloadFormat payload, const std::str
     figure.limit = SpreadOf(limits).median;
     figure.limited_by = way.limited_by;
     figure.share = SpreadOf(shares);
+    figure.disturbed = rates.size() < rounds;
     // fp8 is made with arithmetic, which no copy has.
     if (payload == PayloadFormat::kBf16) figure.promise = ShareOfLimit(0.7, 1);
     bench.Print(figure);

@@ -44,16 +44,20 @@ double TimeRuns(const Run& run, const std::function<void()>& clear, int64_t firs
   return Now() - start - cleared;
 }
 
-// Seconds for which threads of this process wanted a core that others had.
+double StolenSeconds(const std::filesystem::path& schedstat) {
+  std::ifstream file(schedstat);
+  double ran = 0, waited = 0;
+  return file >> ran >> waited ? waited / 1e9 : 0;
+}
+
+// Of all threads of this process.
 double StolenSeconds() {
-  double ns = 0;
+  double seconds = 0;
   std::error_code failed;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", failed)) {
-    std::ifstream file(task.path() / "schedstat");
-    double ran = 0, waited = 0;
-    if (file >> ran >> waited) ns += waited;
+    seconds += StolenSeconds(task.path() / "schedstat");
   }
-  return ns / 1e9;
+  return seconds;
 }
 
 std::string SpreadJson(const Spread& spread) {
@@ -91,6 +95,10 @@ std::string FeatureList() {
 }
 
 }  // namespace
+
+double StolenFromThread() { return StolenSeconds("/proc/thread-self/schedstat"); }
+
+bool Disturbs(double stolen_seconds, double seconds) { return stolen_seconds > kMostStolen * seconds; }
 
 Spread SpreadOf(std::vector<double> samples) {
   if (samples.empty()) return kNoSpread;
@@ -167,7 +175,7 @@ Bench::Round Bench::TimeRound(const Case& c, const Unit* unit, int64_t repeats, 
     round.disturbed = std::abs(after - before.at(name)) > kMostApart * best;
   }
   for (const Rival& rival : c.rivals) round.rivals.push_back(timed(rival.run, rival.clear));
-  round.disturbed |= StolenSeconds() - stolen > kMostStolen * (Now() - start);
+  round.disturbed |= Disturbs(StolenSeconds() - stolen, Now() - start);
   return round;
 }
 

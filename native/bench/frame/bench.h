@@ -98,6 +98,11 @@ struct PeerFiles {
   std::string model;
 };
 
+// Seconds for which the calling thread has wanted a core that others had.
+double StolenFromThread();
+// Of this many seconds, more than a round may lose that is to say something.
+bool Disturbs(double stolen_seconds, double seconds);
+
 class Bench {
  public:
   // Ends the program with a usage line when it does not understand its arguments. Prints machine and limits.

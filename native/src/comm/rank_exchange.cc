@@ -1,6 +1,7 @@
 #include "comm/rank_exchange.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "core/trace.h"
@@ -28,13 +29,13 @@ RankExchange::RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents ev
   rows_.resize(members);
   last_row_.resize(members);
   awaits_.resize(members);
-  own_list_.reserve(layout_.list_entries());
+  sorted_.resize(static_cast<size_t>(spec.topk));
+  own_list_.resize(layout_.list_entries());
+  lists_.resize(members);
   if (spec.combine == CombineMode::kSummed) own_sums_.resize(rows * static_cast<size_t>(spec.hidden));
   received_.reserve(members * rows);
   choices_.reserve(members * layout_.list_entries());
-  first_choice_.reserve(members * rows);
   first_result_.reserve(members * rows);
-  list_.resize(layout_.list_entries());
   results_for_.resize(members);
   arrivals_.reserve(members);
   if (spec.link_bytes_per_s > 0) link_.emplace(spec.link_bytes_per_s, spec.link_latency_ns);
@@ -43,9 +44,11 @@ RankExchange::RankExchange(const GroupSpec& spec, std::byte* own, GroupEvents ev
 
 void RankExchange::SetHeld() {
   held_.assign(owners_.size(), 0);
+  sole_owner_.assign(owners_.size(), -1);
   for (size_t expert = 0; expert < owners_.size(); ++expert) {
     const std::vector<int>& owners = owners_[expert];
     held_[expert] = std::find(owners.begin(), owners.end(), spec_.self) != owners.end() ? 1 : 0;
+    if (owners.size() == 1) sole_owner_[expert] = static_cast<int16_t>(owners.front());
   }
 }
 
@@ -172,34 +175,33 @@ void RankExchange::Assign(const DispatchRows& mine) {
   std::fill(entries_.begin(), entries_.end(), 0);
   std::fill(rows_.begin(), rows_.end(), 0);
   std::fill(last_row_.begin(), last_row_.end(), -1);
-  own_list_.clear();
+  for (int member = 0; member < members(); ++member) {
+    lists_[static_cast<size_t>(member)] = member == self() ? own_list_.data() : own_.list(number_, member);
+  }
   const auto experts = static_cast<int32_t>(owners_.size());
   const bool summed = spec_.combine == CombineMode::kSummed;
   for (int row = 0; row < mine.rows; ++row) {
-    Awaited* const first = &awaited_[At(row)];
-    Awaited* end = first;
+    ExpertChoice* const first = sorted_.data();
+    ExpertChoice* end = first;
     for (int k = 0; k < spec_.topk; ++k) {
       const int32_t expert = mine.chosen[At(row) + static_cast<size_t>(k)];
       if (expert < 0 || expert >= experts) continue;
-      Awaited* at = end++;
+      ExpertChoice* at = end++;
       for (; at > first && at[-1].expert > expert; --at) *at = at[-1];
-      *at = {expert, 0, mine.weights[At(row) + static_cast<size_t>(k)], 0};
+      *at = {expert, mine.weights[At(row) + static_cast<size_t>(k)]};
     }
-    awaited_count_[static_cast<size_t>(row)] = static_cast<int32_t>(end - first);
-    for (Awaited* one = first; one < end; ++one) {
-      one->owner = OwnerOf(owners_, one->expert, self(), row);
-      const auto owner = static_cast<size_t>(one->owner);
-      if (last_row_[owner] != row) ++rows_[owner];
+    Awaited* awaited = &awaited_[At(row)];
+    for (const ExpertChoice& one : std::span(first, end)) {
+      const int32_t sole = sole_owner_[static_cast<size_t>(one.expert)];
+      const int32_t by = sole >= 0 ? sole : OwnerOf(owners_, one.expert, self(), row);
+      const auto owner = static_cast<size_t>(by);
+      const bool more = last_row_[owner] == row;
+      if (!more) ++rows_[owner];
       last_row_[owner] = row;
-      one->result = summed ? rows_[owner] - 1 : entries_[owner];
-      const ListEntry entry{static_cast<uint16_t>(row), static_cast<uint16_t>(one->expert), one->weight};
-      if (one->owner == self()) {
-        own_list_.push_back(entry);
-      } else {
-        own_.list(number_, one->owner)[entries_[owner]] = entry;
-      }
-      ++entries_[owner];
+      if (!summed || !more) *awaited++ = {by, summed ? rows_[owner] - 1 : entries_[owner], summed ? 1 : one.weight};
+      lists_[owner][entries_[owner]++] = {static_cast<uint16_t>(row), static_cast<uint16_t>(one.expert), one.weight};
     }
+    awaited_count_[static_cast<size_t>(row)] = static_cast<int32_t>(awaited - &awaited_[At(row)]);
   }
 }
 
@@ -209,58 +211,51 @@ Status RankExchange::DispatchReceive(int layer, std::span<const ReceivedRow>* ro
   if (!all.ok()) return all;
   received_.clear();
   choices_.clear();
-  first_choice_.clear();
   first_result_.clear();
   for (int member = 0; member < members(); ++member) {
-    if (member == self()) {
-      TakeList(member, own_list_);
-    } else if (Status taken = CheckList(member, layer); !taken.ok()) {
-      return taken;
+    if (member != self()) {
+      if (Status taken = TakeListOf(member, layer); !taken.ok()) return taken;
+      continue;
     }
-  }
-  for (size_t i = 0; i < received_.size(); ++i) {
-    const size_t end = i + 1 < received_.size() ? first_choice_[i + 1] : choices_.size();
-    received_[i].choices = {&choices_[first_choice_[i]], end - first_choice_[i]};
+    for (uint32_t i = 0; i < entries_[static_cast<size_t>(member)]; ++i) Take(member, own_list_[i], i);
   }
   *rows = received_;
   stage_ = Stage::kReceived;
   return Status::Ok();
 }
 
-// Lists of others are copied before they are checked: their memory may change at any time.
-Status RankExchange::CheckList(int member, int layer) {
+// Entries of others are copied before they are looked at: their memory may change at any time.
+Status RankExchange::TakeListOf(int member, int layer) {
   const Mailbox& theirs = lanes_[static_cast<size_t>(member)]->theirs();
   const ListHead head = *theirs.list_head(number_, self());
   if (head.number != number_ || head.layer != static_cast<uint32_t>(layer)) return Lost({member, LossCause::kOutOfStep});
   if (head.entries > layout_.list_entries()) return Lost({member, LossCause::kMalformed});
-  std::memcpy(list_.data(), theirs.list(number_, self()), head.entries * sizeof(ListEntry));
-  const std::span<const ListEntry> list(list_.data(), head.entries);
+  const ListEntry* const list = theirs.list(number_, self());
   int64_t before = -1;
-  for (const ListEntry& entry : list) {
+  for (uint32_t i = 0; i < head.entries; ++i) {
+    const auto entry = std::bit_cast<ListEntry>(__atomic_load_n(reinterpret_cast<const uint64_t*>(&list[i]), __ATOMIC_RELAXED));
     const int64_t place = int64_t{entry.row} << 16 | entry.expert;
     const bool good = place > before && entry.row < spec_.max_rows && entry.expert < held_.size() && held_[entry.expert] != 0;
     if (!good) return Lost({member, LossCause::kMalformed});
     before = place;
+    Take(member, entry, i);
   }
-  TakeList(member, list);
   return Status::Ok();
 }
 
-void RankExchange::TakeList(int member, std::span<const ListEntry> list) {
-  int32_t row = -1;
-  uint32_t rows = 0;
-  for (size_t i = 0; i < list.size(); ++i) {
-    if (list[i].row != row) {
-      row = list[i].row;
-      const std::byte* payload =
-          member == self() ? nullptr : lanes_[static_cast<size_t>(member)]->theirs().row(number_, row);
-      received_.push_back({member, row, {}, payload});
-      first_choice_.push_back(static_cast<uint32_t>(choices_.size()));
-      first_result_.push_back(spec_.combine == CombineMode::kSummed ? rows : static_cast<uint32_t>(i));
-      ++rows;
-    }
-    choices_.push_back({list[i].expert, list[i].weight});
+// Entry `i` of the member's list, behind those before it.
+void RankExchange::Take(int member, const ListEntry& entry, uint32_t i) {
+  if (i == 0 || received_.back().row != entry.row) {
+    const std::byte* payload = member == self() ? nullptr : lanes_[static_cast<size_t>(member)]->theirs().row(number_, entry.row);
+    const uint32_t first = i == 0 ? 0 : first_result_.back() + 1;
+    first_result_.push_back(spec_.combine == CombineMode::kSummed ? first : i);
+    received_.push_back({member, entry.row, {&choices_.emplace_back(), 0}, payload});
+  } else {
+    choices_.emplace_back();
   }
+  choices_.back() = {entry.expert, entry.weight};
+  std::span<const ExpertChoice>& choices = received_.back().choices;
+  choices = {choices.data(), choices.size() + 1};
 }
 
 void RankExchange::Decode(int i, float* out) const {
@@ -327,12 +322,12 @@ Status RankExchange::CombineReceive(int) {
 
 void RankExchange::AddResults(int row, float* out) const {
   const std::span<const Awaited> awaited(&awaited_[At(row)], static_cast<size_t>(awaited_count_[static_cast<size_t>(row)]));
-  const auto add = [&](const Awaited& one, float weight) {
+  const auto add = [&](const Awaited& one) {
     const Mailbox& theirs = one.owner == self() ? own_ : lanes_[static_cast<size_t>(one.owner)]->theirs();
-    format_.AddResult(theirs.result(self(), one.result), weight, out);
+    format_.AddResult(theirs.result(self(), one.result), one.weight, out);
   };
   if (spec_.combine == CombineMode::kPerExpert) {
-    for (const Awaited& one : awaited) add(one, one.weight);
+    for (const Awaited& one : awaited) add(one);
     return;
   }
   // By member, each once.
@@ -342,7 +337,7 @@ void RankExchange::AddResults(int row, float* out) const {
     if (member == self()) {
       format_.AddRow(&own_sums_[static_cast<size_t>(row) * static_cast<size_t>(spec_.hidden)], out);
     } else {
-      add(*one, 1);
+      add(*one);
     }
   }
 }

@@ -59,12 +59,11 @@ class RankExchange : public ExpertExchange {
 
  private:
   enum class Stage : uint8_t { kOutside, kLayer, kSent, kReceived, kCombineSent };
-  // Where the result of one choice of an own row comes from.
+  // One result for an own row.
   struct Awaited {
-    int32_t expert;
     int32_t owner;
-    float weight;
     uint32_t result;  // number among the owner's results for this rank
+    float weight;
   };
 
   size_t At(int row) const { return static_cast<size_t>(row) * static_cast<size_t>(spec_.topk); }
@@ -74,8 +73,8 @@ class RankExchange : public ExpertExchange {
 
   Status SettleMap();
   void Assign(const DispatchRows& mine);
-  Status CheckList(int member, int layer);
-  void TakeList(int member, std::span<const ListEntry> list);
+  Status TakeListOf(int member, int layer);
+  void Take(int member, const ListEntry& entry, uint32_t i);
   void SetHeld();
 
   // waits.cc
@@ -113,7 +112,8 @@ class RankExchange : public ExpertExchange {
 
   std::atomic<uint64_t> version_;
   ExpertOwners owners_;
-  std::vector<uint8_t> held_;  // [experts]: by this rank
+  std::vector<uint8_t> held_;        // [experts]: by this rank
+  std::vector<int16_t> sole_owner_;  // [experts]: -1 where several hold it
 
   Stage stage_ = Stage::kOutside;
   bool settled_ = false;  // the map of this step
@@ -123,20 +123,20 @@ class RankExchange : public ExpertExchange {
   const float* values_ = nullptr;
 
   // Of the own rows.
-  std::vector<Awaited> awaited_;        // [max_rows, topk], the first awaited_count_[row] of each, by expert
-  std::vector<int32_t> awaited_count_;  // [max_rows]
+  std::vector<ExpertChoice> sorted_;      // [topk]: of one row
+  std::vector<Awaited> awaited_;          // [max_rows, topk], the first awaited_count_[row] of each, by expert
+  std::vector<int32_t> awaited_count_;    // [max_rows]
   std::vector<uint32_t> entries_, rows_;  // [members]: of the list for each
   std::vector<int32_t> last_row_;         // [members]: of the list
   std::vector<uint8_t> awaits_;           // [members]: results of this layer
-  std::vector<ListEntry> own_list_;
-  std::vector<float> own_sums_;  // kSummed: results of own rows by the own experts, [max_rows, hidden]
+  std::vector<ListEntry> own_list_;       // [list entries]: of the own experts
+  std::vector<ListEntry*> lists_;         // [members]: being written
+  std::vector<float> own_sums_;           // kSummed: results of own rows by the own experts, [max_rows, hidden]
 
   // Of the rows received.
   std::vector<ReceivedRow> received_;
-  std::vector<ExpertChoice> choices_;
-  std::vector<uint32_t> first_choice_;  // of each received row
+  std::vector<ExpertChoice> choices_;   // never beyond what was reserved: rows point into it
   std::vector<uint32_t> first_result_;  // number of its first result row
-  std::vector<ListEntry> list_;         // a copy of one member's
   std::vector<size_t> results_for_;     // [members]: result rows of this layer
 };
 
