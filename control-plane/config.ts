@@ -1,9 +1,11 @@
 import { basename, resolve } from "node:path";
 import { ModelName } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
+import { type NatsAccess, natsAccess } from "#service/nats-access.ts";
 import type { ServiceConfig } from "#service/run-service.ts";
 import { readSettings, SettingsError } from "#service/settings.ts";
 import type { TracingConfig } from "#service/tracing/tracing.ts";
+import type { EdgeTlsFiles } from "./gateway/edge-tls.ts";
 import type { GatewayConfig } from "./gateway/gateway.ts";
 import type { BalanceRules } from "./groups/group-balancer.ts";
 import type { GroupRules } from "./groups/group-plan.ts";
@@ -12,12 +14,14 @@ import type { ScalingRules } from "./scaling/planner.ts";
 export interface ControlPlaneConfig extends ServiceConfig {
   readonly gateway: GatewayConfig;
   readonly tracing: TracingConfig;
+  /** null: the gateway speaks plain HTTP. */
+  readonly tls: EdgeTlsFiles | null;
   /** null: requests need no key. */
   readonly keysFile: string | null;
   /** Checkpoint folder of each model, in the order they are listed. */
   readonly models: ReadonlyMap<ModelName, string>;
   readonly stateFolder: string;
-  readonly nats: { readonly url: string; readonly user: string | null; readonly password: string | null };
+  readonly nats: NatsAccess;
   readonly scaling: ScalingRules;
   /** null: workers are processes of this machine. */
   readonly kube: KubeConfig | null;
@@ -39,7 +43,10 @@ export interface KubeConfig {
 }
 
 /** Settings that are no worker's business: each has a health port of its own, and no use for keys. */
-const NOT_INHERITED = ["MARGAY_HEALTH_PORT", "MARGAY_KEYS_FILE", "MARGAY_API_KEY"];
+const NOT_INHERITED = [
+  ...["MARGAY_HEALTH_PORT", "MARGAY_KEYS_FILE", "MARGAY_API_KEY"],
+  ...["MARGAY_TLS_CERT_FILE", "MARGAY_TLS_KEY_FILE", "MARGAY_TLS_CLIENT_CA_FILE"],
+];
 /** Variables that are not Margay's and that a program needs to run as its user does, and to start as fast. */
 const INHERITED = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "NODE_COMPILE_CACHE"];
 
@@ -50,6 +57,9 @@ export function readControlPlaneConfig(
   const s = readSettings(environment, [
     "MARGAY_HOST",
     "MARGAY_PORT",
+    "MARGAY_TLS_CERT_FILE",
+    "MARGAY_TLS_KEY_FILE",
+    "MARGAY_TLS_CLIENT_CA_FILE",
     "MARGAY_KEYS_FILE",
     "MARGAY_MODEL",
     "MARGAY_STATE_DIR",
@@ -72,6 +82,9 @@ export function readControlPlaneConfig(
     "MARGAY_NATS_URL",
     "MARGAY_NATS_USER",
     "MARGAY_NATS_PASSWORD",
+    "MARGAY_NATS_CA_FILE",
+    "MARGAY_NATS_CERT_FILE",
+    "MARGAY_NATS_KEY_FILE",
     "MARGAY_MAX_WAITING",
     "MARGAY_WAIT_SECONDS",
     "MARGAY_REQUEST_SECONDS",
@@ -107,10 +120,11 @@ export function readControlPlaneConfig(
       },
     },
     tracing: { endpoint: s.MARGAY_TRACE_ENDPOINT, sample: s.MARGAY_TRACE_SAMPLE },
+    tls: edgeTlsFiles(s.MARGAY_TLS_CERT_FILE, s.MARGAY_TLS_KEY_FILE, s.MARGAY_TLS_CLIENT_CA_FILE),
     keysFile: s.MARGAY_KEYS_FILE === null ? null : resolve(s.MARGAY_KEYS_FILE),
     models: parseModels(s.MARGAY_MODEL),
     stateFolder: resolve(s.MARGAY_STATE_DIR),
-    nats: { url: s.MARGAY_NATS_URL, user: s.MARGAY_NATS_USER, password: s.MARGAY_NATS_PASSWORD },
+    nats: natsAccess(s, s.MARGAY_NATS_URL),
     scaling: {
       ...{ prefill: s.MARGAY_PREFILL, decode: s.MARGAY_DECODE },
       keepAlive: { fixedMs: s.MARGAY_IDLE_SECONDS * 1000, learned: s.MARGAY_KEEP_ALIVE === "learned" },
@@ -130,6 +144,20 @@ export function readControlPlaneConfig(
     mostWaiting: s.MARGAY_MAX_WAITING,
     waitMs: s.MARGAY_WAIT_SECONDS * 1000,
     workerEnvironment,
+  };
+}
+
+/** null: the gateway speaks plain HTTP. */
+function edgeTlsFiles(certificate: string | null, key: string | null, authority: string | null): EdgeTlsFiles | null {
+  if (certificate === null && key === null && authority === null) return null;
+  if (certificate === null || key === null) {
+    const missing = certificate === null ? "MARGAY_TLS_CERT_FILE" : "MARGAY_TLS_KEY_FILE";
+    throw new SettingsError(`${missing} is not set: HTTPS needs a certificate and its key`);
+  }
+  return {
+    certificate: resolve(certificate),
+    key: resolve(key),
+    clientAuthority: authority === null ? null : resolve(authority),
   };
 }
 

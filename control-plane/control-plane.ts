@@ -14,6 +14,7 @@ import { FleetWatch } from "./fleet/fleet-watch.ts";
 import { RequestBoard } from "./flow/request-board.ts";
 import { Flow } from "./flow/request-flow.ts";
 import { WaitingRoom } from "./flow/waiting-room.ts";
+import { EdgeTls } from "./gateway/edge-tls.ts";
 import { Gateway } from "./gateway/gateway.ts";
 import { GroupBalancer } from "./groups/group-balancer.ts";
 import { GroupFormer } from "./groups/group-former.ts";
@@ -45,6 +46,8 @@ export interface ControlPlaneGround {
   /** Where workers come from. */
   readonly home: WorkerHome;
   readonly tenancy: Tenancy;
+  /** None: plain HTTP. */
+  readonly tls?: EdgeTls;
 }
 
 /**
@@ -79,6 +82,7 @@ export class ControlPlane implements Service {
     const models = new Map<ModelName, ServedModel>();
     for (const [name, folder] of config.models) models.set(name, await loadServedModel(name, folder));
     const { clock, random, logger } = context;
+    const tls = config.tls === null ? {} : { tls: await EdgeTls.open(config.tls, clock, logger) };
     const gatewayId = `gw-${random.hex(4)}` as GatewayId;
     const telling = { teller: "control-plane", models: [...config.models.keys()] } as const;
     const metrics = createMetrics({ processMetrics: true, telling });
@@ -107,7 +111,7 @@ export class ControlPlane implements Service {
             limiter: new Limiter({ bus, clock, random, gatewayId }),
             ledger: new Ledger({ bus, clock, logger, metrics }),
           });
-    return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home, tenancy });
+    return new ControlPlane(config, context, { gatewayId, models, metrics, bus, fleet, home, tenancy, ...tls });
   }
 
   constructor(config: ControlPlaneConfig, context: ServiceContext, ground: ControlPlaneGround) {
@@ -184,6 +188,7 @@ export class ControlPlane implements Service {
         return { fault, first: fault === null ? await grammars.first(grammar, ends) : null };
       },
       config: config.gateway,
+      ...(ground.tls === undefined ? {} : { tls: ground.tls }),
       tracing: this.#tracing,
       way: (id) => flow.recent.find(id),
       latest: (tenant, most) => flow.recent.latest(tenant, most),

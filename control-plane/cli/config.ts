@@ -1,5 +1,6 @@
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { natsAccess } from "#service/nats-access.ts";
 import { readSettings } from "#service/settings.ts";
 
 /** Folder of the checkout or installed package. */
@@ -12,6 +13,9 @@ export function cliConfig() {
     "MARGAY_HOST",
     "MARGAY_PORT",
     "MARGAY_NATS_URL",
+    "MARGAY_NATS_CA_FILE",
+    "MARGAY_NATS_CERT_FILE",
+    "MARGAY_NATS_KEY_FILE",
     "MARGAY_DRAIN_SECONDS",
     "MARGAY_API_KEY",
   ]);
@@ -21,6 +25,7 @@ export function cliConfig() {
     host: settings.MARGAY_HOST,
     port: settings.MARGAY_PORT,
     natsUrl: settings.MARGAY_NATS_URL,
+    natsTls: natsAccess({ ...settings, MARGAY_NATS_USER: null, MARGAY_NATS_PASSWORD: null }, "").tls,
     /** null: none is presented. */
     apiKey: settings.MARGAY_API_KEY,
     drainMs: settings.MARGAY_DRAIN_SECONDS * 1000,

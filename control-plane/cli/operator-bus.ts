@@ -11,11 +11,13 @@ const CLOSE_MS = 1_000;
 /** The bus as the operator's user; closes with its scope. */
 export async function operatorBus() {
   const { natsUrl } = await runningSystem();
-  const credentials = await natsCredentials(credentialsFile(cliConfig().stateFolder), systemRandom);
+  const { stateFolder, natsTls: tls } = cliConfig();
+  const credentials = await natsCredentials(credentialsFile(stateFolder), systemRandom);
   const bus = await connectNats({
     url: natsUrl,
     user: "operator",
     password: credentials.operator,
+    tls,
     role: "operator",
     name: "margay-cli",
     connectTimeoutMs: CONNECT_MS,

@@ -1,3 +1,4 @@
+import type { TLSSocket } from "node:tls";
 import type { FastifyRequest } from "fastify";
 import { MargayError } from "#protocol/errors.ts";
 import type { Share } from "../flow/fair-queue.ts";
@@ -17,12 +18,25 @@ const OPEN_ROUTES: readonly string[] = [
 
 const callers = new WeakMap<FastifyRequest, Caller>();
 
-/** Finds out who sent the request, by its key. Throws `invalid_api_key`. */
-export function authenticate(tenancy: Tenancy, request: FastifyRequest): void {
+/**
+ * Finds out who sent the request, by its key. Throws `invalid_api_key`, or `not_allowed` where clients have to show a
+ * certificate and this one's does not hold.
+ */
+export function authenticate(tenancy: Tenancy, request: FastifyRequest, certified: boolean): void {
   const route = request.routeOptions.url;
   // A path that nobody answers is nobody's secret.
   if (route === undefined || OPEN_ROUTES.includes(route)) return;
+  if (certified) checkCertificate(request.raw.socket as TLSSocket);
   callers.set(request, tenancy.identify(presentedKey(request)));
+}
+
+function checkCertificate({ authorized, authorizationError }: TLSSocket): void {
+  if (authorized) return;
+  const expired = String(authorizationError) === "CERT_HAS_EXPIRED";
+  const fault = expired
+    ? "The time of the client's certificate is over."
+    : "Clients need a certificate that is trusted here.";
+  throw new MargayError("not_allowed", fault);
 }
 
 /** Who sent the request: known once it was let in. */

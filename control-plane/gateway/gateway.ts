@@ -1,3 +1,4 @@
+import type { Server as HttpsServer } from "node:https";
 import { type AddressInfo, Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from "fastify";
@@ -20,6 +21,7 @@ import { completions } from "./completions.ts";
 import { listenFailure, refuseConnection } from "./connections.ts";
 import { addConsoleRoutes } from "./console-files.ts";
 import { DOCS_HEADERS, DOCS_PAGE } from "./docs-page.ts";
+import type { EdgeTls } from "./edge-tls.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
 import { fleetView, type OperatorView } from "./fleet-view.ts";
 import { GatewayWatch } from "./gateway-watch.ts";
@@ -76,6 +78,8 @@ export interface GatewayOptions {
   readonly latest: RecentWays["latest"];
   readonly operator: OperatorView;
   readonly tracing?: Tracing;
+  /** None: plain HTTP. */
+  readonly tls?: EdgeTls;
   readonly readerLimits?: ReaderLimits;
 }
 
@@ -121,16 +125,22 @@ export class Gateway {
   constructor(options: GatewayOptions) {
     this.#options = options;
     const { config, random } = options;
-    this.#app = fastify({
+    const shape = {
       bodyLimit: config.bodyLimitBytes,
       forceCloseConnections: true,
       requestTimeout: CLIENT_MS,
       keepAliveTimeout: KEEP_ALIVE_MS,
       genReqId: () => `req_${random.hex(12)}`,
       routerOptions: { ignoreTrailingSlash: true, maxParamLength: 512 },
-      clientErrorHandler: (error, socket) => refuseConnection(error, socket),
-      frameworkErrors: (error, request, reply) => this.#answerError(error, request, reply as FastifyReply),
-    });
+      clientErrorHandler: refuseConnection,
+      frameworkErrors: (error: FastifyError, request: FastifyRequest, reply: FastifyReply) =>
+        this.#answerError(error, request, reply),
+    };
+    // Both serve alike; only the type of the socket differs.
+    this.#app =
+      options.tls === undefined
+        ? fastify(shape)
+        : (fastify({ ...shape, https: options.tls.options }) as unknown as FastifyInstance);
     this.#routes = new RouteTable(this.#app);
     this.#log = new ResponseLog(options.bus, options.gatewayId, config.responses);
     const { bus, clock, logger, metrics, flow, tenancy, models, gatewayId, way } = options;
@@ -162,7 +172,9 @@ export class Gateway {
       throw listenFailure(error, host, port);
     }
     const { address, family, port: bound } = this.#app.server.address() as AddressInfo;
-    this.#url = `http://${family === "IPv6" ? `[${address}]` : address}:${bound}`;
+    const { tls } = this.#options;
+    tls?.watch(this.#app.server as unknown as HttpsServer);
+    this.#url = `${tls === undefined ? "http" : "https"}://${family === "IPv6" ? `[${address}]` : address}:${bound}`;
     this.#state = "listening";
   }
 
@@ -233,12 +245,13 @@ export class Gateway {
     this.#background.close();
     this.#timelines.close();
     this.#gateways.close();
+    this.#options.tls?.close();
     await this.#app.close();
     await this.#prompts.close();
   }
 
   #addHooks(): void {
-    const { clock, metrics, tenancy } = this.#options;
+    const { clock, metrics, tenancy, tls } = this.#options;
     const app = this.#app;
     app.addHook("onRequest", (request, reply, done) => {
       this.#inFlight++;
@@ -263,7 +276,7 @@ export class Gateway {
         return done(new MargayError("shutting_down"));
       }
       try {
-        authenticate(tenancy, request);
+        authenticate(tenancy, request, tls?.asksClients === true);
         done();
       } catch (error) {
         done(error as Error);

@@ -5,11 +5,9 @@ import { observeBus } from "./bus-observer.ts";
 import type { Clock, Random } from "./clock.ts";
 import type { Logger } from "./logger.ts";
 import type { Metrics } from "./metrics.ts";
+import type { NatsAccess } from "./nats-access.ts";
 
-export interface ConnectBusOptions {
-  readonly url: string;
-  readonly user: string | null;
-  readonly password: string | null;
+export interface ConnectBusOptions extends NatsAccess {
   readonly role: BusRole;
   /** Shown by the server's monitoring: the worker or gateway id. */
   readonly name: string;

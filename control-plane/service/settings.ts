@@ -37,6 +37,17 @@ const range = z
 export const SETTINGS = {
   MARGAY_HOST: setting(text, "127.0.0.1", "Address the HTTP gateway listens on."),
   MARGAY_PORT: setting(whole(0, 65535), "8000", "Port of the HTTP gateway; 0 takes any free one."),
+  MARGAY_TLS_CERT_FILE: setting(
+    text,
+    null,
+    "Certificate (PEM, with those between it and its authority) of the HTTP gateway, which then speaks HTTPS; read again when it changes.",
+  ),
+  MARGAY_TLS_KEY_FILE: setting(text, null, "Key of that certificate (PEM)."),
+  MARGAY_TLS_CLIENT_CA_FILE: setting(
+    text,
+    null,
+    "Authorities (PEM) of clients: whoever shows no certificate of theirs is refused. Probes and metrics need none.",
+  ),
   MARGAY_KEYS_FILE: setting(
     text,
     null,
@@ -212,6 +223,17 @@ export const SETTINGS = {
   MARGAY_NATS_URL: setting(text, null, "An existing NATS server; unset: `npm start` runs one."),
   MARGAY_NATS_USER: setting(text, null, "NATS user of this process."),
   MARGAY_NATS_PASSWORD: setting(text, null, "NATS password of this process."),
+  MARGAY_NATS_CA_FILE: setting(
+    text,
+    null,
+    "Authority (PEM) that the NATS server's certificate must be of: the connection is then TLS or nothing. Unset: as the address says, with the authorities Node knows.",
+  ),
+  MARGAY_NATS_CERT_FILE: setting(
+    text,
+    null,
+    "Certificate (PEM) that this process shows the NATS server; together with its key.",
+  ),
+  MARGAY_NATS_KEY_FILE: setting(text, null, "Key of that certificate (PEM)."),
   MARGAY_MAX_WAITING: setting(
     whole(1, 1_000_000),
     "1000",

@@ -2,6 +2,7 @@ import { basename, join, resolve } from "node:path";
 import { ModelName, RankId, rankIdOf, WorkerId } from "#protocol/ids.ts";
 import type { Role } from "#protocol/worker.ts";
 import type { Random } from "./clock.ts";
+import { type NatsAccess, natsAccess } from "./nats-access.ts";
 import type { ServiceConfig } from "./run-service.ts";
 import { readSettings, SettingsError } from "./settings.ts";
 
@@ -13,7 +14,7 @@ export interface WorkerConfig extends ServiceConfig {
   readonly rank: number;
   readonly ranks: number;
   readonly modelName: ModelName;
-  readonly nats: { readonly url: string; readonly user: string | null; readonly password: string | null };
+  readonly nats: NatsAccess;
   readonly health: { readonly host: string; readonly port: number };
   /** HOST:PORT told to prefill ranks where it differs from the address listened on. */
   readonly kvAdvertise: HostPort | null;
@@ -95,6 +96,9 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_NATS_URL",
     "MARGAY_NATS_USER",
     "MARGAY_NATS_PASSWORD",
+    "MARGAY_NATS_CA_FILE",
+    "MARGAY_NATS_CERT_FILE",
+    "MARGAY_NATS_KEY_FILE",
     "MARGAY_DRAIN_SECONDS",
     "MARGAY_TRACE_ENDPOINT",
     "MARGAY_LOG_LEVEL",
@@ -124,11 +128,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     rank,
     ranks,
     modelName: ModelName.parse(settings.MARGAY_MODEL_NAME ?? basename(modelFolder)),
-    nats: {
-      url: settings.MARGAY_NATS_URL,
-      user: settings.MARGAY_NATS_USER,
-      password: settings.MARGAY_NATS_PASSWORD,
-    },
+    nats: natsAccess(settings, settings.MARGAY_NATS_URL),
     health: { host: settings.MARGAY_HEALTH_HOST, port: settings.MARGAY_HEALTH_PORT },
     kvAdvertise: advertised(settings.MARGAY_KV_ADVERTISE, rank),
     exchangeAdvertise: advertised(settings.MARGAY_EXCHANGE_ADVERTISE, rank),

@@ -31,7 +31,7 @@ export function simWorkerConfig(
     drainMs: 1_000,
     rank: 0,
     ranks: 1,
-    nats: { url: "nats://127.0.0.1:1", user: null, password: null },
+    nats: { url: "nats://127.0.0.1:1", user: null, password: null, tls: null },
     health: { host: "127.0.0.1", port: 0 },
     kvAdvertise: null,
     exchangeAdvertise: null,

@@ -191,7 +191,8 @@ export class SimWorld {
       keysFile: null,
       models: new Map(),
       stateFolder: "",
-      nats: { url: "", user: null, password: null },
+      tls: null,
+      nats: { url: "", user: null, password: null, tls: null },
       scaling: {
         ...{ prefill: limits, decode: limits, ttftGoalMs: TTFT_GOAL_MS, tpotGoalMs: 0 },
         keepAlive: { fixedMs: idleMs, learned: true },

@@ -231,7 +231,7 @@ async function longPrompts(ground: GatewayGround, options: BenchOptions): Promis
 /** Text of somewhat more than LONG_PROMPT_TOKENS tokens; another one for each number. */
 function longText(number: number): string {
   const words: string[] = [];
-  for (let i = 0; i < LONG_PROMPT_TOKENS * 0.3; i++) words.push(`w${(i * 7919 + number * 104_729) % 90_001}`);
+  for (let i = 0; i < LONG_PROMPT_TOKENS * 0.22; i++) words.push(`w${(i * 7919 + number * 104_729) % 90_001}`);
   return words.join(" ");
 }
 

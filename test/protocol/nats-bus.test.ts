@@ -54,6 +54,7 @@ function connectAs(url: string, user: string | null, password: string | null, co
     url,
     user,
     password,
+    tls: null,
     role: user ?? "nobody",
     name: "test",
     connectTimeoutMs,

@@ -7,6 +7,7 @@ import { type Clock, systemClock, systemRandom } from "#service/clock.ts";
 import { silentLogger } from "#service/logger.ts";
 import { createMetrics, type Metrics } from "#service/metrics.ts";
 import { loadServedModel, type ServedModel } from "../../control-plane/chat/served-model.ts";
+import type { EdgeTls } from "../../control-plane/gateway/edge-tls.ts";
 import type { OperatorView } from "../../control-plane/gateway/fleet-view.ts";
 import {
   createGateway,
@@ -58,6 +59,7 @@ export async function startHarness(
     readonly gatewayId?: string;
     readonly outlook?: () => readonly RoleOutlook[];
     readonly tenancy?: Tenancy;
+    readonly tls?: EdgeTls;
     readonly way?: GatewayOptions["way"];
     readonly latest?: GatewayOptions["latest"];
     readonly operator?: OperatorView;
@@ -92,6 +94,7 @@ export async function startHarness(
     latest: options.latest ?? (() => []),
     operator: options.operator ?? NO_FLEET,
     readiness: options.readiness ?? (() => ({ ready: true, checks: {} })),
+    ...(options.tls ? { tls: options.tls } : {}),
     ...(options.readerLimits ? { readerLimits: options.readerLimits } : {}),
   });
   await gateway.start();

@@ -29,17 +29,20 @@ export function natsBinary(): string {
 export class NatsServer implements AsyncDisposable {
   readonly credentials: NatsCredentials;
   readonly folder: string;
+  readonly #further: string;
   #child: ChildProcess | null = null;
   #port = 0;
 
-  private constructor(folder: string, credentials: NatsCredentials) {
+  private constructor(folder: string, credentials: NatsCredentials, further: string) {
+    this.#further = further;
     this.folder = folder;
     this.credentials = credentials;
   }
 
-  static async start(): Promise<NatsServer> {
+  /** `further`: lines of configuration beside the generated ones. */
+  static async start(further = ""): Promise<NatsServer> {
     const credentials = Object.fromEntries(BUS_ROLES.map((role) => [role, systemRandom.hex(12)])) as NatsCredentials;
-    const server = new NatsServer(await mkdtemp(join(tmpdir(), "margay-nats-")), credentials);
+    const server = new NatsServer(await mkdtemp(join(tmpdir(), "margay-nats-")), credentials, further);
     await server.up();
     return server;
   }
@@ -66,7 +69,7 @@ export class NatsServer implements AsyncDisposable {
       storeFolder: join(folder, "jetstream"),
       credentials,
     });
-    await writeFile(join(folder, "nats.conf"), config, { mode: 0o600 });
+    await writeFile(join(folder, "nats.conf"), config + this.#further, { mode: 0o600 });
     const child = spawn(natsBinary(), ["--config", join(folder, "nats.conf")], { stdio: ["ignore", "ignore", "pipe"] });
     this.#child = child;
     let log = "";
@@ -106,6 +109,7 @@ export class NatsServer implements AsyncDisposable {
       url: this.url,
       user: role,
       password: this.credentials[role],
+      tls: null,
       role,
       name: `test ${role}`,
       connectTimeoutMs: 5_000,

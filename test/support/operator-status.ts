@@ -53,6 +53,7 @@ export class OperatorStatus {
       url: natsUrl,
       user: "operator",
       password: operator,
+      tls: null,
       role: "operator",
       name: "margay-test",
       connectTimeoutMs: ANSWER_MS,

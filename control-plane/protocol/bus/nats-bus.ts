@@ -15,11 +15,21 @@ import type { Delivery, Link, LinkListener } from "./link.ts";
 import { NatsJournal } from "./nats-journal.ts";
 import { TypedBus } from "./typed-bus.ts";
 
+/** Files (PEM) of the connection's TLS, read at every attempt to connect. */
+export interface NatsTls {
+  /** null: the authorities Node knows. */
+  readonly caFile: string | null;
+  /** What is shown to the server; null: nothing. */
+  readonly certificate: { readonly certFile: string; readonly keyFile: string } | null;
+}
+
 export interface NatsOptions {
   readonly url: string;
   /** null: the server asks for none. */
   readonly user: string | null;
   readonly password: string | null;
+  /** TLS or nothing; null: that too where the address begins with `tls://`, else as the server has it. */
+  readonly tls: NatsTls | null;
   /** Which of the server's users this is; names the inbox. */
   readonly role: string;
   /** Shown by the server's monitoring. */
@@ -79,6 +89,7 @@ async function dial(options: NatsOptions): Promise<NatsConnection> {
           // Names are found as every other program of the machine finds them: search domains and /etc/hosts included.
           resolve: false,
           reconnectDelayHandler: () => RECONNECT_MS + random.uniform() * RECONNECT_JITTER_MS,
+          ...tlsOf(options),
           ...(user === null ? {} : { user }),
           ...(password === null ? {} : { pass: password }),
         });
@@ -97,6 +108,13 @@ async function dial(options: NatsOptions): Promise<NatsConnection> {
   } finally {
     deadline.cancel();
   }
+}
+
+/** With `tls` set the library refuses a server that has none. */
+function tlsOf({ tls, url }: NatsOptions): object {
+  if (tls === null) return url.startsWith("tls://") ? { tls: {} } : {};
+  const { caFile, certificate } = tls;
+  return { tls: { ...(caFile === null ? {} : { caFile }), ...(certificate ?? {}) } };
 }
 
 /** The door to the `nats` package. */

@@ -33,7 +33,7 @@ async function join(role: Role, stepMs: number): Promise<void> {
     url: environment.MARGAY_NATS_URL!,
     user: role,
     password: environment[`NATS_PASSWORD_${role.toUpperCase()}`]!,
-    ...{ role, name: workerId, clock: systemClock, random: systemRandom, logger: silentLogger, metrics },
+    ...{ tls: null, role, name: workerId, clock: systemClock, random: systemRandom, logger: silentLogger, metrics },
   });
   const slots = Number(values.slots);
   const parts = {
