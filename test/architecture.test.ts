@@ -270,7 +270,18 @@ describe("names and sizes", () => {
 
   test("the top level holds what the house plan names", () => {
     const folders = new Set(files.filter((f) => f.includes("/")).map((f) => f.split("/")[0]!));
-    const allowed = ["control-plane", "prefill-node", "decode-node", "native", "helm", "test", "models", "bin", ".ci"];
+    const allowed = [
+      "control-plane",
+      "prefill-node",
+      "decode-node",
+      "native",
+      "helm",
+      "docs",
+      "test",
+      "models",
+      "bin",
+      ".ci",
+    ];
     expect([...folders].filter((f) => !allowed.includes(f))).toEqual([]);
   });
 

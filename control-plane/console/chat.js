@@ -22,7 +22,8 @@ export function openChat(view, signal) {
   chat ??= new Chat();
   view.append(chat.node);
   chat.settings.loadModels(signal).catch((error) => {
-    if (!signal.aborted) chat.complain(error);
+    // A key that is lacking is asked for by the page.
+    if (!signal.aborted && error.status !== 401) chat.complain(error);
   });
   chat.scroll();
 }

@@ -46,7 +46,10 @@ export function openUsage(view, signal) {
   );
   void guarded(show);
 
-  const query = () => `v1/usage?${new URLSearchParams({ from: from.value, to: to.value })}`;
+  /** @returns {string} */
+  function query() {
+    return `v1/usage?${new URLSearchParams({ from: from.value, to: to.value })}`;
+  }
 
   async function show() {
     const { data, currency } = await askJson(query(), signal);

@@ -1,21 +1,15 @@
-import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BOARDS } from "../../control-plane/monitoring/boards.ts";
 import { PANEL_WINDOW } from "../../control-plane/monitoring/promql.ts";
 import { RECORDING_RULES } from "../../control-plane/monitoring/recording-rules.ts";
-import { freePort } from "../support/free-port.ts";
 import { KeysFile, keyFor } from "../support/keys-file.ts";
+import { type Prometheus, queryNow, startPrometheus } from "../support/prometheus-server.ts";
 import { prometheusTool } from "../support/prometheus-tools.ts";
 import { type System, startSystem, waitFor } from "../support/system.ts";
 
 /** A real Prometheus scrapes a running system under load: every query of every board has something to show. */
 
 const found = prometheusTool("prometheus");
-const rules = fileURLToPath(new URL("../../helm/files/rules.yaml", import.meta.url));
 /** Long enough for several scrapes, as Grafana would choose it. */
 const WINDOW = "20s";
 
@@ -33,7 +27,7 @@ function describePrometheus(program: string): void {
   const tenant = keyFor("acme");
   let keys: KeysFile;
   let system: System;
-  let prometheus: { readonly url: string; readonly child: ChildProcess; readonly folder: string };
+  let prometheus: Prometheus;
   const counted: Counted = { requests: 0, promptTokens: 0, generatedTokens: 0 };
 
   beforeAll(async () => {
@@ -52,11 +46,7 @@ function describePrometheus(program: string): void {
   }, 150_000);
 
   afterAll(async () => {
-    if (prometheus !== undefined) {
-      prometheus.child.kill("SIGTERM");
-      await new Promise((resolve) => prometheus.child.once("exit", resolve));
-      rmSync(prometheus.folder, { recursive: true, force: true });
-    }
+    await prometheus?.[Symbol.asyncDispose]();
     expect(await system?.stop()).toBe(0);
     await keys?.[Symbol.asyncDispose]();
   }, 90_000);
@@ -79,7 +69,7 @@ function describePrometheus(program: string): void {
       "data for every query",
       async () => {
         for (const [where, expr] of lacking) {
-          const values = await ask(prometheus.url, expr);
+          const values = await queryNow(prometheus.url, expr);
           if (values.some(Number.isFinite)) lacking.delete(where);
         }
         return lacking.size === 0 ? true : null;
@@ -104,7 +94,7 @@ function describePrometheus(program: string): void {
       await waitFor(
         `${expr} to be ${value}`,
         async () => {
-          last = await ask(prometheus.url, expr);
+          last = await queryNow(prometheus.url, expr);
           return last[0] === value ? true : null;
         },
         15_000,
@@ -135,47 +125,4 @@ async function keepAsking(
     counted.promptTokens += body.usage.prompt_tokens;
     counted.generatedTokens += body.usage.completion_tokens;
   }
-}
-
-async function startPrometheus(program: string, targets: readonly string[]) {
-  const folder = mkdtempSync(join(tmpdir(), "margay-prometheus-"));
-  const port = await freePort();
-  const config = {
-    global: { scrape_interval: "1s", scrape_timeout: "1s", evaluation_interval: "1s" },
-    rule_files: [rules],
-    scrape_configs: [
-      { job_name: "margay", static_configs: [{ targets: targets.map((target) => target.replace("http://", "")) }] },
-    ],
-  };
-  writeFileSync(join(folder, "prometheus.yml"), JSON.stringify(config));
-  const child = spawn(
-    program,
-    [
-      `--config.file=${join(folder, "prometheus.yml")}`,
-      `--storage.tsdb.path=${join(folder, "data")}`,
-      `--web.listen-address=127.0.0.1:${port}`,
-    ],
-    { stdio: ["ignore", "ignore", "pipe"] },
-  );
-  let log = "";
-  child.stderr!.on("data", (bytes: Buffer) => (log += bytes.toString()));
-  const url = `http://127.0.0.1:${port}`;
-  await waitFor(
-    "Prometheus to be ready",
-    async () => ((await fetch(`${url}/-/ready`).catch(() => null))?.ok ? true : null),
-    30_000,
-    () => log,
-  );
-  return { url, child, folder };
-}
-
-/** Values of an instant query, one per series. */
-async function ask(url: string, query: string): Promise<readonly number[]> {
-  const response = await fetch(`${url}/api/v1/query?${new URLSearchParams({ query })}`);
-  const answer = (await response.json()) as {
-    readonly error?: string;
-    readonly data?: { readonly result: readonly { readonly value: readonly [number, string] }[] };
-  };
-  if (answer.data === undefined) throw new Error(`${query}: ${answer.error}`);
-  return answer.data.result.map(({ value }) => Number(value[1]));
 }
