@@ -29,9 +29,12 @@ const MOST_BLOCKS = 1_000_000;
  *
  * I1 events are obeyed in order and without a gap; those above one wait for the replay or snapshot that closes it
  * I2 a wrong belief costs time, never correctness: the decode rank decides what it has
+ * I3 the ranks of a block are exactly those that have it among their own
  */
 export class PrefixIndex implements PrefixLookup {
   readonly #ranks = new Map<RankId, RankPrefixes>();
+  /** By block the ranks that have it, one alone as itself. Of a thousand ranks few know how a prompt begins: only they are asked. */
+  readonly #holders = new Map<string, RankId | Set<RankId>>();
   readonly #mostBlocks: number;
 
   constructor(mostBlocks: number = MOST_BLOCKS) {
@@ -47,6 +50,7 @@ export class PrefixIndex implements PrefixLookup {
   follow(events: KvEvents): boolean {
     let known = this.#ranks.get(events.rankId);
     if (known === undefined || known.epoch < events.epoch) {
+      this.forget(events.rankId);
       known = { epoch: events.epoch, seq: -1, hashes: new Set(), ahead: [] };
       this.#ranks.set(events.rankId, known);
     }
@@ -57,8 +61,10 @@ export class PrefixIndex implements PrefixLookup {
       return false;
     }
     known.seq = events.seq;
-    for (const hash of splitHashes(events.removed)) known.hashes.delete(hash);
-    for (const hash of splitHashes(events.stored)) if (known.hashes.size < this.#mostBlocks) known.hashes.add(hash);
+    for (const hash of splitHashes(events.removed)) {
+      if (known.hashes.delete(hash)) this.#withoutHolder(hash, events.rankId);
+    }
+    this.#store(events.rankId, known, splitHashes(events.stored));
     return true;
   }
 
@@ -82,12 +88,10 @@ export class PrefixIndex implements PrefixLookup {
     if (known !== undefined && known.epoch > snapshot.epoch) return;
     const sameEpoch = known?.epoch === snapshot.epoch;
     if (sameEpoch && known.seq >= snapshot.seq) return;
-    this.#ranks.set(snapshot.rankId, {
-      epoch: snapshot.epoch,
-      seq: snapshot.seq,
-      hashes: new Set(splitHashes(snapshot.hashes).slice(0, this.#mostBlocks)),
-      ahead: [],
-    });
+    this.forget(snapshot.rankId);
+    const restored: RankPrefixes = { epoch: snapshot.epoch, seq: snapshot.seq, hashes: new Set(), ahead: [] };
+    this.#ranks.set(snapshot.rankId, restored);
+    this.#store(snapshot.rankId, restored, splitHashes(snapshot.hashes));
     if (sameEpoch) for (const events of known.ahead) this.follow(events);
   }
 
@@ -99,14 +103,34 @@ export class PrefixIndex implements PrefixLookup {
   }
 
   forget(rankId: RankId): void {
+    for (const hash of this.#ranks.get(rankId)?.hashes ?? []) this.#withoutHolder(hash, rankId);
     this.#ranks.delete(rankId);
   }
 
   cachedBlocks(rankId: RankId, hashes: readonly string[]): number {
-    const known = this.#ranks.get(rankId);
+    const holders = this.#holders.get(hashes[0] ?? "");
+    const begins = typeof holders === "string" ? holders === rankId : holders?.has(rankId);
+    const known = begins === true ? this.#ranks.get(rankId) : undefined;
     if (known === undefined) return 0;
-    let count = 0;
+    let count = 1;
     while (count < hashes.length && known.hashes.has(hashes[count]!)) count++;
     return count;
+  }
+
+  #store(rankId: RankId, { hashes }: RankPrefixes, stored: readonly string[]): void {
+    for (const hash of stored) {
+      if (hashes.size >= this.#mostBlocks) return;
+      hashes.add(hash);
+      const holders = this.#holders.get(hash);
+      if (holders === undefined) this.#holders.set(hash, rankId);
+      else if (typeof holders !== "string") holders.add(rankId);
+      else if (holders !== rankId) this.#holders.set(hash, new Set([holders, rankId]));
+    }
+  }
+
+  #withoutHolder(hash: string, rankId: RankId): void {
+    const holders = this.#holders.get(hash);
+    if (typeof holders === "object") holders.delete(rankId);
+    if (holders === rankId || (typeof holders === "object" && holders.size === 0)) this.#holders.delete(hash);
   }
 }

@@ -57,13 +57,13 @@ export function place(fleet: FleetSnapshot, prefixes: PrefixLookup, query: Place
   }
   if (decodes.length === 0) return { kind: "wait", missing: "decode" };
 
-  // Ranked once for all decode ranks: with every prefill rank full, each of them would look in vain.
-  let prefills: readonly Rank[] | null = null;
-  for (const { rank: decode, cachedTokens } of decodes.sort(byScore)) {
+  // Scored once for all decode ranks: with every prefill rank full, each of them would look in vain.
+  let prefills: readonly Scored[] | null = null;
+  for (const { rank: decode, cachedTokens } of fromTheBest(decodes)) {
     if (splitOrLocal(query, cachedTokens) === "local") return { kind: "local", decode };
     prefills ??= openPrefills(fleet, prefixes, query, nowMs);
-    const prefill = prefills.find((rank) => isPair(fleet, rank, decode, nowMs));
-    if (prefill !== undefined) return { kind: "split", prefill, decode };
+    const prefill = bestFor(decode, prefills, fleet, nowMs);
+    if (prefill !== null) return { kind: "split", prefill, decode };
   }
   const needed = blocksOf(query.promptTokens);
   return tooLarge(ranksOf(fleet, query.model, "prefill"), () => needed) ?? { kind: "wait", missing: "prefill" };
@@ -82,16 +82,32 @@ export function choosePrefill(
   decode: Rank,
   nowMs: number,
 ): Rank | null {
-  return openPrefills(fleet, prefixes, query, nowMs).find((rank) => isPair(fleet, rank, decode, nowMs)) ?? null;
+  return bestFor(decode, openPrefills(fleet, prefixes, query, nowMs), fleet, nowMs);
 }
 
-/** Prefill ranks that could begin soon, the one that would be done first with this prompt first. */
+/** The best of those that may talk to `decode`. */
+function bestFor(decode: Rank, prefills: readonly Scored[], fleet: FleetSnapshot, nowMs: number): Rank | null {
+  let best: Scored | null = null;
+  for (const one of prefills) {
+    if ((best === null || byScore(one, best) < 0) && isPair(fleet, one.rank, decode, nowMs)) best = one;
+  }
+  return best?.rank ?? null;
+}
+
+/** All of them, the best first. Nearly always the first one will do: the others are sorted when they are asked for. */
+function* fromTheBest(scored: readonly Scored[]): Generator<Scored> {
+  const best = scored.reduce((a, b) => (byScore(b, a) < 0 ? b : a));
+  yield best;
+  for (const one of scored.toSorted(byScore)) if (one !== best) yield one;
+}
+
+/** Prefill ranks that could begin soon; the one that would be done first with this prompt has the highest score. */
 function openPrefills(
   fleet: FleetSnapshot,
   prefixes: PrefixLookup,
   query: PlacementQuery,
   nowMs: number,
-): readonly Rank[] {
+): readonly Scored[] {
   const needed = blocksOf(query.promptTokens);
   const open: Scored[] = [];
   for (const rank of ranksOf(fleet, query.model, "prefill")) {
@@ -100,7 +116,7 @@ function openPrefills(
     const seconds = secondsToFinish(rank, query.promptTokens - cachedTokens);
     open.push({ rank, cachedTokens, score: -seconds - (query.avoid.has(rank.rankId) ? 1e6 : 0) });
   }
-  return open.sort(byScore).map(({ rank }) => rank);
+  return open;
 }
 
 /** KV made by one can be read by the other, and the way between them did not fail a moment ago. */

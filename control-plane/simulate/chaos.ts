@@ -100,6 +100,7 @@ async function play(
               checkAnswer(one, expected, {
                 calm: options.calm === true,
                 orphaned: controlPlanes[gateway]!.thread.dead,
+                frozenMs: frozenSince(scenario, one.sentMs),
               }),
             );
           },
@@ -110,9 +111,7 @@ async function play(
     });
   }
   const all = (): boolean => answered === scenario.requests.length;
-  // A frozen control plane answers late: its own clock stood still as well.
-  const frozenMs = scenario.faults.reduce((sum, one) => sum + (one.kind === "gateway-freeze" ? one.ms : 0), 0);
-  await time.run(lastMs + REQUEST_MS + frozenMs + 2_000, all, afterEach);
+  await time.run(lastMs + REQUEST_MS + frozenSince(scenario, 0) + 2_000, all, afterEach);
   if (!all()) {
     const none = calls.find(({ answer }) => answer === null);
     throw new InvariantBroken("answers", `request ${none?.request.number} has none at its deadline`);
@@ -122,4 +121,10 @@ async function play(
     throw new InvariantBroken("everything is given back", heldIn(world).join("; "));
   }
   for (const [number, one] of controlPlanes.entries()) if (!one.thread.dead) await checkCounts(number, one, calls);
+}
+
+/** How long a control plane may have stood still since then, all its freezes together. */
+function frozenSince({ faults }: Scenario, sinceMs: number): number {
+  const freezes = faults.filter((one) => one.kind === "gateway-freeze");
+  return freezes.reduce((sum, { atMs, ms }) => sum + (atMs + ms > sinceMs ? ms : 0), 0);
 }

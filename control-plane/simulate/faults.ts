@@ -79,10 +79,12 @@ function bring(world: SimWorld, fault: Fault, random: Random, note: (what: () =>
       }
       return;
     case "pages": {
+      // Several of them may be under way, and end in any order.
       const before = world.fabric.fault;
-      world.fabric.fault = (page, port) => (chance(random, fault.share) ? fateOf(random) : before(page, port));
+      let over = false;
+      world.fabric.fault = (page, port) => (!over && chance(random, fault.share) ? fateOf(random) : before(page, port));
       time.after(fault.ms, () => {
-        world.fabric.fault = before;
+        over = true;
       });
       return;
     }

@@ -57,16 +57,19 @@ export function checkText({ request, text }: Call, expected: ExpectedAnswer): vo
   throw new InvariantBroken("tokens", `request ${request.number} was told ${shown(text)}, not ${shown(expected.text)}`);
 }
 
-/** One answer, in time, right or a failure that may happen. `orphaned`: its control plane has died. */
+/**
+ * One answer, in time, right or a failure that may happen. `orphaned`: its control plane has died; `frozenMs`: so long at most
+ * it stood still meanwhile, and its clock with it.
+ */
 export function checkAnswer(
   call: Call,
   expected: ExpectedAnswer,
-  { calm, orphaned }: { readonly calm: boolean; readonly orphaned: boolean },
+  { calm, orphaned, frozenMs }: { readonly calm: boolean; readonly orphaned: boolean; readonly frozenMs: number },
 ): void {
   const { request, answer, sentMs, answeredMs } = call;
   if (answer === null) throw new InvariantBroken("answers", `request ${request.number} has none`);
   const tookMs = Math.round(answeredMs - sentMs);
-  if (answer.kind !== "broken" && tookMs > REQUEST_MS + TOLD_MS) {
+  if (answer.kind !== "broken" && tookMs > REQUEST_MS + TOLD_MS + frozenMs) {
     throw new InvariantBroken("deadlines", `request ${request.number} was answered after ${tookMs} ms`);
   }
   checkText({ ...call, text: answer.text }, expected);

@@ -117,4 +117,39 @@ describe("an index of prefixes", () => {
       for (let i = 0; i < 12; i++) expect(cached([`h${i}`])).toBe(truth.has(`h${i}`) ? 1 : 0);
     }
   });
+
+  test("I3: of many ranks each is believed to have what it told, whoever else has it, and nothing once it is forgotten", () => {
+    const random = fakeRandom(3);
+    const pick = (count: number): number => Math.floor(random.uniform() * count);
+    const truth = new Map<RankId, { epoch: number; seq: number; names: Set<string> }>();
+    for (let turn = 0; turn < 2_000; turn++) {
+      const one = `d${pick(6)}` as RankId;
+      const known = truth.get(one) ?? { epoch: 1, seq: 0, names: new Set<string>() };
+      truth.set(one, known);
+      const some = Array.from({ length: pick(4) }, () => `h${pick(8)}`);
+      const what = pick(20);
+      if (what === 0) {
+        index.forget(one);
+        truth.delete(one);
+      } else if (what === 1) {
+        Object.assign(known, { seq: known.seq + 5, names: new Set(some) });
+        index.restore({ ...snapshot(known.seq++, some, known.epoch), rankId: one });
+      } else {
+        if (what === 2) Object.assign(known, { epoch: known.epoch + 1, seq: 0, names: new Set() });
+        const removed = [...known.names].filter(() => random.uniform() < 0.3);
+        for (const name of removed) known.names.delete(name);
+        for (const name of some) known.names.add(name);
+        const seq = known.seq++;
+        // A rank that was forgotten tells from where it was: the index asks for everything.
+        const followed = index.follow({ ...event(seq, some, removed, known.epoch), rankId: one });
+        if (!followed) index.restore({ ...snapshot(seq, [...known.names], known.epoch), rankId: one });
+      }
+      for (let h = 0; h < 8; h++) {
+        for (let d = 0; d < 6; d++) {
+          const has = truth.get(`d${d}` as RankId)?.names.has(`h${h}`) ?? false;
+          expect(index.cachedBlocks(`d${d}` as RankId, [hash(`h${h}`)])).toBe(has ? 1 : 0);
+        }
+      }
+    }
+  });
 });
