@@ -2,6 +2,7 @@ import { execFile } from "node:child_process";
 import { chmod, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { KubeError } from "../../control-plane/kube/kube-api.ts";
 import { chartFolder, kubernetesTool, type Tool } from "../support/kubernetes-tools.ts";
 import { waitFor } from "../support/system.ts";
 import type { KubeWorld } from "./kube-world.ts";
@@ -87,8 +88,7 @@ export class Release {
   }
 
   async pods(selector: string): Promise<readonly PodInfo[]> {
-    const query = { labelSelector: selector };
-    const list = await this.#world.api.call({ method: "GET", path: PODS, query });
+    const list = await this.#read(PODS, { labelSelector: selector });
     return (list as { readonly items: readonly WirePod[] }).items.map(({ metadata, spec, status }) => ({
       name: metadata.name,
       uid: metadata.uid,
@@ -141,10 +141,20 @@ export class Release {
   /** Of the control plane that leads: the pod's name; empty while none does. */
   async leader(): Promise<string> {
     const path = `/apis/coordination.k8s.io/v1/namespaces/${NAMESPACE}/leases/${NAME}`;
-    const lease = (await this.#world.api.call({ method: "GET", path })) as {
+    const lease = (await this.#read(path)) as {
       readonly spec: { readonly holderIdentity?: string };
     };
     return (lease.spec.holderIdentity ?? "").split("_")[0]!;
+  }
+
+  /** Asks again while the API server does not answer: on a crowded machine it may be slower than a caller waits. */
+  #read(path: string, query: Readonly<Record<string, string>> = {}): Promise<unknown> {
+    const ask = () =>
+      this.#world.api.call({ method: "GET", path, query }).catch((error: unknown) => {
+        if (error instanceof KubeError && !error.refused) return null;
+        throw error;
+      });
+    return waitFor(`an answer to GET ${path}`, ask, WAIT_MS);
   }
 
   /** What its processes wrote. */

@@ -120,8 +120,9 @@ export class TypedBus implements Bus {
     return this.#link.listen(subject, queue ?? null, (delivery) => {
       const message = this.#read(subject, query, delivery);
       if (message === null) {
+        // The sender held it against the same schema: one of the two is of another version, or it was damaged on its way.
         if (delivery.reply !== null) {
-          this.#refuse(delivery.reply, new MargayError("invalid_request", "The message is not of its schema."));
+          this.#refuse(delivery.reply, new MargayError("incompatible", "The message is not of its schema."));
         }
         return;
       }
