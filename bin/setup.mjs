@@ -5,6 +5,7 @@
 //   node bin/setup.mjs start                ... then `margay up`
 //   node bin/setup.mjs test [vitest args]   ... then the test suite
 //   node bin/setup.mjs bench|soak [args]    ... then the benchmarks, or the long soak
+//   node bin/setup.mjs panels               ... then the dashboards' pictures: docs/dashboards
 //   node bin/setup.mjs margay [args]        ... then the command line
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
@@ -26,6 +27,7 @@ const COMMANDS = {
   test: { dev: true, argv: ["node_modules/vitest/vitest.mjs", "run"] },
   bench: { dev: true, argv: ["test/bench/bench.ts"] },
   soak: { dev: true, argv: ["test/bench/soak.ts"] },
+  panels: { dev: true, argv: ["test/monitoring/draw-panels.ts"] },
 };
 
 /** Runs a program to its end; its output is shown only when it fails. */

@@ -76,10 +76,13 @@ export async function queryNow(url: string, query: string): Promise<readonly num
   return result.map(({ value }) => Number(value[1]));
 }
 
-/** What a query gave each second of the last `seconds`. */
-export async function queryRange(url: string, query: string, seconds: number): Promise<readonly RangeSeries[]> {
-  const now = Math.floor(Date.now() / 1000);
-  const range = { query, start: String(now - seconds), end: String(now), step: "1" };
+/** What a query gave each second from one time to another, in epoch seconds. */
+export async function queryRange(
+  url: string,
+  query: string,
+  [from, to]: readonly [number, number],
+): Promise<readonly RangeSeries[]> {
+  const range = { query, start: String(from), end: String(to), step: "1" };
   const result = await answerOf<{
     readonly metric: Readonly<Record<string, string>>;
     readonly values: readonly (readonly [number, string])[];

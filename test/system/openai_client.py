@@ -30,7 +30,7 @@ TOOL = {
         },
     },
 }
-client = OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=60)
+client = OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=600)
 
 
 def body(words, thinking=False, **more):
@@ -95,7 +95,7 @@ def abort():
 
 
 def retried():
-    patient = OpenAI(base_url=f"{BUSY_URL}/v1", api_key="none", max_retries=2, timeout=60)
+    patient = OpenAI(base_url=f"{BUSY_URL}/v1", api_key="none", max_retries=2, timeout=600)
     return patient.chat.completions.create(**body(CAPITAL)).choices[0].message.content
 
 

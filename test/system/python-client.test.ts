@@ -31,7 +31,7 @@ function describeClient({ python, env }: PythonWithPackage): void {
       return {};
     });
     const argv = [script, system.url, busy.url];
-    const { stdout } = await promisify(execFile)(python, argv, { env: { ...env }, timeout: 180_000 });
+    const { stdout } = await promisify(execFile)(python, argv, { env: { ...env }, timeout: 240_000 });
     seen = JSON.parse(stdout);
   }, 300_000);
   afterAll(async () => expect(await system?.stop()).toBe(0), 90_000);

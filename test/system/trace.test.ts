@@ -1,11 +1,15 @@
+import { writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { TimelineResponse } from "#protocol/timeline.ts";
 import { type Answer, stream } from "../support/client.ts";
 import { type OtlpReceiver, startOtlpReceiver } from "../support/otlp-receiver.ts";
+import { spanChart } from "../support/span-chart.ts";
 import { runCli, type System, startSystem, waitFor } from "../support/system.ts";
 
 /** One request whose decode process is killed: a collector has its whole way in one trace, and so has its timeline. */
 
+const PICTURE = fileURLToPath(new URL("../../docs/trace-of-a-migrated-request.svg", import.meta.url));
 const TRACE = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER = "00f067aa0ba902b7";
 const PROMPT = "a secret that no trace may hold, said many times: ".repeat(12);
@@ -97,6 +101,13 @@ test("one trace tells of it, from the caller's span to the last token", async ()
   expect(named("take pages").length).toBeGreaterThanOrEqual(1);
   for (const body of collector.bodies) expect(body).not.toContain("secret");
 }, 60_000);
+
+test("it can be drawn: every span once, the two placements linked", () => {
+  const drawn = spanChart("A request whose decode process was killed", collector.spans);
+  expect(drawn.match(/class="span"/g)).toHaveLength(collector.spans.length);
+  expect(drawn.match(/class="link"/g)!.length).toBeGreaterThanOrEqual(1);
+  if (process.env.WRITE_DOCS === "1") writeFileSync(PICTURE, drawn);
+});
 
 test("its timeline tells which ranks, why, what each phase took, and the retry", async () => {
   const response = await fetch(`${system.url}/v1/requests/${requestId}/timeline`);
