@@ -326,13 +326,13 @@ export class Gateway {
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     addResponseRoutes(app, host);
-    addTokenizationRoutes(app, models, this.#prompts);
+    addTokenizationRoutes(app, host);
     addRequestList(app, this.#options.latest);
     app.get("/v1/fleet", (request) => fleetView(this.#options.operator, callerOf(request)));
     app.get<{ Params: { id: string } }>("/v1/requests/:id/timeline", (request) =>
       this.#timelines.find(request.params.id, callerOf(request).tenant.name),
     );
-    app.post(`${MESSAGES_PATH}/count_tokens`, (request) => countTokens(host, request));
+    app.post(`${MESSAGES_PATH}/count_tokens`, (request, reply) => countTokens(host, request, reply));
     app.get("/v1/models", (request) => {
       const caller = callerOf(request);
       return modelList([...models.values()].filter((model) => mayUse(caller, model.name)));

@@ -13,6 +13,7 @@ import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
 import type { StreamDialect } from "./sse.ts";
 import { storyHeaders } from "./story.ts";
 import { constraintOf } from "./structured-output.ts";
+import { underLimits } from "./under-limits.ts";
 
 const ERROR_TYPES: Readonly<Record<number, string>> = {
   400: "invalid_request_error",
@@ -80,9 +81,10 @@ export async function createMessage(host: GenerationHost, request: FastifyReques
 }
 
 /** Answers `POST /v1/messages/count_tokens`. */
-export async function countTokens(host: GenerationHost, request: FastifyRequest): Promise<object> {
+export async function countTokens(host: GenerationHost, request: FastifyRequest, reply: FastifyReply): Promise<object> {
   const body = parseRequest(CountTokensRequest, request.body);
-  const { tokens } = await promptOf(host, findModel(host.models, body.model), body);
+  const model = findModel(host.models, body.model);
+  const { tokens } = await underLimits(host.tenancy, request, reply, model, () => promptOf(host, model, body));
   return { input_tokens: tokens.length };
 }
 

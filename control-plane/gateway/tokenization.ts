@@ -4,10 +4,11 @@ import type { Prompts } from "../chat/prompts.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import { callerOf, requireModel } from "./auth.ts";
 import { ChatMessage, MAX_TOOLS, Tool } from "./chat-schema.ts";
-import { findModel, parseRequest } from "./generation-host.ts";
+import { findModel, type GenerationHost, parseRequest } from "./generation-host.ts";
 import { refuse } from "./http-errors.ts";
 import { flag, must, onlyNeutral, wholeFrom } from "./must.ts";
 import { checkIds } from "./sampling-params.ts";
+import { underLimits } from "./under-limits.ts";
 
 /** Most characters of one text; a token has at least one byte, so no prompt that fits any model is longer than this. */
 const MAX_CHARACTERS = 16_777_216;
@@ -50,25 +51,23 @@ export const TokenizeResponse = z.strictObject({
 export const DetokenizeResponse = z.strictObject({ prompt: z.string() });
 
 /** vLLM's `/tokenize` and `/detokenize`. */
-export function addTokenizationRoutes(
-  app: FastifyInstance,
-  models: ReadonlyMap<string, ServedModel>,
-  prompts: Prompts,
-): void {
-  app.post("/tokenize", async (request) => {
+export function addTokenizationRoutes(app: FastifyInstance, host: GenerationHost): void {
+  const { models, prompts, tenancy } = host;
+  app.post("/tokenize", async (request, reply) => {
     const body = parseRequest(TokenizeRequest, request.body);
     const served = theModel(models, body.model);
     requireModel(callerOf(request), served.name);
-    const tokens = await tokensOf(prompts, served, body);
+    const tokens = await underLimits(tenancy, request, reply, served, () => tokensOf(prompts, served, body));
     const strings = body.return_token_strs === true ? Array.from(tokens, (id) => served.tokenizer.tokenText(id)) : null;
     return { count: tokens.length, max_model_len: served.contextLength, tokens: [...tokens], token_strs: strings };
   });
-  app.post("/detokenize", (request) => {
+  app.post("/detokenize", async (request, reply) => {
     const body = parseRequest(DetokenizeRequest, request.body);
     const served = theModel(models, body.model);
     requireModel(callerOf(request), served.name);
     checkIds(body.tokens, served, "tokens");
-    return { prompt: served.tokenizer.decode(body.tokens) };
+    const prompt = await underLimits(tenancy, request, reply, served, () => served.tokenizer.decode(body.tokens));
+    return { prompt };
   });
 }
 

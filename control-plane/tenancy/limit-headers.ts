@@ -7,8 +7,10 @@ import { type Amounts, untilFull } from "./token-bucket.ts";
  */
 export function limitHeaders(limits: Limits, left: Amounts): Readonly<Record<string, string>> {
   const headers: Record<string, string> = {};
-  const tell = (name: string, limit: number | null, remaining: number): void => {
+  const tell = (name: string, limit: number | null, left: number): void => {
     if (limit === null) return;
+    // What was leased and what the bucket regained since may be more than it holds.
+    const remaining = Math.min(left, limit);
     headers[`x-ratelimit-limit-${name}`] = String(limit);
     headers[`x-ratelimit-remaining-${name}`] = String(remaining);
     headers[`x-ratelimit-reset-${name}`] = durationOf(untilFull(remaining, limit));

@@ -3,6 +3,7 @@ import { systemClock } from "#service/clock.ts";
 import { openLoop } from "../../control-plane/load/load-request.ts";
 import { runLoad } from "../../control-plane/load/load-run.ts";
 import { type LoadTarget, streamOne } from "../../control-plane/load/stream-one.ts";
+import { collectGarbage } from "./collect-garbage.ts";
 import { bareServer, GatewayGround, type Pace, type Server } from "./gateway/ground.ts";
 import { OpenStream } from "./gateway/open-stream.ts";
 import type { BenchOptions } from "./options.ts";
@@ -257,13 +258,15 @@ async function idle(ground: GatewayGround, options: BenchOptions): Promise<void>
     streams = await open(gateway.url, ground.keys.one, count, 1_000);
     await sleep(5_000);
     const after = resident();
+    await collectGarbage(gateway.pid);
+    const kept = resident();
     print({
       title: `${count} streams that wait for their next token`,
       machine: machine(),
       workload: "a connection each; the first token was told",
       rows: [
-        ["gateway, resident MiB", "none", `${count} streams`],
-        ["", before.toFixed(0), after.toFixed(0)],
+        ["gateway, resident MiB", "none", `${count} streams`, "garbage collected"],
+        ["", before.toFixed(0), after.toFixed(0), kept.toFixed(0)],
       ],
       notMeasured: "the kernel's buffers of the connections.",
     });

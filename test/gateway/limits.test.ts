@@ -54,6 +54,28 @@ describe("a tenant's limits", () => {
     expect((await readStream(stream)).done).toBe(true);
   });
 
+  test("hold for tokenizing and counting as well, which use no tokens", async () => {
+    await using file = await KeysFile.with(limited({ requestsPerMinute: 3, tokensPerMinute: 5_000 }));
+    await using harness = await startHarness(hello, { tenancy: await tenancyOf(file) });
+    const asked = [
+      ["/tokenize", { model: "nano", prompt: "Hello you." }],
+      ["/detokenize", { model: "nano", tokens: [300, 301] }],
+      ["/v1/messages/count_tokens", { model: "nano", messages: [{ role: "user", content: "Hi" }] }],
+    ] as const;
+    for (const [index, [path, body]] of asked.entries()) {
+      const answer = await harness.post(path, body, { headers });
+      expect([path, answer.status]).toEqual([path, 200]);
+      expect(answer.headers.get("x-ratelimit-remaining-requests")).toBe(String(2 - index));
+      expect(answer.headers.get("x-ratelimit-remaining-tokens")).toBe("5000");
+    }
+    for (const [path, body] of asked) {
+      const refused = await harness.post(path, body, { headers });
+      expect([path, refused.status]).toEqual([path, 429]);
+      expect(Number(refused.headers.get("retry-after"))).toBeGreaterThan(0);
+      expect((await harness.post(path, body)).status).toBe(401);
+    }
+  });
+
   test("an OpenAI client waits for its turn by itself", async () => {
     await using file = await KeysFile.with(limited({ requestsPerMinute: 60 }));
     await using harness = await startHarness(hello, { tenancy: await tenancyOf(file) });
