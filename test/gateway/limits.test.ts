@@ -45,7 +45,9 @@ describe("a tenant's limits", () => {
       },
       { tenancy: await tenancyOf(file) },
     );
-    const stream = await harness.chat({ stream: true }, { headers });
+    // So much that the bucket needs a third of a minute to have it back.
+    const messages = [{ role: "user", content: "Hello you. ".repeat(600) }];
+    const stream = await harness.chat({ stream: true, messages }, { headers });
     expect(stream.headers.get("x-ratelimit-limit-tokens")).toBe("5000");
     expect(Number(stream.headers.get("x-ratelimit-remaining-tokens"))).toBeLessThan(5_000);
     const refused = await harness.chat({ stream: true }, { headers });
