@@ -5,7 +5,7 @@ export interface Share {
   readonly tenant: string;
   /** What the tenant gets of a busy system, against the weights of others. */
   readonly weight: number;
-  /** 1: before others, 0, or -1: after them. */
+  /** 1: before others, 0, -1: after them, or IDLE_URGENCY. */
   readonly urgency: number;
 }
 
@@ -34,6 +34,8 @@ interface Lane<Q> {
 export const HEAD_START_MS = 10_000;
 /** Of those that come back: before every class. */
 const AGAIN = 2;
+/** Of what nobody waits for: after every class, however long it waits. */
+export const IDLE_URGENCY = -2;
 
 /**
  * Owns the requests of one model that wait, and how much each tenant was served.
@@ -47,6 +49,7 @@ const AGAIN = 2;
  *    for nothing is no credit
  * F3 what other control planes served a tenant counts here as well, from when it is heard
  * F4 classes age: the head of a lower one goes first once it came HEAD_START_MS before the head of a higher one
+ * F5 the idle class does not age, comes back behind all others as well, and makes room for everybody in a full queue
  */
 export class FairQueue<Q extends Queued> {
   readonly #lanes = new Map<string, Lane<Q>>();
@@ -96,7 +99,7 @@ export class FairQueue<Q extends Queued> {
       const aheadMs = urgency * HEAD_START_MS + (nowMs - head.arrivedMs);
       if (aheadMs > bestMs) [best, bestMs] = [head, aheadMs];
     }
-    return best;
+    return best ?? this.#head(IDLE_URGENCY);
   }
 
   /** It has its seat: its prompt is charged, unless that was done already. */
@@ -147,8 +150,13 @@ export class FairQueue<Q extends Queued> {
    */
   crowdedOut(newcomer: Share): Q | null {
     const own = ((this.#lanes.get(newcomer.tenant)?.size ?? 0) + 1) / newcomer.weight;
+    if (newcomer.urgency === IDLE_URGENCY) return null;
     let most = own;
     let victim: Q | null = null;
+    for (const { waiting } of this.#lanes.values()) {
+      const last = waiting.get(IDLE_URGENCY)?.at(-1);
+      if (last !== undefined) return last;
+    }
     for (const lane of this.#lanes.values()) {
       if (lane.size / lane.weight <= most) continue;
       const last = [-1, 0, 1].map((urgency) => lane.waiting.get(urgency)?.at(-1)).find((one) => one !== undefined);
@@ -189,5 +197,6 @@ export class FairQueue<Q extends Queued> {
 }
 
 function classOf({ again, share }: Queued): number {
+  if (share.urgency === IDLE_URGENCY) return IDLE_URGENCY;
   return again ? AGAIN : Math.sign(share.urgency);
 }

@@ -1,9 +1,11 @@
 import type { TLSSocket } from "node:tls";
 import type { FastifyRequest } from "fastify";
 import { MargayError } from "#protocol/errors.ts";
+import type { RequestId } from "#protocol/ids.ts";
 import type { Share } from "../flow/fair-queue.ts";
 import { type Caller, mayUse, urgencyOf } from "../tenancy/caller.ts";
 import type { Tenancy } from "../tenancy/tenancy.ts";
+import type { OwnRequest, OwnRequests } from "./own-requests.ts";
 
 /** Routes that anybody may use: they tell nothing of anybody's requests. All others need a key where keys are set. */
 const OPEN_ROUTES: readonly string[] = [
@@ -17,12 +19,24 @@ const OPEN_ROUTES: readonly string[] = [
 ];
 
 const callers = new WeakMap<FastifyRequest, Caller>();
+const own = new WeakMap<FastifyRequest, OwnRequest>();
 
 /**
- * Finds out who sent the request, by its key. Throws `invalid_api_key`, or `not_allowed` where clients have to show a
- * certificate and this one's does not hold.
+ * Finds out who sent the request: this server itself, or whoever has its key. Throws `invalid_api_key`, or `not_allowed`
+ * where clients have to show a certificate and this one's does not hold.
  */
-export function authenticate(tenancy: Tenancy, request: FastifyRequest, certified: boolean): void {
+export function authenticate(
+  tenancy: Tenancy,
+  ownRequests: OwnRequests,
+  request: FastifyRequest,
+  certified: boolean,
+): void {
+  const announced = ownRequests.find(request.headers);
+  if (announced !== null) {
+    own.set(request, announced);
+    callers.set(request, announced.caller);
+    return;
+  }
   const route = request.routeOptions.url;
   // A path that nobody answers is nobody's secret.
   if (route === undefined || OPEN_ROUTES.includes(route)) return;
@@ -51,7 +65,18 @@ export function shareOf(request: FastifyRequest): Share {
   const caller = callerOf(request);
   const tier = (request.body as { readonly service_tier?: unknown } | null | undefined)?.service_tier;
   const { name, weight } = caller.tenant;
-  return { tenant: name, weight, urgency: urgencyOf(caller, typeof tier === "string" ? tier : null) };
+  const asked = urgencyOf(caller, typeof tier === "string" ? tier : null);
+  return { tenant: name, weight, urgency: own.get(request)?.urgency ?? asked };
+}
+
+/** The id under which the ledger keeps what a request used. */
+export function chargedAs(request: FastifyRequest): RequestId {
+  return own.get(request)?.chargedAs ?? (request.id as RequestId);
+}
+
+/** What says that nobody waits for the answer of a request of this server's own; null: its connection does. */
+export function leavesBy(request: FastifyRequest): AbortSignal | null {
+  return own.get(request)?.signal ?? null;
 }
 
 /** Refuses a body that names a model which its sender may not use. Throws `not_allowed`. */

@@ -13,7 +13,7 @@ import type { Share } from "../flow/fair-queue.ts";
 import type { FlowListener, FlowProgress, RequestFlow, RequestUse, Settled } from "../flow/request-flow.ts";
 import type { Caller } from "../tenancy/caller.ts";
 import { NO_TICKET, type Tenancy, type Ticket } from "../tenancy/tenancy.ts";
-import { callerOf, shareOf } from "./auth.ts";
+import { callerOf, chargedAs, leavesBy, shareOf } from "./auth.ts";
 import type { ChoiceSink } from "./choice.ts";
 import { maxWaitOf, progressComment } from "./progress.ts";
 import { beginSpan, type RequestSpan } from "./request-span.ts";
@@ -136,7 +136,9 @@ export class Exchange {
       if (!this.#response.writableFinished) this.abort(new MargayError("cancelled", "The client left."));
     };
     this.#response.once("close", onClose);
-    if (this.deserted) onClose();
+    const leaving = leavesBy(this.#reply.request);
+    leaving?.addEventListener("abort", onClose);
+    if (this.deserted || leaving?.aborted === true) onClose();
     let outcome: "ok" | ErrorCode = "ok";
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
@@ -164,6 +166,7 @@ export class Exchange {
       void this.#record(outcome, sinks);
       looks?.cancel();
       this.#response.removeListener("close", onClose);
+      leaving?.removeEventListener("abort", onClose);
       running.delete(this);
     }
   }
@@ -174,7 +177,8 @@ export class Exchange {
 
   /** Asks for the right to run. Rejects as `Tenancy.begin` does; the answer tells the limits either way. */
   async #begin(): Promise<void> {
-    const work = { requestId: this.requestId, model: this.#model.name, inputTokens: this.#inputTokens };
+    const requestId = chargedAs(this.#reply.request);
+    const work = { requestId, model: this.#model.name, inputTokens: this.#inputTokens };
     this.#ticket = await this.#host.tenancy.begin(this.caller, work, (limits) => void this.#reply.headers(limits));
     this.#reply.headers(this.#ticket.headers);
   }

@@ -5,6 +5,7 @@ import { type FastifyError, type FastifyInstance, type FastifyReply, type Fastif
 import type { Bus } from "#protocol/bus/bus.ts";
 import { MargayError } from "#protocol/errors.ts";
 import type { GatewayId } from "#protocol/ids.ts";
+import { atMost } from "#service/at-most.ts";
 import type { Clock, Random, Timer } from "#service/clock.ts";
 import type { Logger } from "#service/logger.ts";
 import type { Metrics } from "#service/metrics.ts";
@@ -13,9 +14,9 @@ import { Prompts } from "../chat/prompts.ts";
 import type { ServedModel } from "../chat/served-model.ts";
 import type { RequestFlow } from "../flow/request-flow.ts";
 import type { RecentWays, Way } from "../flow/way.ts";
-import { mayUse } from "../tenancy/caller.ts";
 import { KEY_REVOKED, type Tenancy } from "../tenancy/tenancy.ts";
-import { authenticate, callerOf, checkModel, requireModel } from "./auth.ts";
+import { authenticate, callerOf, checkModel } from "./auth.ts";
+import { BatchService } from "./batches/batch-service.ts";
 import { chatCompletions } from "./chat-completions.ts";
 import { completions } from "./completions.ts";
 import { listenFailure, refuseConnection } from "./connections.ts";
@@ -23,14 +24,14 @@ import { addConsoleRoutes } from "./console-files.ts";
 import { DOCS_HEADERS, DOCS_PAGE } from "./docs-page.ts";
 import type { EdgeTls } from "./edge-tls.ts";
 import type { Exchange, ExchangeHost } from "./exchange.ts";
+import type { FileLimits } from "./files/file-store.ts";
 import { fleetView, type OperatorView } from "./fleet-view.ts";
 import { GatewayWatch } from "./gateway-watch.ts";
-import { findModel } from "./generation-host.ts";
 import { addHealthRoutes, type Readiness } from "./health-routes.ts";
 import { errorBody, errorHeaders, fromThrown } from "./http-errors.ts";
 import { parseJsonBody } from "./json-body.ts";
 import { countTokens, createMessage, messageErrorBody } from "./messages-api.ts";
-import { modelList, modelObject } from "./models.ts";
+import { addModelRoutes } from "./models.ts";
 import { openApiDocument } from "./openapi.ts";
 import { addRequestList } from "./request-list.ts";
 import { Background } from "./responses/background.ts";
@@ -55,6 +56,9 @@ export interface GatewayConfig {
   /** Longest life of one request, milliseconds. */
   readonly requestMs: number;
   readonly responses: ResponseLimits;
+  readonly files: FileLimits;
+  /** Requests of one batch that are under way at a time. */
+  readonly batchLines: number;
 }
 
 export interface GatewayOptions {
@@ -87,6 +91,8 @@ export interface GatewayOptions {
 const CLIENT_MS = 60_000;
 /** An idle connection is closed after this: longer than the idle time of usual proxies. */
 const KEEP_ALIVE_MS = 75_000;
+/** Answers of batches are kept by then, once the last of them is there. */
+const BATCHES_MS = 2_000;
 /** A quiet time of a gateway that lingers, before it cuts what connections are left. */
 const LAST_WORD_MS = 500;
 /** Requests to these are counted, however they end. */
@@ -113,6 +119,7 @@ export class Gateway {
   readonly #log: ResponseLog;
   readonly #gateways: GatewayWatch;
   readonly #background: Background;
+  readonly #batching: BatchService;
   readonly #timelines: Timelines;
   readonly #prompts: Prompts;
   readonly #active = new Set<string>();
@@ -151,6 +158,11 @@ export class Gateway {
       ...{ log: this.#log, gateways: this.#gateways, active: this.#active },
     });
     this.#prompts = new Prompts(clock);
+    const { files, batchLines: lines, bodyLimitBytes: maxLineBytes } = config;
+    this.#batching = new BatchService({
+      ...{ bus, gatewayId, clock, random, logger, tenancy, gateways: this.#gateways, files, lines, maxLineBytes },
+      askSelf: (request) => this.#app.inject(request),
+    });
     this.#addHooks();
     this.#addRoutes();
   }
@@ -160,6 +172,7 @@ export class Gateway {
     const { host, port } = this.#options.config;
     this.#gateways.listen();
     this.#background.watch();
+    this.#batching.batches.watch();
     this.#timelines.open();
     if (host === null) {
       await this.#app.ready();
@@ -203,6 +216,7 @@ export class Gateway {
     if (this.#state !== "made" && this.#state !== "listening") return;
     const { clock } = this.#options;
     const endMs = clock.monotonic() + graceMs;
+    const left = this.#batching.batches.leave();
     if (lingerMs > 0) {
       this.#state = "lingering";
       await clock.sleep(Math.min(lingerMs, graceMs));
@@ -216,6 +230,7 @@ export class Gateway {
       this.#app.server.close();
     }
     await this.#untilIdle(endMs - clock.monotonic());
+    await atMost(clock, BATCHES_MS, left);
     await this.#close();
   }
 
@@ -243,6 +258,7 @@ export class Gateway {
   async #close(): Promise<void> {
     this.#state = "closed";
     this.#background.close();
+    this.#batching.batches.close();
     this.#timelines.close();
     this.#gateways.close();
     this.#options.tls?.close();
@@ -276,7 +292,7 @@ export class Gateway {
         return done(new MargayError("shutting_down"));
       }
       try {
-        authenticate(tenancy, request, tls?.asksClients === true);
+        authenticate(tenancy, this.#batching.own, request, tls?.asksClients === true);
         done();
       } catch (error) {
         done(error as Error);
@@ -326,6 +342,7 @@ export class Gateway {
     app.post("/v1/completions", (request, reply) => completions(host, request, reply));
     app.post(MESSAGES_PATH, (request, reply) => createMessage(host, request, reply));
     addResponseRoutes(app, host);
+    this.#batching.addRoutes(app);
     addTokenizationRoutes(app, host);
     addRequestList(app, this.#options.latest);
     app.get("/v1/fleet", (request) => fleetView(this.#options.operator, callerOf(request)));
@@ -333,15 +350,7 @@ export class Gateway {
       this.#timelines.find(request.params.id, callerOf(request).tenant.name),
     );
     app.post(`${MESSAGES_PATH}/count_tokens`, (request, reply) => countTokens(host, request, reply));
-    app.get("/v1/models", (request) => {
-      const caller = callerOf(request);
-      return modelList([...models.values()].filter((model) => mayUse(caller, model.name)));
-    });
-    app.get<{ Params: { "*": string } }>("/v1/models/*", (request) => {
-      const model = findModel(models, request.params["*"]);
-      requireModel(callerOf(request), model.name);
-      return modelObject(model);
-    });
+    addModelRoutes(app, models);
     app.get("/v1/usage", (request, reply) => usage(host, request, reply));
     const document = openApiDocument();
     app.get("/openapi.json", () => document);

@@ -1,7 +1,24 @@
+import type { FastifyInstance } from "fastify";
 import type { ServedModel } from "../chat/served-model.ts";
+import { mayUse } from "../tenancy/caller.ts";
+import { callerOf, requireModel } from "./auth.ts";
+import { findModel } from "./generation-host.ts";
+
+/** What is served, as far as the caller may use it. */
+export function addModelRoutes(app: FastifyInstance, models: ReadonlyMap<string, ServedModel>): void {
+  app.get("/v1/models", (request) => {
+    const caller = callerOf(request);
+    return modelList([...models.values()].filter((model) => mayUse(caller, model.name)));
+  });
+  app.get<{ Params: { "*": string } }>("/v1/models/*", (request) => {
+    const model = findModel(models, request.params["*"]);
+    requireModel(callerOf(request), model.name);
+    return modelObject(model);
+  });
+}
 
 /** One entry of `GET /v1/models`. */
-export function modelObject(model: ServedModel) {
+function modelObject(model: ServedModel) {
   return {
     id: model.name,
     object: "model",
@@ -12,6 +29,6 @@ export function modelObject(model: ServedModel) {
 }
 
 /** `GET /v1/models`. */
-export function modelList(models: readonly ServedModel[]) {
+function modelList(models: readonly ServedModel[]) {
   return { object: "list", data: models.map(modelObject) } as const;
 }

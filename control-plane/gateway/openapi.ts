@@ -1,8 +1,10 @@
 import { z } from "zod";
 import { FleetResponse } from "#protocol/fleet-view.ts";
 import { RequestListResponse, TimelineResponse } from "#protocol/timeline.ts";
+import { BatchesQuery, BatchListResponse, BatchRequest, BatchResponse } from "./batches/batch-shapes.ts";
 import { ChatRequest } from "./chat-schema.ts";
 import { CompletionRequest } from "./completion-schema.ts";
+import { DeletedFile, FileListResponse, FileResponse, FilesQuery, UploadForm } from "./files/file-shapes.ts";
 import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
 import { RequestsQuery } from "./request-list.ts";
 import {
@@ -34,6 +36,13 @@ const SCHEMAS = {
   ResponseStreamEvent,
   DeletedResponse,
   InputItemList,
+  UploadForm,
+  File: FileResponse,
+  FileList: FileListResponse,
+  DeletedFile,
+  BatchRequest,
+  Batch: BatchResponse,
+  BatchList: BatchListResponse,
   TokenizeRequest,
   Tokenized: TokenizeResponse,
   DetokenizeRequest,
@@ -109,6 +118,8 @@ export function openApiDocument(): object {
           parameters: inQuery(ItemsQuery),
         },
       },
+      ...FILE_PATHS,
+      ...BATCH_PATHS,
       "/tokenize": {
         post: {
           ...read(
@@ -248,3 +259,46 @@ function generation(operationId: string, summary: string, form: "Chat" | "") {
     requestBody: { required: true, content: json(form === "Chat" ? "ChatRequest" : "CompletionRequest") },
   };
 }
+
+const FILE_PATHS = {
+  "/v1/files": {
+    post: {
+      ...read("createFile", "Keeps a file, for a batch to read.", json("File")),
+      requestBody: { required: true, content: { "multipart/form-data": { schema: reference("UploadForm") } } },
+    },
+    get: {
+      ...read("listFiles", "The files kept, page by page; the latest first unless asked otherwise.", json("FileList")),
+      parameters: inQuery(FilesQuery),
+    },
+  },
+  "/v1/files/{file_id}": {
+    parameters: [inPath("file_id")],
+    get: read("getFile", "What is known of a file.", json("File")),
+    delete: read("deleteFile", "Forgets a file.", json("DeletedFile")),
+  },
+  "/v1/files/{file_id}/content": {
+    parameters: [inPath("file_id")],
+    get: read("getFileContent", "The file itself.", { "application/octet-stream": { schema: { type: "string" } } }),
+  },
+};
+
+const BATCH_PATHS = {
+  "/v1/batches": {
+    post: {
+      ...read("createBatch", "Answers the requests of a file, when nobody else waits for an answer.", json("Batch")),
+      requestBody: { required: true, content: json("BatchRequest") },
+    },
+    get: {
+      ...read("listBatches", "The batches kept, page by page, the latest first.", json("BatchList")),
+      parameters: inQuery(BatchesQuery),
+    },
+  },
+  "/v1/batches/{batch_id}": {
+    parameters: [inPath("batch_id")],
+    get: read("getBatch", "How far a batch is.", json("Batch")),
+  },
+  "/v1/batches/{batch_id}/cancel": {
+    parameters: [inPath("batch_id")],
+    post: read("cancelBatch", "Ends a batch; what is answered by then is kept.", json("Batch")),
+  },
+};

@@ -1,7 +1,9 @@
 import type { GatewayId, RankId } from "./ids.ts";
 import {
   ACCOUNT_JOURNAL,
+  BATCH_JOURNAL,
   EPOCH_BUCKET,
+  FILE_JOURNAL,
   inboxPrefix,
   LEDGER_JOURNAL,
   RESPONSE_JOURNAL,
@@ -65,6 +67,12 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       ...journalRights(RESPONSE_JOURNAL),
       subjects.responseLog("*"),
       subjects.responseMark("*"),
+      ...journalRights(FILE_JOURNAL),
+      subjects.fileHead("*", "*"),
+      subjects.fileBody("*", "*"),
+      ...journalRights(BATCH_JOURNAL),
+      subjects.batchLog("*", "*"),
+      subjects.batchMark("*", "*"),
       ...journalRights(ACCOUNT_JOURNAL),
       subjects.tenantAccount("*"),
       ...journalRights(LEDGER_JOURNAL),

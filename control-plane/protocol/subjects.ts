@@ -30,6 +30,10 @@ import type { GatewayId, RankId } from "./ids.ts";
  * Kept in a journal of the control planes:
  *   margay.response.RESPONSE.log      ResponseEntry
  *   margay.response.RESPONSE.running  ResponseEntry                       (one, while somebody has to make the response)
+ *   margay.file.TENANT.FILE.head      FileHead                            (one)
+ *   margay.file.TENANT.FILE.body      FilePart
+ *   margay.batch.TENANT.BATCH.log     BatchEntry
+ *   margay.batch.TENANT.BATCH.open    BatchEntry                          (one, while somebody has to work on it)
  *   margay.tenant.TENANT.account      TenantAccount                       (the last one)
  *   margay.ledger.YEAR.MONTH.DAY      LedgerEntry
  *   margay.usage.YEAR.MONTH.DAY       UsageDay                            (the last one)
@@ -64,6 +68,15 @@ export const subjects = {
   responseLogs: () => "margay.response.*.log",
   responseMark: (response: string) => `margay.response.${response}.running`,
   responseMarks: () => "margay.response.*.running",
+  filesAll: () => "margay.file.>",
+  fileHead: (tenant: string, file: string) => `margay.file.${tenant}.${file}.head`,
+  fileHeads: (tenant: string) => `margay.file.${tenant}.*.head`,
+  fileBody: (tenant: string, file: string) => `margay.file.${tenant}.${file}.body`,
+  batchesAll: () => "margay.batch.>",
+  batchLog: (tenant: string, batch: string) => `margay.batch.${tenant}.${batch}.log`,
+  batchLogs: (tenant: string) => `margay.batch.${tenant}.*.log`,
+  batchMark: (tenant: string, batch: string) => `margay.batch.${tenant}.${batch}.open`,
+  batchMarks: () => "margay.batch.*.*.open",
   tenantAccount: (tenant: string) => `margay.tenant.${tenant}.account`,
   tenantAccounts: () => "margay.tenant.*.account",
   /** `day`: 2026.11.24. */
@@ -82,6 +95,9 @@ export const CONTROL_PLANE_QUEUE = "control-plane";
 export const EPOCH_BUCKET = "margay-epochs";
 /** Journal of the stored responses. */
 export const RESPONSE_JOURNAL = "margay-responses";
+/** Journal of the tenants' files, and that of what became of their batches. */
+export const FILE_JOURNAL = "margay-files";
+export const BATCH_JOURNAL = "margay-batches";
 /** Journal of the tenants' accounts. */
 export const ACCOUNT_JOURNAL = "margay-limits";
 /** Journal of what requests used up, and that of its sums by day. */

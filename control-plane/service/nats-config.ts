@@ -17,7 +17,7 @@ export interface NatsConfigOptions {
 /** How long a received message may be answered: longer than any request waits. */
 const ANSWER_WITHIN = "10m";
 /** Epochs take next to nothing; the rest is for journals, which have bounds of their own. */
-const STORE_BYTES = 768 * 1024 * 1024;
+const STORE_BYTES = 5 * 1024 * 1024 * 1024;
 
 /** For journals that need not outlive the server. */
 const MEMORY_BYTES = 32 * 1024 * 1024;

@@ -247,6 +247,14 @@ export const SETTINGS = {
     "256",
     "Room for stored responses in NATS, in MiB; when it is full the oldest go.",
   ),
+  MARGAY_FILE_HOURS: setting(whole(1, 8760), "720", "How long files (`/v1/files`) and batches are kept."),
+  MARGAY_FILE_MIB: setting(
+    whole(4, 3072),
+    "256",
+    "Room for files in NATS, in MiB; a tenant's own are at most half of it, and what has no room is refused.",
+  ),
+  MARGAY_UPLOAD_MIB: setting(whole(1, 1024), "64", "Largest file of `/v1/files`, in MiB."),
+  MARGAY_BATCH_LINES: setting(whole(1, 1024), "16", "Requests of one batch that are under way at a time."),
   MARGAY_BODY_MIB: setting(whole(1, 1024), "10", "Largest request body, in MiB."),
   MARGAY_MAX_N: setting(whole(1, 128), "16", "Largest `n` of one request."),
   MARGAY_DRAIN_SECONDS: setting(

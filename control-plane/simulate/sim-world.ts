@@ -187,6 +187,8 @@ export class SimWorld {
         maxN: 1,
         requestMs: REQUEST_MS,
         responses: { maxAgeMs: 3_600_000, maxBytes: 1_048_576 },
+        files: { maxAgeMs: 3_600_000, maxBytes: 16_777_216, maxFileBytes: 4_194_304 },
+        batchLines: 4,
       },
       keysFile: null,
       models: new Map(),

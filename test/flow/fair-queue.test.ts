@@ -1,5 +1,11 @@
 import { describe, expect, test } from "vitest";
-import { FairQueue, HEAD_START_MS, type Queued, type Share } from "../../control-plane/flow/fair-queue.ts";
+import {
+  FairQueue,
+  HEAD_START_MS,
+  IDLE_URGENCY,
+  type Queued,
+  type Share,
+} from "../../control-plane/flow/fair-queue.ts";
 import { fakeRandom } from "../support/fake-clock.ts";
 import { FlowWorld, type Ride } from "../support/flow-world.ts";
 
@@ -152,6 +158,31 @@ describe("whose turn it is", () => {
     queue.take(later);
     queue.push(asking(of("a", 1, 0), 1 + HEAD_START_MS));
     expect(queue.next(20_000)).toBe(low);
+  });
+
+  test("what nobody waits for goes when nothing else does, however long it waited and whatever it lost", () => {
+    const queue = new FairQueue<Queued>();
+    const idle = asking(of("a", 1, IDLE_URGENCY), 0);
+    const lost = asking(of("b", 1, IDLE_URGENCY), 1, 10, true);
+    const low = asking(of("a", 1, -1), 1_000 * HEAD_START_MS);
+    for (const one of [idle, lost, low]) queue.push(one);
+    const order: Queued[] = [];
+    for (let next = queue.next(2_000 * HEAD_START_MS); next !== null; next = queue.next(2_000 * HEAD_START_MS)) {
+      order.push(next);
+      queue.take(next);
+    }
+    expect(order[0]).toBe(low);
+    expect(new Set(order.slice(1))).toEqual(new Set([idle, lost]));
+  });
+
+  test("what nobody waits for makes room for everybody, and takes nobody's", () => {
+    const queue = new FairQueue<Queued>();
+    const idle = asking(of("a", 1, IDLE_URGENCY), 0);
+    queue.push(asking(of("b"), 0));
+    for (let i = 0; i < 9; i++) queue.push(asking(of("c"), i));
+    expect(queue.crowdedOut(of("a", 1, IDLE_URGENCY))).toBeNull();
+    queue.push(idle);
+    expect(queue.crowdedOut(of("c"))).toBe(idle);
   });
 
   test("of one tenant and class the oldest; who lost its place goes before everybody", () => {

@@ -32,7 +32,14 @@ const USUAL = {
   max_tokens: [5, 50],
   max_output_tokens: [5, 50],
   max_completion_tokens: [5],
+  purpose: ["batch"],
+  completion_window: ["24h"],
+  metadata: [null, { a: "b" }],
+  "expires_after[anchor]": [undefined],
+  "expires_after[seconds]": [undefined],
 };
+/** Ids that a request may mean, by the name of what bears them. */
+const ID = /"id":"((?:resp|batch)_[0-9a-f]{24}|file-[0-9a-f]{24})"/;
 
 /** Sends requests made from the document and checks that the answers are those of the document. */
 class Fuzzer {
@@ -42,7 +49,7 @@ class Fuzzer {
   readonly #values: SchemaValues;
   readonly #validators = new Map<string, ValidateFunction>();
   readonly #ajv = new Ajv2020({ strict: false });
-  /** Ids of stored responses: some requests are to meet them. */
+  /** Ids of stored responses, files and batches: some requests are to meet them. */
   readonly #ids: string[] = [];
 
   constructor(harness: Harness, document: Document) {
@@ -54,7 +61,7 @@ class Fuzzer {
   async send(path: string, method: string, operation: Operation, ofPath: readonly Parameter[]): Promise<void> {
     const parameters = [...ofPath, ...(operation.parameters ?? [])];
     const query = new URLSearchParams();
-    const headers: Record<string, string> = { "content-type": "application/json" };
+    const headers: Record<string, string> = {};
     let url = path;
     for (const { name, in: where, schema } of parameters) {
       if (where === "path") url = url.replace(`{${name}}`, encodeURIComponent(this.#segment()));
@@ -68,8 +75,12 @@ class Fuzzer {
       body = this.#values.of(schema);
       for (let times = this.#random(3); times > 0; times--) body = mutate(body, this.#random);
     }
-    const written = body === undefined ? null : JSON.stringify(body);
-    const asked = `${method.toUpperCase()} ${url}?${query} ${written}`;
+    this.#name(body);
+    const form = operation.requestBody?.content["multipart/form-data"]?.schema;
+    const written = form !== undefined ? this.#form(form) : body === undefined ? null : JSON.stringify(body);
+    if (form === undefined) headers["content-type"] = "application/json";
+    const told = written instanceof FormData ? JSON.stringify([...written]) : written;
+    const asked = `${method.toUpperCase()} ${url}?${query} ${told}`;
     const response = await fetch(`${this.#harness.url}${url}?${query}`, { method, headers, body: written });
     await this.#check(operation, response, `${method} ${path}`, asked);
   }
@@ -88,7 +99,7 @@ class Fuzzer {
     if (type === "text/event-stream" && schema.type !== "string") {
       for (const [, data] of text.matchAll(/^data: (\{.*)$/gm)) this.#expectValid(schema, JSON.parse(data!), asked);
     }
-    const id = /"id":"(resp_[0-9a-f]{24})"/.exec(text)?.[1];
+    const id = ID.exec(text)?.[1];
     if (id !== undefined && status === 200) this.#ids.push(id);
   }
 
@@ -98,6 +109,29 @@ class Fuzzer {
     this.#validators.set(written, validate);
     const said = () => `${asked} -> ${JSON.stringify(value)}: ${JSON.stringify(validate.errors)}`;
     if (validate(value) !== true) throw new Error(said());
+  }
+
+  /** A form of the schema's fields, some of which are mutated; a file is now and then a real one. */
+  #form(schema: Schema): FormData {
+    const form = new FormData();
+    const fields = this.#values.of(schema) as Readonly<Record<string, unknown>>;
+    for (const [name, value] of Object.entries({ file: "", ...fields })) {
+      if (value === undefined) continue;
+      const told = this.#random(10) === 0 ? mutate(value, this.#random) : value;
+      const text = typeof told === "string" ? told : (JSON.stringify(told) ?? "");
+      const body = { model: "nano", prompt: "Hi" };
+      const line = JSON.stringify({ custom_id: "a", method: "POST", url: "/v1/completions", body });
+      if (name !== "file" || this.#random(10) === 0) form.append(name, text);
+      else form.append(name, new File([this.#random(2) === 0 ? line : text], "in.jsonl"));
+    }
+    return form;
+  }
+
+  /** A file that is there, in place of the most that name none. */
+  #name(body: unknown): void {
+    const known = this.#ids.filter((id) => id.startsWith("file-"));
+    if (typeof body !== "object" || body === null || !("input_file_id" in body) || known.length === 0) return;
+    if (this.#random(4) > 0) body.input_file_id = known[this.#random(known.length)];
   }
 
   #segment(): string {

@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { Bus } from "#protocol/bus/bus.ts";
 import { MemoryNetwork } from "#protocol/bus/memory-bus.ts";
 import type { MargayError } from "#protocol/errors.ts";
-import { RESPONSE_JOURNAL, subjects } from "#protocol/subjects.ts";
+import { FILE_JOURNAL, RESPONSE_JOURNAL, subjects } from "#protocol/subjects.ts";
 import { systemClock, systemRandom } from "#service/clock.ts";
 import { NatsServer } from "../support/nats-server.ts";
 
@@ -81,6 +81,35 @@ describe.each([
     expect((await journal.read(one, 0)).map(({ value }) => value.n)).toEqual(Array.from({ length: 700 }, (_, i) => i));
   });
 
+  test("may be opened more than once by one process, for other messages on other subjects", async () => {
+    await using setup = await create();
+    const bus = await setup.open();
+    const [notes, words] = [bus.journal(limits, Note), bus.journal(limits, z.strictObject({ word: z.string() }))];
+    expect(await notes.append(one, 0, { n: 1 })).toBeGreaterThan(0);
+    expect(await words.append(two, 0, { word: "a" })).toBeGreaterThan(0);
+    expect(await words.last(two)).toMatchObject({ value: { word: "a" } });
+    expect(await notes.last(one)).toMatchObject({ value: { n: 1 } });
+  });
+
+  test("is read a few entries at a time", async () => {
+    await using setup = await create();
+    const journal = (await setup.open()).journal(limits, Note);
+    let last = 0;
+    for (let n = 0; n < 7; n++) {
+      last = (await journal.append(one, last, { n }))!;
+      await journal.append(two, (await journal.last(two))?.seq ?? 0, { n: -1 });
+    }
+    const seen: number[] = [];
+    for (let after = 0, left = true; left; ) {
+      const some = await journal.read(one, after, 3);
+      expect(some.length).toBeLessThanOrEqual(3);
+      seen.push(...some.map(({ value }) => value.n));
+      after = some.at(-1)?.seq ?? after;
+      left = some.length > 0;
+    }
+    expect(seen).toEqual([0, 1, 2, 3, 4, 5, 6]);
+  });
+
   test("outlives an outage; a subject that was purged is empty, and those who knew its entries append no more", async () => {
     await using setup = await create();
     const bus = await setup.open();
@@ -99,4 +128,24 @@ describe.each([
     expect(await journal.append(one, last, { n: 5 })).toBeNull();
     expect(await journal.list(subjects.responseLogs())).toEqual([two]);
   });
+});
+
+test("a journal in nats that is full refuses what is new, and keeps what it has, where it is told to", async () => {
+  await using setup = await natsSetup();
+  const File = z.strictObject({ bytes: z.custom<Uint8Array>((value) => value instanceof Uint8Array) });
+  const room = {
+    ...limits,
+    name: FILE_JOURNAL,
+    subjects: subjects.filesAll(),
+    maxBytes: 262_144,
+    refusesWhenFull: true,
+  };
+  const journal = (await setup.open()).journal(room, File);
+  const [first, second] = [subjects.fileBody("t", "one"), subjects.fileBody("t", "two")];
+  const bytes = new Uint8Array(150_000);
+  expect(await journal.append(first, 0, { bytes })).toBeGreaterThan(0);
+  await expect(journal.append(second, 0, { bytes })).rejects.toMatchObject({ code: "payload_too_large" });
+  expect(await journal.read(first, 0)).toHaveLength(1);
+  await journal.purge(first);
+  expect(await journal.append(second, 0, { bytes })).toBeGreaterThan(0);
 });

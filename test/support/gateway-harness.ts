@@ -77,6 +77,8 @@ export async function startHarness(
       maxN: 4,
       requestMs: 60_000,
       responses: { maxAgeMs: 3_600_000, maxBytes: 1_048_576 },
+      files: { maxAgeMs: 3_600_000, maxBytes: 16_777_216, maxFileBytes: 4_194_304 },
+      batchLines: 4,
       ...options.config,
     },
     clock,

@@ -69,7 +69,8 @@ const TextFormat = z.discriminatedUnion(
 const metadataRule = must(
   `be an object of at most ${MAX_METADATA} strings, with names of at most ${MAX_METADATA_KEY} and values of at most ${MAX_METADATA_VALUE} characters`,
 );
-const Metadata = z
+/** `metadata` of what is stored. */
+export const Metadata = z
   .record(
     z.string().max(MAX_METADATA_KEY, metadataRule),
     z.string(metadataRule).max(MAX_METADATA_VALUE, metadataRule),

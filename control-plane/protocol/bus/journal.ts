@@ -8,6 +8,8 @@ export interface JournalLimits {
   /** The oldest entries go when they are older than this, or when all together have more bytes. */
   readonly maxAgeMs: number;
   readonly maxBytes: number;
+  /** What would be too many bytes is refused with `payload_too_large` instead, and nothing goes for it. */
+  readonly refusesWhenFull?: boolean;
   /** An entry takes the place of the one before it on its subject. */
   readonly lastOnly?: boolean;
   /** Kept in the server's memory: quick, and gone with the server. */
@@ -35,8 +37,8 @@ export interface Journal<T> {
   append(subject: string, after: number, message: T): Promise<number | null>;
   /** Appends behind whatever is the last entry, once for each id. Resolves with the entry's number. */
   add(subject: string, id: string, message: T): Promise<number>;
-  /** The entries behind `after`, oldest first. */
-  read(subject: string, after: number): Promise<readonly JournalEntry<T>[]>;
+  /** The entries behind `after`, oldest first; `most`: the first so many of them, or fewer where those are large. */
+  read(subject: string, after: number, most?: number): Promise<readonly JournalEntry<T>[]>;
   /** The last entry; null: there is none. */
   last(subject: string): Promise<JournalEntry<T> | null>;
   /** Takes all entries of a subject away. */

@@ -155,7 +155,7 @@ class MemoryLink implements Link {
         return ask((journal) => journal.append(subject, after, data));
       },
       add: (subject, id, data) => ask((journal) => journal.add(subject, id, data)),
-      read: (subject, after) => ask((journal) => journal.read(subject, after)),
+      read: (subject, after, most) => ask((journal) => journal.read(subject, after, most)),
       last: (subject) => ask((journal) => journal.last(subject)),
       purge: (subject) => ask((journal) => journal.purge(subject)),
       list: (pattern) => ask((journal) => journal.list(pattern)),

@@ -23,8 +23,8 @@ export class MemoryJournal {
     return seq;
   }
 
-  read(subject: string, after: number): readonly JournalEntry<Uint8Array>[] {
-    return (this.#entries.get(subject) ?? []).filter(({ seq }) => seq > after);
+  read(subject: string, after: number, most?: number): readonly JournalEntry<Uint8Array>[] {
+    return (this.#entries.get(subject) ?? []).filter(({ seq }) => seq > after).slice(0, most);
   }
 
   last(subject: string): JournalEntry<Uint8Array> | null {

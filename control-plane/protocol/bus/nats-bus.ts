@@ -123,6 +123,7 @@ class NatsLink implements Link {
   readonly #connection: NatsConnection;
   readonly #timers: BusTimers;
   readonly #stamp: string;
+  #journals = 0;
   #state: BusState = "connected";
   #listener: LinkListener | null = null;
 
@@ -189,7 +190,7 @@ class NatsLink implements Link {
 
   journal(limits: JournalLimits): LinkJournal {
     const connected = () => this.#state === "connected";
-    return new NatsJournal(this.#connection, limits, `${this.#stamp}-${limits.name}`, connected);
+    return new NatsJournal(this.#connection, limits, `${this.#stamp}-${this.#journals++}`, connected);
   }
 
   async nextEpoch(key: string): Promise<number> {

@@ -20,6 +20,7 @@ const BATCH_BYTES = 16 * 1024 * 1024;
 /** Codes of the server's answers: the last entry is another one; a stream has this name and other limits. */
 const WRONG_LAST = 10071;
 const OTHER_LIMITS = 10058;
+const FULL = 10077;
 const NANOSECONDS = 1_000_000;
 
 /**
@@ -35,7 +36,7 @@ export class NatsJournal implements LinkJournal {
   #appends = 0;
   #opened: Promise<void> | null = null;
 
-  /** `stamp`: no other connection has it. */
+  /** `stamp`: no other journal has it, of this connection or another. */
   constructor(connection: NatsConnection, limits: JournalLimits, stamp: string, connected: () => boolean) {
     this.#connected = connected;
     this.#connection = connection;
@@ -63,8 +64,12 @@ export class NatsJournal implements LinkJournal {
     });
   }
 
-  read(subject: string, after: number): Promise<readonly JournalEntry<Uint8Array>[]> {
+  read(subject: string, after: number, most?: number): Promise<readonly JournalEntry<Uint8Array>[]> {
     return this.#ask(async () => {
+      if (most !== undefined) {
+        const query = { seq: after + 1, next_by_subj: subject, batch: most, max_bytes: BATCH_BYTES };
+        return (await this.#batch(query)).entries;
+      }
       const entries: JournalEntry<Uint8Array>[] = [];
       for (;;) {
         const seq = (entries.at(-1)?.seq ?? after) + 1;
@@ -114,14 +119,14 @@ export class NatsJournal implements LinkJournal {
   }
 
   async #open(): Promise<void> {
-    const { name, subjects, maxAgeMs, maxBytes, lastOnly, volatile, addedOnceMs } = this.#limits;
+    const { name, subjects, maxAgeMs, maxBytes, refusesWhenFull, lastOnly, volatile, addedOnceMs } = this.#limits;
     const { streams } = await this.#manager();
     const config: Partial<StreamConfig> & { name: string } = {
       ...{ name, subjects: [subjects], max_age: maxAgeMs * NANOSECONDS, max_bytes: maxBytes },
       ...{
         storage: volatile === true ? StorageType.Memory : StorageType.File,
         retention: RetentionPolicy.Limits,
-        discard: DiscardPolicy.Old,
+        discard: refusesWhenFull === true ? DiscardPolicy.New : DiscardPolicy.Old,
       },
       ...{ allow_direct: true, max_msgs_per_subject: lastOnly === true ? 1 : -1 },
       ...(addedOnceMs === undefined ? {} : { duplicate_window: addedOnceMs * NANOSECONDS }),
@@ -185,6 +190,9 @@ function refusedFor(reply: Msg): number | null {
 function stored(reply: Msg): number {
   const { seq, error } = reply.json<Stored>();
   if (seq !== undefined && error === undefined) return seq;
+  if (error?.err_code === FULL && error.description.includes("maximum bytes")) {
+    throw new MargayError("payload_too_large", "There is no room left where it is to be kept.");
+  }
   throw new MargayError("bus_unavailable", `NATS keeps no entry: ${error?.description ?? "no answer"}`);
 }
 

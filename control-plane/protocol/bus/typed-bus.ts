@@ -140,7 +140,7 @@ export class TypedBus implements Bus {
     return {
       append: async (subject, after, message) =>
         await link.append(subject, after, checkedBytes(subject, schema, message)),
-      read: async (subject, after) => (await link.read(subject, after)).map(read),
+      read: async (subject, after, most) => (await link.read(subject, after, most)).map(read),
       add: async (subject, id, message) => await link.add(subject, id, checkedBytes(subject, schema, message)),
       async last(subject) {
         const entry = await link.last(subject);
