@@ -39,7 +39,7 @@ test("a second setup says nothing and changes nothing", async () => {
 test("an unknown command is told with the known ones, before anything is done", async () => {
   const { code, stdout, stderr } = await setup("strat");
   expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
-  expect(stderr).toBe("margay: unknown command strat; one of setup, start, margay, test, bench, soak\n");
+  expect(stderr).toBe("margay: unknown command strat; one of setup, start, margay, test, bench, soak, panels\n");
 });
 
 test("arguments reach the command it prepares, and its exit code comes back", async () => {
