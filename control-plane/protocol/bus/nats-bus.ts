@@ -1,9 +1,11 @@
 import {
   connect,
+  DebugEvents,
   Events,
   type NatsConnection,
   type NatsError,
   ErrorCode as NatsErrorCode,
+  type Subscription as NatsSubscription,
   type Status,
   StorageType,
 } from "nats";
@@ -57,17 +59,12 @@ const EPOCH_KEY_TTL_MS = 24 * 3600 * 1000;
  * Rejects with `bus_unavailable` and one clear sentence when no server answers in time, or when it refuses the user.
  */
 export async function connectNats(options: NatsOptions): Promise<Bus> {
-  const connection = await dial(options);
-  return new TypedBus(
-    new NatsLink(connection, options.role, options.timers, options.random.hex(8)),
-    options.timers,
-    options.random,
-    options.observer,
-  );
+  const connection = await firstConnection(options);
+  return new TypedBus(new NatsLink(connection, options), options.timers, options.random, options.observer);
 }
 
-async function dial(options: NatsOptions): Promise<NatsConnection> {
-  const { timers, random, user, password } = options;
+async function firstConnection(options: NatsOptions): Promise<NatsConnection> {
+  const { timers, user } = options;
   const shown = withoutPassword(options.url);
   let outOfTime = false;
   const deadline = timers.after(options.connectTimeoutMs, () => {
@@ -76,23 +73,7 @@ async function dial(options: NatsOptions): Promise<NatsConnection> {
   try {
     for (;;) {
       try {
-        return await connect({
-          servers: options.url,
-          name: options.name,
-          inboxPrefix: inboxPrefix(options.role),
-          timeout: Math.min(DIAL_MS, options.connectTimeoutMs),
-          pingInterval: PING_MS,
-          maxPingOut: MOST_PINGS_OUT,
-          maxReconnectAttempts: -1,
-          ignoreAuthErrorAbort: true,
-          ignoreClusterUpdates: true,
-          // Names are found as every other program of the machine finds them: search domains and /etc/hosts included.
-          resolve: false,
-          reconnectDelayHandler: () => RECONNECT_MS + random.uniform() * RECONNECT_JITTER_MS,
-          ...tlsOf(options),
-          ...(user === null ? {} : { user }),
-          ...(password === null ? {} : { pass: password }),
-        });
+        return await dial(options, Math.min(DIAL_MS, options.connectTimeoutMs));
       } catch (error) {
         if (isNats(error, NatsErrorCode.AuthorizationViolation)) {
           const who = user === null ? "a client without a user" : `user ${user} or its password`;
@@ -110,6 +91,30 @@ async function dial(options: NatsOptions): Promise<NatsConnection> {
   }
 }
 
+/**
+ * One connection, which ends when it is lost: the library's own reconnecting goes through one parser for all of a client's
+ * sockets, and a socket that opens after its time was over is one too many; two that are read at once damage each other's
+ * messages.
+ */
+function dial(options: NatsOptions, timeoutMs: number): Promise<NatsConnection> {
+  const { user, password } = options;
+  return connect({
+    servers: options.url,
+    name: options.name,
+    inboxPrefix: inboxPrefix(options.role),
+    timeout: timeoutMs,
+    pingInterval: PING_MS,
+    maxPingOut: MOST_PINGS_OUT,
+    reconnect: false,
+    ignoreClusterUpdates: true,
+    // Names are found as every other program of the machine finds them: search domains and /etc/hosts included.
+    resolve: false,
+    ...tlsOf(options),
+    ...(user === null ? {} : { user }),
+    ...(password === null ? {} : { pass: password }),
+  });
+}
+
 /** With `tls` set the library refuses a server that has none. */
 function tlsOf({ tls, url }: NatsOptions): object {
   if (tls === null) return url.startsWith("tls://") ? { tls: {} } : {};
@@ -117,23 +122,38 @@ function tlsOf({ tls, url }: NatsOptions): object {
   return { tls: { ...(caFile === null ? {} : { caFile }), ...(certificate ?? {}) } };
 }
 
-/** The door to the `nats` package. */
+interface Listening {
+  readonly subject: string;
+  readonly queue: string | null;
+  readonly onDelivery: (delivery: Delivery) => void;
+  /** Of the connection there is. */
+  subscription: NatsSubscription | null;
+}
+
+/**
+ * The door to the `nats` package. Owns the connection to the server and what is listened to, over all connections.
+ *
+ *   connected <-> disconnected -> closed
+ *
+ * N1 one connection at a time: what comes by another one is not heard
+ * N2 whoever listens does so on every connection, from before the bus is said to be connected
+ */
 class NatsLink implements Link {
   readonly inbox: string;
-  readonly #connection: NatsConnection;
-  readonly #timers: BusTimers;
+  readonly #options: NatsOptions;
   readonly #stamp: string;
+  readonly #listening = new Set<Listening>();
+  #connection: NatsConnection;
   #journals = 0;
   #state: BusState = "connected";
   #listener: LinkListener | null = null;
 
-  constructor(connection: NatsConnection, role: string, timers: BusTimers, stamp: string) {
-    this.#stamp = stamp;
+  constructor(connection: NatsConnection, options: NatsOptions) {
+    this.#options = options;
+    this.#stamp = options.random.hex(8);
     this.#connection = connection;
-    this.#timers = timers;
-    this.inbox = inboxPrefix(role);
-    void this.#watch();
-    void connection.closed().then((error) => this.#become("closed", error?.message ?? "closed"));
+    this.inbox = inboxPrefix(options.role);
+    this.#watch(connection);
   }
 
   get state(): BusState {
@@ -164,33 +184,20 @@ class NatsLink implements Link {
   }
 
   listen(subject: string, queue: string | null, onDelivery: (delivery: Delivery) => void): Subscription {
-    if (this.#connection.isClosed()) return { unsubscribe() {} };
-    const subscription = this.#connection.subscribe(subject, {
-      ...(queue === null ? {} : { queue }),
-      callback(error, message) {
-        // A denial comes here and to the status iterator; it is told once, there.
-        if (error !== null) return;
-        const noResponders = message.data.byteLength === 0 && message.headers?.code === 503;
-        try {
-          onDelivery({ subject: message.subject, data: message.data, reply: message.reply || null, noResponders });
-        } catch (thrown) {
-          // Thrown from here it would leave the client's parser in the middle of a message; so it ends the process alone.
-          queueMicrotask(() => {
-            throw thrown;
-          });
-        }
-      },
-    });
+    const listening: Listening = { subject, queue, onDelivery, subscription: null };
+    this.#listening.add(listening);
+    if (this.#state === "connected") this.#subscribe(listening);
     return {
       unsubscribe: () => {
-        if (!this.#connection.isClosed()) subscription.unsubscribe();
+        this.#listening.delete(listening);
+        if (!this.#connection.isClosed()) listening.subscription?.unsubscribe();
       },
     };
   }
 
   journal(limits: JournalLimits): LinkJournal {
     const connected = () => this.#state === "connected";
-    return new NatsJournal(this.#connection, limits, `${this.#stamp}-${this.#journals++}`, connected);
+    return new NatsJournal(() => this.#connection, limits, `${this.#stamp}-${this.#journals++}`, connected);
   }
 
   async nextEpoch(key: string): Promise<number> {
@@ -211,28 +218,76 @@ class NatsLink implements Link {
   }
 
   async close(timeoutMs: number): Promise<void> {
-    if (this.#connection.isClosed()) return;
+    if (this.#state === "closed") return;
     try {
       if (this.#state === "connected") await this.#within(timeoutMs, this.#connection.flush());
     } catch {
       // What could not be sent in time is lost, as on any outage.
     }
-    await this.#connection.close();
     this.#become("closed", "closed");
+    await this.#connection.close();
   }
 
-  async #watch(): Promise<void> {
-    for await (const status of this.#connection.status()) this.#onStatus(status);
+  #subscribe(listening: Listening): void {
+    const connection = this.#connection;
+    // A connection that was lost and not yet told: the next one subscribes.
+    if (connection.isClosed()) return;
+    const { subject, queue, onDelivery } = listening;
+    listening.subscription = connection.subscribe(subject, {
+      ...(queue === null ? {} : { queue }),
+      callback: (error, message) => {
+        // A denial comes here and to the status iterator; it is told once, there.
+        if (error !== null || connection !== this.#connection) return;
+        const noResponders = message.data.byteLength === 0 && message.headers?.code === 503;
+        try {
+          onDelivery({ subject: message.subject, data: message.data, reply: message.reply || null, noResponders });
+        } catch (thrown) {
+          // Thrown from here it would leave the client's parser in the middle of a message; so it ends the process alone.
+          queueMicrotask(() => {
+            throw thrown;
+          });
+        }
+      },
+    });
   }
 
-  #onStatus(status: Status): void {
-    if (status.type === Events.Disconnect) {
-      this.#become("disconnected", `lost ${withoutPassword(String(status.data))}`);
-    } else if (status.type === Events.Reconnect) {
-      this.#become("connected", `reconnected to ${withoutPassword(String(status.data))}`);
+  #watch(connection: NatsConnection): void {
+    void connection.closed().then(() => this.#onLost(connection));
+    void (async () => {
+      for await (const status of connection.status()) this.#onStatus(connection, status);
+    })();
+  }
+
+  #onStatus(connection: NatsConnection, status: Status): void {
+    if (status.type === DebugEvents.StaleConnection) {
+      // The library would first send what is on its way, to a server that does not answer.
+      this.#onLost(connection);
     } else if (status.type === Events.Error && status.permissionContext !== undefined) {
       const { operation, subject } = status.permissionContext;
       this.#listener?.onDenied(operation === "publish" ? "publish" : "subscribe", subject);
+    }
+  }
+
+  #onLost(connection: NatsConnection): void {
+    if (connection !== this.#connection || this.#state !== "connected") return;
+    this.#become("disconnected", `lost ${withoutPassword(this.#options.url)}`);
+    void this.#reconnect(connection);
+  }
+
+  /** Until there is a connection again, or nobody wants one. */
+  async #reconnect(lost: NatsConnection): Promise<void> {
+    const { random, timers, url } = this.#options;
+    void lost.close().catch(() => {});
+    while (this.#state === "disconnected") {
+      await timers.sleep(RECONNECT_MS + random.uniform() * RECONNECT_JITTER_MS);
+      if (this.#state !== "disconnected") return;
+      const connection = await dial(this.#options, DIAL_MS).catch(() => null);
+      if (connection === null) continue;
+      if (this.#state !== "disconnected") return void connection.close();
+      this.#connection = connection;
+      for (const listening of this.#listening) this.#subscribe(listening);
+      this.#become("connected", `reconnected to ${withoutPassword(url)}`);
+      this.#watch(connection);
     }
   }
 
@@ -245,7 +300,7 @@ class NatsLink implements Link {
   async #within(ms: number, work: Promise<void>): Promise<void> {
     let cancel = () => {};
     const deadline = new Promise<never>((_, reject) => {
-      const timer = this.#timers.after(ms, () =>
+      const timer = this.#options.timers.after(ms, () =>
         reject(new MargayError("timeout", `The NATS server did not answer in ${ms} ms.`)),
       );
       cancel = () => timer.cancel();

@@ -29,15 +29,15 @@ const NANOSECONDS = 1_000_000;
  * An append whose answer is lost is sent once more under the same id: the server then says where it was stored.
  */
 export class NatsJournal implements LinkJournal {
-  readonly #connection: NatsConnection;
+  readonly #connection: () => NatsConnection;
   readonly #limits: JournalLimits;
   readonly #stamp: string;
   readonly #connected: () => boolean;
   #appends = 0;
   #opened: Promise<void> | null = null;
 
-  /** `stamp`: no other journal has it, of this connection or another. */
-  constructor(connection: NatsConnection, limits: JournalLimits, stamp: string, connected: () => boolean) {
+  /** `connection`: the one there is now. `stamp`: no other journal has it, of this connection or another. */
+  constructor(connection: () => NatsConnection, limits: JournalLimits, stamp: string, connected: () => boolean) {
     this.#connected = connected;
     this.#connection = connection;
     this.#limits = limits;
@@ -60,7 +60,7 @@ export class NatsJournal implements LinkJournal {
     return this.#ask(async () => {
       const stamped = headers();
       stamped.set("Nats-Msg-Id", id);
-      return stored(await this.#connection.request(subject, data, { timeout: ASK_MS, headers: stamped }));
+      return stored(await this.#connection().request(subject, data, { timeout: ASK_MS, headers: stamped }));
     });
   }
 
@@ -115,7 +115,7 @@ export class NatsJournal implements LinkJournal {
   }
 
   #manager() {
-    return this.#connection.jetstreamManager({ timeout: ASK_MS, checkAPI: false });
+    return this.#connection().jetstreamManager({ timeout: ASK_MS, checkAPI: false });
   }
 
   async #open(): Promise<void> {
@@ -143,14 +143,14 @@ export class NatsJournal implements LinkJournal {
     const stamped = headers();
     stamped.set("Nats-Msg-Id", stamp);
     stamped.set("Nats-Expected-Last-Subject-Sequence", String(after));
-    const reply = await this.#connection.request(subject, data, { timeout: ASK_MS, headers: stamped });
+    const reply = await this.#connection().request(subject, data, { timeout: ASK_MS, headers: stamped });
     return refusedFor(reply) === WRONG_LAST ? null : stored(reply);
   }
 
   /** What a direct get answers: entries, and how many of the subject are left behind them. */
   async #batch(query: object): Promise<{ readonly entries: JournalEntry<Uint8Array>[]; readonly left: number }> {
     const single = !("batch" in query);
-    const replies = await this.#connection.requestMany(
+    const replies = await this.#connection().requestMany(
       `$JS.API.DIRECT.GET.${this.#limits.name}`,
       JSON.stringify(query),
       single
