@@ -1,7 +1,6 @@
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
-import OpenAI from "openai";
+import type OpenAI from "openai";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { controlPlanePid, openAiOf } from "../support/gateway-process.ts";
 import { type System, startSystem, waitFor } from "../support/system.ts";
 
 /** `ref` and a seed: the text with faults must be the text without, to the letter. */
@@ -22,26 +21,12 @@ beforeAll(async () => {
 });
 afterAll(async () => expect(await system.stop()).toBe(0));
 
-/** The client of the control plane that serves now: its port changes when it is started again. */
-async function client(): Promise<OpenAI> {
-  const run = JSON.parse(await readFile(join(system.stateFolder, "run.json"), "utf8")) as { readonly url: string };
-  return new OpenAI({ baseURL: `${run.url}/v1`, apiKey: "none", maxRetries: 0 });
-}
-
 async function retries(): Promise<number> {
   return [...(await system.metric(system.url, "margay_retries_total")).values()].reduce((a, b) => a + b, 0);
 }
 
 async function running(healthUrl: string): Promise<number> {
   return [...(await system.metric(healthUrl, "margay_worker_requests")).values()].reduce((a, b) => a + b, 0);
-}
-
-async function controlPlanePid(): Promise<number> {
-  const children = await readFile(`/proc/${system.pid}/task/${system.pid}/children`, "utf8");
-  for (const pid of children.trim().split(" ")) {
-    if ((await readFile(`/proc/${pid}/cmdline`, "utf8")).includes("main.ts")) return Number(pid);
-  }
-  throw new Error("there is no control plane");
 }
 
 /** What one reader has seen of a response, over all its connections. */
@@ -75,7 +60,7 @@ class Reader {
       "the response to end",
       async () => {
         const starting_after = this.events.at(-1)!.sequence_number;
-        const serves = await client();
+        const serves = await openAiOf(system);
         await this.read(serves.responses.retrieve(this.id, { stream: true, starting_after }));
         return this.ended ? true : null;
       },
@@ -86,11 +71,11 @@ class Reader {
 }
 
 test("responses survive a decode worker and then the gateway, both killed: same text, no event missing or doubled", async () => {
-  const first = await client();
+  const first = await openAiOf(system);
   const clean = await first.responses.create({ ...body, store: false });
   expect(clean.usage!.output_tokens).toBe(TOKENS);
 
-  const controlPlane = await controlPlanePid();
+  const controlPlane = await controlPlanePid(system);
   const decoders = (await system.ranks()).filter(({ role }) => role === "decode");
   const readers = [new Reader(), new Reader()];
   const [background, foreground] = readers as [Reader, Reader];
@@ -127,7 +112,7 @@ test("responses survive a decode worker and then the gateway, both killed: same 
   for (const { events, text, id } of readers) {
     expect(events.map((event) => event.sequence_number)).toEqual(events.map((_, i) => i));
     expect(text).toBe(clean.output_text);
-    const serves = await client();
+    const serves = await openAiOf(system);
     const kept = await serves.responses.retrieve(id);
     expect(kept).toMatchObject({ status: "incomplete", output_text: text, usage: { output_tokens: TOKENS } });
     const again: StreamEvent[] = [];
