@@ -92,10 +92,9 @@ describe("a prefill rank falls while prompts are computed", () => {
       const { system, proxy } = prefills;
       const { pid } = secondRank(await system.ready("prefill", 2));
       const prompts = longPrompts(["killed", "stopped", "cut off"].indexOf(how));
-      let answers: Promise<Answer>[] = [];
-      await letRankFall(system, proxy, { how, phase, after: 12, pid }, () => {
-        answers = prompts.map((prompt) => run(prefills, prompt, 12));
-      });
+      const { answers } = await letRankFall(system, proxy, { how, phase, after: 12, pid }, () =>
+        prompts.map((prompt) => run(prefills, prompt, 12)),
+      );
       if (how === "stopped") process.kill(pid, "SIGCONT");
       await expectRight(await Promise.all(answers), prompts, 12);
       await wholeGroup(system, "prefill", 2);
@@ -110,12 +109,11 @@ async function sleepThirtySeconds(): Promise<void> {
   const victim = secondRank(await system.ready("decode", 2));
   const before = await wholeGroup(system, "decode", 2);
   const prompts = ["a fox", "a bear", "an owl", "a mill"].map((hero) => `Tell me a story about ${hero}.`);
-  let answers: Promise<Answer>[] = [];
   const fall = { how: "stopped", phase: "combine", after: 30, pid: victim.pid } as const;
   stopped = victim.pid;
-  const fellMs = await letRankFall(system, proxy, fall, () => {
-    answers = prompts.map((prompt) => run(decodes, prompt, 60));
-  });
+  const { fellMs, answers } = await letRankFall(system, proxy, fall, () =>
+    prompts.map((prompt) => run(decodes, prompt, 60)),
+  );
   // The other one serves alone, what was interrupted and what comes.
   await expectRight(await Promise.all(answers), prompts, 60);
   await expectRight([await run(decodes, prompts[0]!, 60)], prompts, 60);

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { RankStatus } from "#protocol/operator.ts";
-import { type Answer, stream } from "../support/client.ts";
+import { stream } from "../support/client.ts";
 import { type ExchangeProxy, freePorts, startExchangeProxy } from "../support/exchange-proxy.ts";
 import { expectNothingHeld } from "../support/pools.ts";
 import { letRankFall, wholeGroup } from "../support/rank-fall.ts";
@@ -89,10 +89,13 @@ describe("rank 1 falls", () => {
     async (how, phase) => {
       const [, victim] = await decodeRanks();
       const told = PROMPTS.map((): number[] => []);
-      let answers: Promise<Answer>[] = [];
-      const fellMs = await letRankFall(system, proxy, { how, phase, after: 30, pid: victim!.pid }, () => {
-        answers = PROMPTS.map((prompt, i) => run(prompt, LONG, () => void told[i]!.push(Date.now())));
-      });
+      const fall = { how, phase, after: 30, pid: victim!.pid };
+      const { fellMs, answers } = await letRankFall(system, proxy, fall, () =>
+        PROMPTS.map((prompt, i) => {
+          told[i] = [];
+          return run(prompt, LONG, () => void told[i]!.push(Date.now()));
+        }),
+      );
       if (how === "stopped") {
         // It slept through everything: what it still says names a group that is over.
         process.kill(victim!.pid, "SIGCONT");

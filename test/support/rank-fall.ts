@@ -1,4 +1,5 @@
 import { expect } from "vitest";
+import type { Answer } from "./client.ts";
 import type { ExchangeProxy, Fall } from "./exchange-proxy.ts";
 import { logLines } from "./log-lines.ts";
 import { type System, waitFor } from "./system.ts";
@@ -10,15 +11,17 @@ const DETECTED_MS = 6_000;
 const FORMED_MS = 15_000;
 
 /**
- * Makes the process `pid`, rank 1 behind `proxy`, fall where `phase` says after `after` frames, while `running` keeps the group
- * at work. Resolves, when the others are a group again within the promised time, with the moment of the fall (epoch ms).
+ * Makes the process `pid`, rank 1 behind `proxy`, fall where `phase` says after `after` frames, while what `ask` sends keeps the
+ * group at work. It is sent again where it ended without a fall: ranks between which a transfer failed a moment ago are left
+ * alone, so that one of them may have nothing to exchange. Resolves, when the others are a group again within the promised
+ * time, with the moment of the fall (epoch ms) and the answers that were under way then.
  */
 export async function letRankFall(
   system: System,
   proxy: ExchangeProxy,
   fall: { readonly how: How; readonly phase: Fall["phase"]; readonly after: number; readonly pid: number },
-  running: () => void,
-): Promise<number> {
+  ask: () => Promise<Answer>[],
+): Promise<{ readonly fellMs: number; readonly answers: readonly Promise<Answer>[] }> {
   const { how, phase, after, pid } = fall;
   const from = system.log().length;
   const fallen = proxy.fallen();
@@ -32,8 +35,20 @@ export async function letRankFall(
       else process.kill(pid, how === "killed" ? "SIGKILL" : "SIGSTOP");
     },
   });
-  running();
-  await waitFor("the fall", () => (proxy.fallen() > fallen ? true : null), 60_000, system.log);
+  let answers: Promise<Answer>[] = [];
+  let over = true;
+  const fell = (): true | null => {
+    if (proxy.fallen() > fallen) return true;
+    if (over) {
+      over = false;
+      answers = ask();
+      void Promise.allSettled(answers).then(() => {
+        over = true;
+      });
+    }
+    return null;
+  };
+  await waitFor("the fall", fell, 60_000, system.log);
   const detected = await waitFor(
     "the loss to be noticed",
     () => logLines(system, "the group is lost", from)[0] ?? null,
@@ -49,7 +64,7 @@ export async function letRankFall(
   process.stdout.write(`    ${how} in ${phase}: detected after ${detectedMs} ms, formed anew after ${formedMs} ms\n`);
   expect(detectedMs).toBeLessThan(DETECTED_MS);
   expect(formedMs).toBeLessThan(FORMED_MS);
-  return fellMs;
+  return { fellMs, answers };
 }
 
 /** Resolves when all `size` ranks of the role's one worker are one group, with its epoch. */
