@@ -21,6 +21,7 @@ import { GroupFormer } from "./groups/group-former.ts";
 import { OperatorDesk } from "./operator-desk.ts";
 import { DecisionLog } from "./scaling/decision-log.ts";
 import { DemandExchange } from "./scaling/demand-exchange.ts";
+import { PauseMemory } from "./scaling/pause-memory.ts";
 import { Scaler } from "./scaling/scaler.ts";
 import { StartWatch } from "./scaling/start-watch.ts";
 import { Keyring } from "./tenancy/keyring.ts";
@@ -169,6 +170,7 @@ export class ControlPlane implements Service {
       traffic: (model) => this.#demand.traffic(model),
       usualStartMs: (model, role) => this.#starts.usualMs(model, role),
       log: this.#decisions,
+      memory: new PauseMemory(bus),
       snapshot: () => fleet.snapshot,
     });
     this.#starts = new StartWatch({ clock, metrics, target: home.target, snapshot: () => fleet.snapshot });

@@ -6,6 +6,7 @@ import {
   FILE_JOURNAL,
   inboxPrefix,
   LEDGER_JOURNAL,
+  PAUSE_JOURNAL,
   RESPONSE_JOURNAL,
   subjects,
   USAGE_JOURNAL,
@@ -79,6 +80,8 @@ const rules: Readonly<Record<BusRole, BusPermissions>> = {
       subjects.ledgerDays(),
       ...journalRights(USAGE_JOURNAL),
       subjects.usageDays(),
+      ...journalRights(PAUSE_JOURNAL),
+      subjects.learnedPauses(),
     ],
     subscribe: [
       subjects.hello(),

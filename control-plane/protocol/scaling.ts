@@ -30,6 +30,20 @@ export const RoleOutlook = z.strictObject({
 });
 export type RoleOutlook = z.infer<typeof RoleOutlook>;
 
+/** How many pauses between requests had which length, by bins of `keep-alive.ts`, as a leader hands them to the next. */
+export const LearnedPauses = z.strictObject({
+  kind: z.literal("learned-pauses"),
+  models: z
+    .array(
+      z.strictObject({
+        model: ModelName,
+        counts: z.array(z.int().min(0)).max(1_000),
+        beyond: z.int().min(0),
+      }),
+    )
+    .max(10_000),
+});
+
 /** A change of the number of workers that are wanted, and why, in words. */
 export const ScalingDecision = z.strictObject({
   kind: z.literal("scaling-decision"),

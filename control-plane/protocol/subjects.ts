@@ -36,6 +36,7 @@ import type { GatewayId, RankId } from "./ids.ts";
  *   margay.batch.TENANT.BATCH.open    BatchEntry                          (one, while somebody has to work on it)
  *   margay.tenant.TENANT.account      TenantAccount                       (the last one)
  *   margay.ledger.YEAR.MONTH.DAY      LedgerEntry
+ *   margay.pauses                     LearnedPauses                       (the last one)
  *   margay.usage.YEAR.MONTH.DAY       UsageDay                            (the last one)
  */
 export const subjects = {
@@ -84,6 +85,7 @@ export const subjects = {
   ledgerDays: () => "margay.ledger.*.*.*",
   usageDay: (day: string) => `margay.usage.${day}`,
   usageDays: () => "margay.usage.*.*.*",
+  learnedPauses: () => "margay.pauses",
   operatorStatus: () => "margay.operator.status",
   operatorDrain: () => "margay.operator.drain",
   operatorExplain: () => "margay.operator.explain",
@@ -103,6 +105,8 @@ export const ACCOUNT_JOURNAL = "margay-limits";
 /** Journal of what requests used up, and that of its sums by day. */
 export const LEDGER_JOURNAL = "margay-ledger";
 export const USAGE_JOURNAL = "margay-usage";
+/** Journal of what was learned of pauses between requests. */
+export const PAUSE_JOURNAL = "margay-pauses";
 /** Prefix of the subjects on which a user of this role takes replies; the others of the role share it. */
 export function inboxPrefix(role: string): string {
   return `_INBOX.${role}`;

@@ -58,6 +58,12 @@ export function withGap(gaps: GapHistogram, ms: number): GapHistogram {
   return fresher({ ...gaps, counts });
 }
 
+/** What two watched, one after the other. */
+export function gapsTogether(before: GapHistogram, after: GapHistogram): GapHistogram {
+  const counts = Array.from({ length: BINS }, (_, i) => (before.counts[i] ?? 0) + (after.counts[i] ?? 0));
+  return fresher({ counts, beyond: before.beyond + after.beyond });
+}
+
 function fresher(gaps: GapHistogram): GapHistogram {
   if (totalOf(gaps) <= MOST_GAPS) return gaps;
   return { counts: gaps.counts.map((count) => count >> 1), beyond: gaps.beyond >> 1 };

@@ -7,7 +7,8 @@ import type { Metrics } from "#service/metrics.ts";
 import type { FleetSnapshot } from "../fleet/fleet.ts";
 import { CapacityPlanner, type CapacityView } from "./capacity-planner.ts";
 import type { DecisionLog } from "./decision-log.ts";
-import { type GapHistogram, keepAliveOf, LEAST_GAP_MS, NO_GAPS, withGap } from "./keep-alive.ts";
+import { type GapHistogram, gapsTogether, keepAliveOf, LEAST_GAP_MS, NO_GAPS, withGap } from "./keep-alive.ts";
+import type { PauseMemory } from "./pause-memory.ts";
 import {
   type Asked,
   type Counts,
@@ -28,6 +29,8 @@ const SEEN_MS = 2 * TICK_MS;
 const PLAN_MS = 2_000;
 /** A start that was never seen is taken to last so long. */
 const UNKNOWN_START_MS = 60_000;
+/** What was learned of pauses is kept so often: a leader that is killed takes so much of it along. */
+const KEEP_MS = 60_000;
 const ROLES = ["prefill", "decode"] as const;
 
 export interface ScalerParts {
@@ -43,6 +46,7 @@ export interface ScalerParts {
   /** How long workers usually take to start; null: not known. */
   readonly usualStartMs: (model: ModelName, role: Role) => number | null;
   readonly log: DecisionLog;
+  readonly memory: PauseMemory;
   readonly snapshot: () => FleetSnapshot;
 }
 
@@ -58,6 +62,13 @@ interface Watched {
   lookedMs: number;
 }
 
+/** Of one leadership: whether the pauses learned before it are among its own, and whether there are some that are not kept. */
+interface LeaderPauses {
+  recalled: boolean;
+  changed: boolean;
+  askedMs: number;
+}
+
 /**
  * Decides how many workers are wanted: looks at the demand ten times a second and tells the target; every few seconds
  * plans what the traffic needs; has workers replaced that never began or fell silent for good.
@@ -70,6 +81,7 @@ export class Scaler {
   #histories: ReadonlyMap<string, RankHistory> = new Map();
   readonly #watched = new Map<ModelName, Watched>();
   #timer: Timer | null = null;
+  #pauses: LeaderPauses | null = null;
 
   constructor(parts: ScalerParts) {
     this.#parts = parts;
@@ -78,6 +90,7 @@ export class Scaler {
   start(): void {
     this.#histories = new Map();
     this.#watched.clear();
+    this.#pauses = { recalled: false, changed: false, askedMs: Number.NEGATIVE_INFINITY };
     this.#timer ??= this.#parts.clock.every(TICK_MS, () => this.look());
     this.look();
   }
@@ -85,6 +98,8 @@ export class Scaler {
   stop(): void {
     this.#timer?.cancel();
     this.#timer = null;
+    if (this.#pauses !== null) void this.#keepPauses(this.#pauses);
+    this.#pauses = null;
   }
 
   /** What the target was asked for last; null while it does not know itself. */
@@ -99,6 +114,42 @@ export class Scaler {
     if (this.#timer === null) return;
     this.#lookAtWorkers();
     for (const model of this.#parts.models) this.#lookAt(model);
+    if (this.#pauses !== null && this.#parts.rules.keepAlive.learned) this.#lookAtPauses(this.#pauses);
+  }
+
+  /** What the leader before learned is asked for until it is known, then what this one learned is added to it. */
+  #lookAtPauses(pauses: LeaderPauses): void {
+    const nowMs = this.#parts.clock.monotonic();
+    if (nowMs - pauses.askedMs < KEEP_MS) return;
+    pauses.askedMs = nowMs;
+    void (pauses.recalled ? this.#keepPauses(pauses) : this.#recallPauses(pauses));
+  }
+
+  async #recallPauses(pauses: LeaderPauses): Promise<void> {
+    try {
+      const known = await this.#parts.memory.recall();
+      if (this.#pauses !== pauses) return;
+      for (const model of this.#parts.models) {
+        const watched = this.#watch(model);
+        watched.gaps = gapsTogether(known.get(model) ?? NO_GAPS, watched.gaps);
+      }
+      pauses.recalled = true;
+    } catch (error) {
+      this.#parts.logger.debug({ error }, "what was learned of pauses is not known yet");
+    }
+  }
+
+  async #keepPauses(pauses: LeaderPauses): Promise<void> {
+    if (!pauses.recalled || !pauses.changed) return;
+    pauses.changed = false;
+    try {
+      pauses.changed = !(await this.#parts.memory.keep(
+        new Map([...this.#watched].map(([model, { gaps }]) => [model, gaps])),
+      ));
+    } catch (error) {
+      pauses.changed = true;
+      this.#parts.logger.debug({ error }, "what was learned of pauses could not be kept");
+    }
   }
 
   #lookAtWorkers(): void {
@@ -131,7 +182,9 @@ export class Scaler {
     if (before === null) return;
     const nowMs = clock.monotonic();
     const asked = demand(model);
+    const { gaps } = watched;
     followGaps(watched, asked, nowMs);
+    if (watched.gaps !== gaps && this.#pauses !== null) this.#pauses.changed = true;
     const keepAlive = keepAliveOf(rules.keepAlive, watched.gaps, this.#startMs(model));
     const planned = nowMs - watched.plannedMs < PLAN_MS ? null : this.#plan(model, watched, before, asked);
     if (planned !== null) this.#tellPlan(model, planned, keepAlive.reason);

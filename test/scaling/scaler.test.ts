@@ -6,6 +6,7 @@ import { silentLogger } from "#service/logger.ts";
 import { createMetrics } from "#service/metrics.ts";
 import { EMPTY_FLEET, type FleetSnapshot, type Rank } from "../../control-plane/fleet/fleet.ts";
 import { DecisionLog } from "../../control-plane/scaling/decision-log.ts";
+import { PauseMemory } from "../../control-plane/scaling/pause-memory.ts";
 import type { Demand } from "../../control-plane/scaling/planner.ts";
 import type { ScaleTarget, TargetWorker } from "../../control-plane/scaling/scale-target.ts";
 import { Scaler } from "../../control-plane/scaling/scaler.ts";
@@ -66,6 +67,7 @@ let demand: Demand;
 let fleet: FleetSnapshot;
 let scaler: Scaler;
 let metrics: ReturnType<typeof createMetrics>;
+let network: MemoryNetwork;
 
 const quiet: Demand = { waiting: 0, oldestWaitMs: 0, missing: null, running: 0, idleMs: null, waitingTokens: 0 };
 const ids = () => target.list.map((worker) => worker.workerId).sort();
@@ -82,12 +84,18 @@ function seen(states: Readonly<Record<string, Rank["state"]>>): void {
 
 beforeEach(() => {
   clock = new FakeClock();
+  network = new MemoryNetwork(clock, fakeRandom(1));
   target = new FakeTarget();
   demand = quiet;
   fleet = EMPTY_FLEET;
   metrics = createMetrics({ processMetrics: false });
-  scaler = new Scaler({
-    ...{ clock, target, metrics },
+  scaler = newScaler(target);
+  scaler.start();
+});
+
+function newScaler(its: FakeTarget, bus = network.connect("control-plane")): Scaler {
+  return new Scaler({
+    ...{ clock, target: its, metrics },
     logger: silentLogger,
     models: [NANO],
     rules: {
@@ -97,15 +105,11 @@ beforeEach(() => {
     demand: () => demand,
     traffic: () => null,
     usualStartMs: () => 1_000,
-    log: new DecisionLog({
-      bus: new MemoryNetwork(clock, fakeRandom(1)).connect("control-plane"),
-      clock,
-      gatewayId: GatewayId.parse("gw-1"),
-    }),
+    log: new DecisionLog({ bus, clock, gatewayId: GatewayId.parse("gw-1") }),
+    memory: new PauseMemory(bus),
     snapshot: () => fleet,
   });
-  scaler.start();
-});
+}
 
 describe("through zero and back", () => {
   test("both roles are started at the first request, before the next tick, and stopped after the idle time", async () => {
@@ -195,5 +199,66 @@ describe("workers that are of no use", () => {
     seen({ [first]: "draining", [second]: "ready" });
     await clock.advance(START_MS + SILENT_MS);
     expect(target.stopped).toEqual([]);
+  });
+});
+
+describe("what was learned of pauses", () => {
+  /** Requests with pauses of 30 s between them. */
+  const traffic = async (pauses: number): Promise<void> => {
+    for (let i = 0; i < pauses; i++) {
+      demand = { ...quiet, running: 1, idleMs: 0 };
+      await clock.advance(1_000);
+      for (let second = 1; second <= 30; second++) {
+        demand = { ...quiet, idleMs: 1_000 * second };
+        await clock.advance(1_000);
+      }
+    }
+  };
+  /** Whether workers are still there after so long without a request. */
+  const keptAfter = async (its: FakeTarget, leader: Scaler, idleMs: number): Promise<boolean> => {
+    demand = { ...quiet, running: 1, idleMs: 0 };
+    leader.look();
+    seen(Object.fromEntries(its.list.map(({ workerId }) => [workerId, "ready" as const])));
+    demand = { ...quiet, idleMs };
+    leader.look();
+    return its.list.length > 0;
+  };
+
+  test("is known to the leader that follows one that ended, and to one that follows a killed one but for the last minute", async () => {
+    expect(await keptAfter(target, scaler, 25_000)).toBe(false);
+    await traffic(20);
+    scaler.stop();
+    await clock.advance(100);
+    const second = new FakeTarget();
+    const next = newScaler(second);
+    next.start();
+    await clock.advance(100);
+    expect(await keptAfter(second, next, 25_000)).toBe(true);
+    await clock.advance(200_000);
+    // Not stopped: nothing is written at its end.
+    const third = new FakeTarget();
+    const heir = newScaler(third);
+    heir.start();
+    await clock.advance(100);
+    expect(await keptAfter(third, heir, 25_000)).toBe(true);
+    heir.stop();
+    next.stop();
+  });
+
+  test("is asked for again while the bus is away, and what was learned meanwhile is added to it", async () => {
+    await traffic(8);
+    scaler.stop();
+    await clock.advance(100);
+    const bus = network.connect("control-plane");
+    network.disconnect(bus);
+    const later = newScaler(target, bus);
+    later.start();
+    await traffic(4);
+    expect(await keptAfter(target, later, 25_000)).toBe(false);
+    network.reconnect(bus);
+    await traffic(2);
+    await clock.advance(61_000);
+    expect(await keptAfter(target, later, 25_000)).toBe(true);
+    later.stop();
   });
 });
