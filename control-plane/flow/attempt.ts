@@ -230,7 +230,7 @@ export class Attempt {
         else this.#repeatPrefill();
       },
       get received() {
-        return tokens.next;
+        return tokens.received;
       },
     };
   }

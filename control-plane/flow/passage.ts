@@ -32,7 +32,8 @@ export interface Timings {
  *
  *   begun -> attempt 0 -> (attempt n)* -> ended
  *
- * P1 `tokens` is the only owner of what was generated: a new attempt starts from it, so nothing is repeated or skipped
+ * P1 `tokens` is the only owner of what was generated: a new attempt starts from it, so nothing is repeated or skipped, and
+ *    usage counts what the listener was told
  * P2 the client's leaving, the deadline and a listener that throws interrupt every wait
  */
 export class Passage {
@@ -90,10 +91,10 @@ export class Passage {
       ...{ attempts: [], firstTokenMs: null, endedMs: null, outcome: null, generatedTokens: 0 },
     };
     this.tokens = new TokenReceiver(generated, generation.maxNewTokens, this.beganMs, {
+      wanted: () => !this.enough && this.interruption.error === null,
       onTokens: (tokens, logprobs) => {
         onServed(tokens.length);
         this.way.firstTokenMs ??= this.#epochMs();
-        if (this.enough || this.interruption.error !== null) return;
         try {
           if (listener.onTokens(tokens, logprobs) === "more") return;
           this.enough = true;

@@ -4,6 +4,8 @@ import type { Logprobs } from "#protocol/request.ts";
 
 /** What a receiver does with tokens and trouble. */
 export interface ReceiverSink {
+  /** False: nobody is there to be told further tokens. */
+  wanted(): boolean;
   onTokens(tokens: Int32Array, logprobs: Logprobs | null): void;
   /** Tokens are missing: ask for everything from `seq` on. */
   onGap(seq: number): void;
@@ -20,12 +22,15 @@ export interface ReceiverSink {
  * T1 `next` is the number of tokens delivered; a chunk below it is cut or dropped, one above it is dropped and asked again
  * T2 one question per sender is out at a time: what comes while it is unanswered is in the answer
  * T3 the last word of one attempt says nothing about the next
+ * T4 tokens that are not wanted any more are neither delivered nor asked for, and count as received; the last word is heard
  */
 export class TokenReceiver {
   readonly #sink: ReceiverSink;
   #done = openEnd();
   #tokens: Int32Array;
   #next = 0;
+  /** End of what came unwanted. */
+  #unwanted = 0;
   #asking = false;
   #ended = false;
   #lastMs: number;
@@ -44,6 +49,11 @@ export class TokenReceiver {
   /** Number of tokens delivered: the place of the next one. */
   get next(): number {
     return this.#next;
+  }
+
+  /** Tokens before this place need not be sent again. */
+  get received(): number {
+    return Math.max(this.#next, this.#unwanted);
   }
 
   /** When something last arrived, or a question was sent. */
@@ -87,14 +97,21 @@ export class TokenReceiver {
 
   take(chunk: Pick<TokenChunk, "seq" | "tokens" | "logprobs" | "done">, nowMs: number): void {
     this.#lastMs = nowMs;
+    if (!this.#sink.wanted()) this.#unwanted = Math.max(this.#unwanted, chunk.seq + chunk.tokens.length);
+    else if (!this.#deliver(chunk, nowMs)) return;
+    this.#end(chunk.done);
+  }
+
+  /** False: the chunk is dropped as a whole. */
+  #deliver(chunk: Pick<TokenChunk, "seq" | "tokens" | "logprobs" | "done">, nowMs: number): boolean {
     if (chunk.seq > this.#next) {
       this.ask(nowMs);
-      return;
+      return false;
     }
     const known = this.#next - chunk.seq;
     if (known > 0 && known >= chunk.tokens.length && chunk.done === null) {
       this.#sink.onDuplicate();
-      return;
+      return false;
     }
     const fresh = known === 0 ? chunk.tokens : chunk.tokens.subarray(known);
     if (fresh.length > 0) {
@@ -105,16 +122,20 @@ export class TokenReceiver {
         known === 0 || chunk.logprobs === null ? chunk.logprobs : cutLogprobs(chunk.logprobs, known),
       );
     }
-    if (chunk.done === null) return;
-    if (!this.#ended) this.#sink.onDone(chunk.done);
+    return true;
+  }
+
+  #end(done: DecodeDone | null): void {
+    if (done === null) return;
+    if (!this.#ended) this.#sink.onDone(done);
     this.#ended = true;
-    if (chunk.done.error !== null) this.#done.reject(new MargayError(chunk.done.error));
-    else this.#done.resolve(chunk.done);
+    if (done.error !== null) this.#done.reject(new MargayError(done.error));
+    else this.#done.resolve(done);
   }
 
   /** Asks for what is missing, unless that was asked already. */
   ask(nowMs: number): void {
-    if (this.#asking) return;
+    if (this.#asking || !this.#sink.wanted()) return;
     this.#asking = true;
     this.#lastMs = nowMs;
     this.#sink.onGap(this.#next);

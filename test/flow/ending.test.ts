@@ -1,7 +1,18 @@
 import { describe, expect, test } from "vitest";
+import type { TokenBatch } from "#protocol/decode.ts";
 import { answerOf, FlowWorld } from "../support/flow-world.ts";
 
 const never = new Promise<never>(() => {});
+
+/** A rank's batches come ten at a time, as one: their chunks are heard without a pause. */
+function inTens(): (batch: TokenBatch) => readonly TokenBatch[] {
+  const kept: TokenBatch[] = [];
+  return (batch) => {
+    kept.push(batch);
+    if (kept.length < 10) return [];
+    return [{ ...batch, chunks: kept.splice(0).flatMap(({ chunks }) => chunks) }];
+  };
+}
 
 describe("the client leaves", () => {
   test.each([
@@ -93,6 +104,41 @@ describe("the listener has enough", () => {
     await world.clock.advance(100);
     expect(d[0]!.held.size).toBe(0);
     expect(ride.tokens.length).toBe(30);
+    expect(await world.heldAfterwards()).toEqual([]);
+  });
+
+  test.each(["says so", "leaves"] as const)(
+    "tokens that come in one turn with the one after which it %s are neither told nor counted",
+    async (how) => {
+      const world = new FlowWorld();
+      const { d } = await world.fleetOf(1, 1);
+      d[0]!.tamper = inTens();
+      const ride = world.send({
+        maxNewTokens: 100_000,
+        onTokens: (soFar) => {
+          if (soFar < 16) return "more";
+          if (how === "leaves") ride.abort.abort();
+          return how === "leaves" ? "more" : "enough";
+        },
+      });
+      await world.end(ride);
+      await world.until(() => ride.use !== null);
+      expect(ride.tokens).toEqual(answerOf(16));
+      expect(ride.settled?.completionTokens).toBe(how === "leaves" ? undefined : 16);
+      expect(ride.use?.outputTokens).toBe(16);
+      expect(await world.heldAfterwards()).toEqual([]);
+    },
+  );
+
+  test("in one turn with the rank's last word: the rank hears that it may forget all tokens", async () => {
+    const world = new FlowWorld();
+    const { d } = await world.fleetOf(1, 1);
+    d[0]!.tamper = inTens();
+    const onTokens = (soFar: number) => (soFar >= 16 ? "enough" : "more");
+    const ride = await world.end(world.send({ maxNewTokens: 21, onTokens }));
+    expect(ride.settled).toMatchObject({ finish: "stop", completionTokens: 16 });
+    await world.clock.advance(200);
+    expect([...d[0]!.acked.values()]).toEqual([21]);
     expect(await world.heldAfterwards()).toEqual([]);
   });
 

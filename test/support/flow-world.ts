@@ -7,7 +7,7 @@ import { createMetrics } from "#service/metrics.ts";
 import { FleetWatch } from "../../control-plane/fleet/fleet-watch.ts";
 import type { Share } from "../../control-plane/flow/fair-queue.ts";
 import { RequestBoard } from "../../control-plane/flow/request-board.ts";
-import { Flow, type FlowProgress, type Settled } from "../../control-plane/flow/request-flow.ts";
+import { Flow, type FlowProgress, type RequestUse, type Settled } from "../../control-plane/flow/request-flow.ts";
 import { WaitingRoom } from "../../control-plane/flow/waiting-room.ts";
 import { FakeClock, fakeRandom } from "./fake-clock.ts";
 import { NANO } from "./fleet-of.ts";
@@ -22,6 +22,8 @@ export interface Ride {
   /** Set once the flow has answered; exactly one of the two. */
   readonly settled: Settled | null;
   readonly error: MargayError | null;
+  /** Set once it is known what the request used up. */
+  readonly use: RequestUse | null;
   /** How often the flow answered. */
   readonly ends: number;
 }
@@ -107,6 +109,7 @@ export class FlowWorld {
       abort: options.abort ?? new AbortController(),
       settled: null as Settled | null,
       error: null as MargayError | null,
+      use: null as RequestUse | null,
       ends: 0,
     };
     const request = {
@@ -122,6 +125,9 @@ export class FlowWorld {
     };
     const listener = {
       onProgress: (progress: FlowProgress) => void ride.progress.push(progress),
+      onUse: (use: RequestUse) => {
+        ride.use = use;
+      },
       onTokens: (tokens: Int32Array) => {
         ride.tokens.push(...tokens);
         return options.onTokens?.(ride.tokens.length) ?? "more";
