@@ -8,7 +8,8 @@ import type { Clock } from "#service/clock.ts";
 const SILENT_MS = 8 * GATEWAY_BEAT_MS;
 
 /**
- * Knows when each gateway was last heard, so that another one goes on with what a silent one left behind.
+ * Knows when each gateway was last heard, so that another one goes on with what a silent one left behind, and who can be
+ * asked.
  *
  *   made -> listening -> closed
  *
@@ -43,6 +44,14 @@ export class GatewayWatch {
   close(): void {
     for (const one of this.#open) one.unsubscribe();
     this.#open = [];
+  }
+
+  /** The others that were heard lately, those heard last first. */
+  get others(): readonly GatewayId[] {
+    const fromMs = this.#clock.monotonic() - SILENT_MS;
+    for (const [gateway, heardMs] of this.#heardMs) if (heardMs < fromMs) this.#heardMs.delete(gateway);
+    const heard = [...this.#heardMs].filter(([gateway]) => gateway !== this.#own);
+    return heard.sort(([, a], [, b]) => b - a).map(([gateway]) => gateway);
   }
 
   /** Whether nobody is at work under this id. This process itself knows what it works on, and does not ask. */

@@ -151,8 +151,8 @@ export class Gateway {
     this.#routes = new RouteTable(this.#app);
     this.#log = new ResponseLog(options.bus, options.gatewayId, config.responses);
     const { bus, clock, logger, metrics, flow, tenancy, models, gatewayId, way } = options;
-    this.#timelines = new Timelines({ bus, clock, gatewayId, way });
     this.#gateways = new GatewayWatch(bus, gatewayId, clock);
+    this.#timelines = new Timelines({ bus, gateways: this.#gateways, gatewayId, way });
     this.#background = new Background({
       ...{ bus, clock, logger, metrics, flow, tenancy, models, requestMs: config.requestMs },
       ...{ log: this.#log, gateways: this.#gateways, active: this.#active },
