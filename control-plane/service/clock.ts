@@ -75,12 +75,17 @@ export function timersFrom(after: Clock["after"]): Pick<Clock, "every" | "sleep"
 /** The longest wait a timer of Node can hold; a longer one would fire at once. */
 const LONGEST_MS = 2 ** 31 - 1;
 
+/** A wait as Node's timers take it: they drop fractions of a millisecond, and would end that much before the time. */
+function timerMs(ms: number): number {
+  return Math.min(Math.ceil(Math.max(0, ms)), LONGEST_MS);
+}
+
 /** The machine's clock. */
 export const systemClock: Clock = {
   now: () => Date.now(),
   monotonic: () => performance.now(),
   after(ms, fn) {
-    const timer = setTimeout(fn, Math.min(Math.max(0, ms), LONGEST_MS)).unref();
+    const timer = setTimeout(fn, timerMs(ms)).unref();
     return { cancel: () => clearTimeout(timer) };
   },
   every(ms, fn) {
@@ -90,13 +95,10 @@ export const systemClock: Clock = {
   sleep(ms, signal) {
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(signal.reason);
-      const timer = setTimeout(
-        () => {
-          signal?.removeEventListener("abort", onAbort);
-          resolve();
-        },
-        Math.min(Math.max(0, ms), LONGEST_MS),
-      );
+      const timer = setTimeout(() => {
+        signal?.removeEventListener("abort", onAbort);
+        resolve();
+      }, timerMs(ms));
       const onAbort = () => {
         clearTimeout(timer);
         reject(signal?.reason);
