@@ -149,14 +149,13 @@ export class FairQueue<Q extends Queued> {
    * is more than the newcomer's tenant would. null: the newcomer itself has to go.
    */
   crowdedOut(newcomer: Share): Q | null {
-    const own = ((this.#lanes.get(newcomer.tenant)?.size ?? 0) + 1) / newcomer.weight;
     if (newcomer.urgency === IDLE_URGENCY) return null;
-    let most = own;
-    let victim: Q | null = null;
     for (const { waiting } of this.#lanes.values()) {
       const last = waiting.get(IDLE_URGENCY)?.at(-1);
       if (last !== undefined) return last;
     }
+    let most = ((this.#lanes.get(newcomer.tenant)?.size ?? 0) + 1) / newcomer.weight;
+    let victim: Q | null = null;
     for (const lane of this.#lanes.values()) {
       if (lane.size / lane.weight <= most) continue;
       const last = [-1, 0, 1].map((urgency) => lane.waiting.get(urgency)?.at(-1)).find((one) => one !== undefined);

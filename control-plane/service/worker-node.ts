@@ -211,7 +211,8 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
     for (const [step, ms] of Object.entries(steps) as [keyof typeof steps, number][]) {
       metrics.gauge("margay_start_seconds", { role: this.#role.role, step }, ms / 1000);
     }
-    logger.info({ ...steps }, "started, milliseconds by step");
+    const told = Object.fromEntries(Object.entries(steps).map(([step, ms]) => [step, Number(ms.toFixed(1))]));
+    logger.info(told, "started, milliseconds by step");
   }
 
   async drain(deadlineMs: number): Promise<void> {
