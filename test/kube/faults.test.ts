@@ -2,6 +2,7 @@ import { beforeAll, expect, test, vi } from "vitest";
 import { type Answer, stream, unary } from "../support/client.ts";
 import { waitFor } from "../support/system.ts";
 import { describeOnCluster } from "./cluster-or-skip.ts";
+import { NODES } from "./kube-world.ts";
 import { type PodInfo, RELEASE_TOOLS, Release, WAIT_MS } from "./release.ts";
 
 /** A release under steady streams, while pods, nodes, versions and the cluster's own control plane come and go. */
@@ -134,7 +135,7 @@ describeOnCluster(
 
     test("when the nodes are drained, one after the other", async () => {
       const ends = await whileStreaming(async () => {
-        for (const node of ["node-a", "node-b"]) {
+        for (const node of NODES) {
           const options = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"];
           await release.kubectl("drain", node, ...options);
           await workersAre(`workers elsewhere than on ${node}`, (pods) => pods.every((pod) => pod.node !== node));

@@ -29,6 +29,9 @@ mount -t tmpfs none /run/netns
 exec "$0" "$@"
 `;
 
+/** Of a world for which nothing else is said. */
+export const NODES: readonly string[] = ["node-a", "node-b"];
+
 /** A real Kubernetes control plane with nodes that run pods as processes of this machine. */
 export class KubeWorld implements AsyncDisposable {
   readonly #child: ChildProcess;
@@ -47,7 +50,7 @@ export class KubeWorld implements AsyncDisposable {
     });
   }
 
-  static async start(nodes: readonly string[] = ["node-a", "node-b"]): Promise<KubeWorld> {
+  static async start(nodes: readonly string[] = NODES): Promise<KubeWorld> {
     const program = await clusterProgram();
     const folder = await mkdtemp(join(tmpdir(), "margay-kube-"));
     const main = fileURLToPath(new URL("world/main.ts", import.meta.url));
