@@ -9,7 +9,8 @@ import type { Role } from "#protocol/worker.ts";
  * - what is planned for is the traffic until a group that is asked for now would be there; a queue is worked off besides
  * - unknown is not zero: where a signal is missing the role stays as it is
  * - what comes again is kept: groups that were needed for more than a share of the last while stay, so that bursts that return
- *   find them. The while is a number of cold starts; the share is small where requests missed their goal, large where none did
+ *   find them, until they stay away for longer than they did before. The while is a number of cold starts; the share is small
+ *   where requests missed their goal, large where none did
  * - growing is at once, and at most doubles; shrinking waits, one step of a fifth at a time
  */
 export interface CapacitySignals {
@@ -52,6 +53,10 @@ export interface CapacityRules {
   readonly rare: number;
   /** Share of late first tokens at which all is kept that was needed. */
   readonly mostLate: number;
+  /** Share of the remembered time for which a group is kept that was not needed again. */
+  readonly soon: number;
+  /** It is kept longer, for so many times the longest gap between two needs of it. */
+  readonly patience: number;
   /** Fewer must do for so long before a step down. */
   readonly shrinkAfterMs: number;
   readonly groups: Readonly<Record<Role, Bounds>>;
@@ -65,7 +70,8 @@ interface Bounds {
 /** Chosen on two traces, see `control-plane/simulate`. */
 export const CAPACITY_CONSTANTS = {
   ...{ headroom: 1, missed: 0.05, spare: 2 },
-  ...{ memoryStarts: 15, memoryMs: { min: 60_000, max: 900_000 }, rare: 0.3, mostLate: 0.05, shrinkAfterMs: 20_000 },
+  ...{ memoryStarts: 15, memoryMs: { min: 60_000, max: 900_000 }, rare: 0.2, mostLate: 0.05 },
+  ...{ soon: 1 / 3, patience: 1.25, shrinkAfterMs: 20_000 },
 } as const;
 
 export interface CapacityState {
@@ -159,7 +165,8 @@ function settle(rules: CapacityRules, signals: CapacitySignals, plan: RolePlan, 
   const { nowMs, coldStartMs } = signals;
   const memoryMs = within(rules.memoryMs, rules.memoryStarts * coldStartMs);
   const needs = withNeed(plan.needs, { sinceMs: nowMs, groups: wish.steady }, memoryMs);
-  const kept = usual(needs, rules.rare * Math.max(0, 1 - (signals.late ?? rules.mostLate / 2) / rules.mostLate));
+  const rare = rules.rare * Math.max(0, 1 - (signals.late ?? rules.mostLate / 2) / rules.mostLate);
+  const kept = expected(needs, usual(needs, rare), nowMs, rules.soon * memoryMs, rules.patience);
   const wanted = within(bounds, Math.max(wish.groups, kept));
   if (wanted >= plan.groups) {
     const groups = Math.min(wanted, Math.max(plan.groups * 2, plan.groups + LEAST_GROWTH));
@@ -185,6 +192,21 @@ function withNeed(needs: readonly Need[], need: Need, memoryMs: number): readonl
   if (last === undefined || need.sinceMs - last.sinceMs >= memoryMs / SPANS) return [...fresh, need];
   const most = { ...last, groups: Math.max(last.groups, need.groups) };
   return [...fresh.filter((one) => one !== last), most];
+}
+
+/** Of `atMost` groups those that were needed soon ago, or whose present gap is not yet long beside the ones before. */
+function expected(needs: readonly Need[], atMost: number, nowMs: number, soonMs: number, patience: number): number {
+  for (let level = atMost; level > 0; level--) {
+    let gap = 0;
+    let last: number | null = null;
+    for (const { sinceMs, groups } of needs) {
+      if (groups < level) continue;
+      if (last !== null) gap = Math.max(gap, sinceMs - last);
+      last = sinceMs;
+    }
+    if (last !== null && nowMs - last <= Math.max(soonMs, patience * gap)) return level;
+  }
+  return 0;
 }
 
 /** What all but a share of the spans needed. */

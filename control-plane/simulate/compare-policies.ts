@@ -46,17 +46,17 @@ export function comparePolicies(trace: readonly TraceRequest[], model: FleetMode
   add("planner", "", plannedPolicy(plannerRules(model), WINDOWS));
   const context = trace.reduce((sum, one) => sum + one.promptTokens + one.outputTokens / 2, 0) / trace.length;
   const streams = model.mostStreams(context);
-  for (const prefill of [0.5, 0.7, 1, 4]) {
-    for (const decode of [0.4 * streams, streams]) {
+  for (const prefill of [0.3, 0.5, 0.7, 1, 2, 4, 8]) {
+    for (const decode of [0.4 * streams, 0.7 * streams, streams]) {
       for (const delayMs of [0, 300_000, 900_000]) {
         const setting = `${prefill} prompts, ${Math.round(decode)} streams, delay ${delayMs / 1000} s`;
         add("knative", setting, knativePolicy({ prefill, decode, delayMs }));
       }
     }
   }
-  for (const target of [0.02, 0.1, 0.3, 1]) {
-    for (const decodePerPrefill of [0.0625, 0.125, 0.25]) {
-      for (const windowMs of [300_000, 900_000]) {
+  for (const target of [0.005, 0.02, 0.1, 0.3, 1, 3]) {
+    for (const decodePerPrefill of [0.03125, 0.0625, 0.125, 0.25]) {
+      for (const windowMs of [60_000, 300_000, 900_000]) {
         const setting = `${target} waiting, D/P ${decodePerPrefill}, window ${windowMs / 1000} s`;
         add("hpa", setting, hpaPolicy({ target, decodePerPrefill, windowMs }));
       }

@@ -17,6 +17,8 @@ const rules: CapacityRules = {
   memoryMs: { min: 1_000, max: 600_000 },
   rare: 0.5,
   mostLate: 0.05,
+  soon: 1,
+  patience: 1,
   shrinkAfterMs: 60_000,
   groups: { prefill: { min: 1, max: 20 }, decode: { min: 1, max: 20 } },
 };
@@ -134,6 +136,25 @@ describe("shrinking", () => {
     expect(left(1, 0)).toBeLessThan(needed);
     expect(left(5, 0)).toBe(needed);
     expect(left(1, 0.05)).toBe(needed);
+  });
+
+  test("what came again is waited for as long as it stayed away before, what came once is not", () => {
+    const patient = { ...rules, memoryMs: { min: 600_000, max: 600_000 }, rare: 0, soon: 0.1, patience: 1.25 };
+    const burst = { arrivals: { short: 12, long: 4 } };
+    const needed = look(burst, stateOf(5, 1)).prefill.groups;
+    /** Groups when so much time has gone by, with bursts of 15 s at these times. */
+    const grown = (untilMs: number, bursts: readonly number[]): number => {
+      let state = stateOf(needed, 1);
+      for (let nowMs = 0; nowMs <= untilMs; nowMs += 15_000) {
+        const changes = bursts.includes(nowMs) ? burst : {};
+        state = planCapacity(patient, { ...calm, ...changes, late: 0, nowMs }, state);
+      }
+      return state.prefill.groups;
+    };
+    expect(grown(60_000, [0])).toBe(needed);
+    expect(grown(240_000, [0])).toBeLessThan(needed);
+    expect(grown(390_000, [0, 180_000])).toBe(needed);
+    expect(grown(570_000, [0, 180_000])).toBeLessThan(needed);
   });
 
   test("the memory is as long as it takes to be worth a start", () => {
