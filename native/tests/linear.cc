@@ -91,7 +91,7 @@ void Reference(const Packed& p, const std::vector<float>& x, int rows, ThreadPoo
   reference::Linear({inputs.data(), p.view.in, rows, dense.data(), nullptr, p.view.in, p.view.out, size->data(), p.view.out}, pool);
 }
 
-constexpr int kRowCounts[] = {1, 2, 3, 5, 6, 7, 13, 15, 16, 17, 63, 64, 65};
+constexpr int kRowCounts[] = {1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 63, 64, 65};
 constexpr struct {
   int out, in;
 } kMatrices[] = {{1, 1}, {16, 2}, {17, 3}, {31, 48}, {48, 129}, {128, 128}, {130, 257}, {200, 96}, {272, 131}};

@@ -128,7 +128,7 @@ void MultiplyTiles(const LinearStrip* strip) {
   Tiles::Release();
 }
 
-constexpr LinearKernel kTileKernel = {Activations::kF32, kTileRows, TilePanels, TilePackedBytes, PackTiles, MultiplyTiles};
+constexpr LinearKernel kTileKernel = {Activations::kF32, kTileRows, kTileRows, TilePanels, TilePackedBytes, PackTiles, MultiplyTiles};
 
 }  // namespace
 }  // namespace margay

@@ -55,7 +55,8 @@ enum class Activations : uint8_t { kF32, kInt8 };
 // Products with one format of weights.
 struct LinearKernel {
   Activations activations;
-  int strip_rows;             // most rows of a strip
+  int strip_rows;             // most rows of one strip of several
+  int lone_rows;              // of a strip that has the weights for itself: at least strip_rows
   int (*panels)(int rows);    // panels that run together in a strip of so many rows: at most kMostPanels
   int64_t (*packed_bytes)(int rows, int in);
   void (*pack)(const LinearRows* rows);

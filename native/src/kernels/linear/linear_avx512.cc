@@ -8,7 +8,8 @@ namespace {
 
 struct LinearShape {
   static constexpr int kRows = 8;
-  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 5 ? 4 : 3; }
+  static constexpr int kLoneRows[kWeightFormats] = {16, kRows, kRows, kRows};
+  static constexpr int Panels(int rows) { return rows <= 2 ? 8 : rows <= 5 ? 4 : rows <= 8 ? 3 : rows <= 12 ? 2 : 1; }
   static constexpr int kDirectRows[kWeightFormats] = {kRows, kRows, 5, kRows};
   static constexpr int kUnpacked = 3;
 };

@@ -60,7 +60,7 @@ void Pack(const LinearRows* rows) {
 }  // namespace
 
 const LinearKernel* Avx512Bf16Linear() {
-  static constexpr LinearKernel kKernel = {Activations::kF32, kDotRows, DotPanels, DotPackedBytes, Pack, DotMultiply};
+  static constexpr LinearKernel kKernel = {Activations::kF32, kDotRows, kDotRows, DotPanels, DotPackedBytes, Pack, DotMultiply};
   return &kKernel;
 }
 

@@ -80,7 +80,7 @@ void Pack(const LinearRows* rows) {
 }  // namespace
 
 const LinearKernel* Avx512VnniLinear() {
-  static constexpr LinearKernel kKernel = {Activations::kInt8, kDotRows, DotPanels, DotPackedBytes, Pack, DotMultiply};
+  static constexpr LinearKernel kKernel = {Activations::kInt8, kDotRows, kDotRows, DotPanels, DotPackedBytes, Pack, DotMultiply};
   return &kKernel;
 }
 

@@ -1,7 +1,9 @@
 // Matrix products in fp32 over any format of weights; included after a vec_*.h and a definition of LinearShape:
-//   kRows         most rows of a strip
+//   kRows         most rows of one strip of several
+//   kLoneRows     by format: most rows of a strip that has the weights for itself
 //   Panels(rows)  panels that are held in registers together with that many rows
-//   kDirectRows   by format: most rows that are multiplied with weights as they are stored, more with unpacked ones
+//   kDirectRows   by format: most rows that are multiplied with weights as they are stored, more with unpacked ones; a
+//                 strip of more than kRows again as they are stored: to unpack pays for few rows or for several strips
 //   kUnpacked     panels that are unpacked together
 #pragma once
 
@@ -62,7 +64,7 @@ class Block {
   using W = Weights<kFormat>;
   static constexpr int kVecs = P * kPanelVecs;
   static constexpr bool kFetchOnce = R * kPanelVecs >= 6;
-  static constexpr int kAhead = kFetchOnce ? kOnce : Far(P);
+  static constexpr int kAhead = kFetchOnce ? Once(R) : Far(P);
 
  public:
   Block(const LinearStrip& strip, int panel) : t_(strip), panel_(panel), x_(static_cast<const float*>(strip.x)), w_(strip.w + panel * strip.panel_bytes) {}
@@ -200,10 +202,10 @@ void RunPanels(const LinearStrip& strip, int panel) {
   }
 }
 
-template <WeightFormat kFormat, int R = LinearShape::kRows>
+template <WeightFormat kFormat, int R>
 void RunStrip(const LinearStrip& strip) {
   if (strip.rows == R) return RunPanels<R, LinearShape::Panels(R), kFormat>(strip, 0);
-  if constexpr (R > 1) RunStrip<kFormat, R - 1>(strip);
+  if constexpr (R > 1 && R != LinearShape::kRows + 1) RunStrip<kFormat, R - 1>(strip);
 }
 
 }  // namespace
@@ -218,6 +220,10 @@ namespace {
 template <WeightFormat kFormat>
 void MultiplyStrip(const LinearStrip* strip) {
   constexpr int kDirect = LinearShape::kDirectRows[static_cast<int>(kFormat)];
+  constexpr int kLone = LinearShape::kLoneRows[static_cast<int>(kFormat)];
+  if constexpr (kLone > LinearShape::kRows) {
+    if (strip->rows > LinearShape::kRows) return RunStrip<kFormat, kLone>(*strip);
+  }
   if constexpr (kDirect < LinearShape::kRows) {
     if (strip->rows > kDirect) return MultiplyUnpacked<kFormat>(strip, 1);
   }
@@ -245,7 +251,13 @@ constexpr auto Together() -> void (*)(const LinearStrip*, int) {
 }
 
 template <WeightFormat kFormat>
-constexpr LinearKernel kFloatKernel = {Activations::kF32, LinearShape::kRows, LinearShape::Panels, PackedBytes, PackRows, MultiplyStrip<kFormat>,
+constexpr LinearKernel kFloatKernel = {Activations::kF32,
+                                       LinearShape::kRows,
+                                       LinearShape::kLoneRows[static_cast<int>(kFormat)],
+                                       LinearShape::Panels,
+                                       PackedBytes,
+                                       PackRows,
+                                       MultiplyStrip<kFormat>,
                                        Together<kFormat>()};
 
 constexpr LinearKernels kFloatKernels = {

@@ -8,6 +8,7 @@ namespace {
 
 struct LinearShape {
   static constexpr int kRows = 5;
+  static constexpr int kLoneRows[kWeightFormats] = {kRows, kRows, kRows, kRows};
   static constexpr int Panels(int rows) { return rows == 1 ? 2 : 1; }
   static constexpr int kDirectRows[kWeightFormats] = {kRows, kRows, 2, kRows};
   static constexpr int kUnpacked = 1;

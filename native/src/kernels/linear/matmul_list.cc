@@ -1,5 +1,7 @@
 #include "kernels/linear/matmul_list.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 
 #include "kernels/linear/panel_layout.h"
@@ -13,6 +15,7 @@ constexpr int64_t kLeastItem = 32 << 10;    // products of an item of work
 constexpr int kItemsPerThread = 12;         // for balance
 constexpr size_t kCachedWeights = 640 << 10;  // weights of an item that several strips find in the second cache
 constexpr size_t kPackedBytes = size_t{24} << 20;
+constexpr size_t kLargePage = size_t{2} << 20;
 constexpr int kFusedPanels = 24;             // of one strip: a multiple of what any kernel runs together
 constexpr int kLeastFusedPanels = 3;         // of many strips: what fills the registers
 constexpr size_t kFusedBlock = size_t{kMostStripRows} * kPanel * std::max(kFusedPanels, kStripsTogether * kLeastFusedPanels);
@@ -49,10 +52,12 @@ MatmulList::MatmulList(const LinearKernels* linear, const PointwiseKernels* poin
     : linear_(linear),
       pointwise_(pointwise),
       pool_(pool),
-      memory_(new std::byte[kPackedBytes + 64]),
-      packed_(memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) % 64),
+      memory_(new std::byte[kPackedBytes + kLargePage]),
+      packed_(memory_.get() + (kLargePage - reinterpret_cast<uintptr_t>(memory_.get()) % kLargePage) % kLargePage),
       scratch_(static_cast<size_t>(pool->threads()) * 2 * kFusedBlock) {
   parts_.reserve(static_cast<size_t>(most_jobs) + 1);
+  // Best effort: every panel of weights reads all activations, hundreds of small pages.
+  madvise(packed_, kPackedBytes, MADV_HUGEPAGE);
 }
 
 void MatmulList::Run(std::span<const MatmulJob> jobs) {
@@ -100,12 +105,15 @@ bool MatmulList::SharesActivations(const Part& before, const Part& part) const {
   const MatmulJob& a = *before.job;
   const MatmulJob& b = *part.job;
   return a.x == b.x && a.x_stride == b.x_stride && a.x_rows == b.x_rows && a.w.in == b.w.in && before.first_row == part.first_row &&
-         before.rows == part.rows && KernelOf(a.w).pack == KernelOf(b.w).pack && !PacksTwice(a) && !PacksTwice(b);
+         before.rows == part.rows && StripRows(a) == StripRows(b) && KernelOf(a.w).pack == KernelOf(b.w).pack && !PacksTwice(a) && !PacksTwice(b);
 }
 
 int MatmulList::StripRows(const MatmulJob& job) const {
-  const int rows = KernelOf(job.w).strip_rows;
-  return job.up == nullptr ? rows : std::min(rows, KernelOf(*job.up).strip_rows);
+  const auto least = [&](int LinearKernel::* rows) {
+    return job.up == nullptr ? KernelOf(job.w).*rows : std::min(KernelOf(job.w).*rows, KernelOf(*job.up).*rows);
+  };
+  const int lone = least(&LinearKernel::lone_rows);
+  return job.rows <= lone ? lone : least(&LinearKernel::strip_rows);
 }
 
 int MatmulList::StripsTogether(const MatmulJob& job) const {
@@ -113,19 +121,20 @@ int MatmulList::StripsTogether(const MatmulJob& job) const {
   return gains(job.w) && (job.up == nullptr || gains(*job.up)) ? kStripsTogether : 1;
 }
 
-size_t MatmulList::PackedBytes(const MatmulWeights& w) const {
-  return static_cast<size_t>(KernelOf(w).packed_bytes(KernelOf(w).strip_rows, w.in) + 63) / 64 * 64;
+size_t MatmulList::PackedBytes(const MatmulWeights& w, int rows) const {
+  return static_cast<size_t>(KernelOf(w).packed_bytes(rows, w.in) + 63) / 64 * 64;
 }
 
 size_t MatmulList::StripBytes(const MatmulJob& job) const {
-  return PackedBytes(job.w) + (PacksTwice(job) ? PackedBytes(*job.up) : 0);
+  const int rows = StripRows(job);
+  return PackedBytes(job.w, rows) + (PacksTwice(job) ? PackedBytes(*job.up, rows) : 0);
 }
 
 MatmulList::Strip MatmulList::StripOf(const Part& part, int index) const {
   const MatmulJob& job = *part.job;
   const auto border = [&](int i) { return part.first_row + static_cast<int>(int64_t{i} * part.rows / part.strips); };
   std::byte* packed = packed_ + part.packed + static_cast<size_t>(index) * StripBytes(job);
-  return {border(index), border(index + 1) - border(index), packed, PacksTwice(job) ? packed + PackedBytes(job.w) : packed};
+  return {border(index), border(index + 1) - border(index), packed, PacksTwice(job) ? packed + PackedBytes(job.w, StripRows(job)) : packed};
 }
 
 void MatmulList::Pack() {

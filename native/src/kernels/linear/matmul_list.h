@@ -68,7 +68,7 @@ class MatmulList {
   bool SharesActivations(const Part& before, const Part& part) const;
   int StripRows(const MatmulJob& job) const;
   int StripsTogether(const MatmulJob& job) const;
-  size_t PackedBytes(const MatmulWeights& w) const;
+  size_t PackedBytes(const MatmulWeights& w, int rows) const;
   size_t StripBytes(const MatmulJob& job) const;
   // Takes jobs from (*job, *row) on until the packed activations are full.
   void Gather(std::span<const MatmulJob> jobs, size_t* job, int* row);

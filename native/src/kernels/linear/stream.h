@@ -13,7 +13,7 @@ namespace {
 constexpr int kNear = 512;  // bytes
 // What is fetched once, straight into the first cache: where arithmetic takes most of the time that is as early as two
 // fetches, and cheaper.
-constexpr int kOnce = 2048;
+constexpr int Once(int rows) { return rows <= 8 ? 2048 : 4096; }
 constexpr int Far(int panels) { return panels >= 8 ? 4096 : 8192; }
 constexpr int kAheadX = 256;  // words of activations, which lie in the second cache when they are many
 
