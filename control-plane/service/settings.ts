@@ -188,7 +188,7 @@ export const SETTINGS = {
   MARGAY_EXCHANGE_PAYLOAD: setting(
     z.enum(["bf16", "fp8"]),
     "bf16",
-    "How rows travel to experts of other ranks. `fp8`: e4m3 with a scale per 128 values, half the bytes, and lossy. Deterministic workers send fp32.",
+    "How rows travel to experts of other ranks. `fp8`: e4m3 with a scale per 128 values, half the bytes, and lossy. Deterministic workers send bf16.",
   ),
   MARGAY_EXCHANGE_HOST: setting(text, "127.0.0.1", "Address a rank listens on for the others of its worker."),
   MARGAY_EXCHANGE_PORT: setting(

@@ -111,7 +111,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
   const { MARGAY_RANK: rank, MARGAY_RANKS: ranks } = settings;
   if (rank >= ranks) throw new SettingsError(`MARGAY_RANK=${rank}: must be less than MARGAY_RANKS=${ranks}`);
   if (settings.MARGAY_DETERMINISTIC && settings.MARGAY_EXCHANGE_PAYLOAD === "fp8") {
-    throw new SettingsError("MARGAY_EXCHANGE_PAYLOAD=fp8: deterministic workers exchange fp32");
+    throw new SettingsError("MARGAY_EXCHANGE_PAYLOAD=fp8: deterministic workers exchange bf16");
   }
   const group = {
     ranks,

@@ -10,7 +10,7 @@ export interface GroupOptions {
   readonly exchangePort: number;
   /** `auto` uses shared memory between ranks of one host, else TCP. */
   readonly exchangeTransport: "auto" | "tcp";
-  /** How rows travel to experts of other ranks: `ref` and deterministic engines send fp32, and refuse `fp8`. */
+  /** How rows travel to experts of other ranks: `ref` sends fp32 and a deterministic engine bf16; both refuse `fp8`. */
   readonly exchangePayload: "bf16" | "fp8";
   /** Longest wait for a peer inside a step or while joining; then the group is lost. */
   readonly exchangeDeadlineMs: number;

@@ -164,7 +164,7 @@ test("a group that cannot be is refused with the reason", async () => {
   );
   const coarse = { ...several.optionsFor(2), exchangePayload: "fp8" as const };
   await expect(NativeRank.open("decode", { deterministic: true, group: coarse })).rejects.toThrow(
-    /deterministic engines exchange fp32/,
+    /a deterministic engine bf16/,
   );
   await seat.joinGroup(good);
 });

@@ -37,8 +37,8 @@ Status Engine::OpenGroup() {
     return {Code::kBadArgument, Number(static_cast<uint64_t>(options_.group->ranks)) + " ranks are more than the model's " +
                                     Number(static_cast<uint64_t>(facts_.experts)) + " experts"};
   }
-  if (options_.group->fp8 && facts_.payload != PayloadFormat::kBf16) {
-    return {Code::kBadArgument, "rows of fp8: ref and deterministic engines exchange fp32"};
+  if (options_.group->fp8 && facts_.combine == CombineMode::kPerExpert) {
+    return {Code::kBadArgument, "rows of fp8: ref exchanges fp32, a deterministic engine bf16"};
   }
   Result<std::unique_ptr<ExchangeEndpoint>> endpoint = ExchangeEndpoint::Open(options_.group->host, options_.group->port);
   if (!endpoint.ok()) return endpoint.status();

@@ -208,14 +208,9 @@ class RefBackend final : public Backend {
   void ServeExperts(std::span<const ReceivedRow> rows, int layer, ExpertExchange* exchange) override {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     for (size_t i = 0; i < rows.size(); ++i) {
-      const float* n = received_.data();
-      if (rows[i].payload != nullptr) {
-        exchange->Decode(static_cast<int>(i), received_.data());
-      } else {
-        n = &branch_[Area(rows[i].row, c_.hidden)];
-      }
+      exchange->Decode(static_cast<int>(i), received_.data());
       for (size_t k = 0; k < rows[i].choices.size(); ++k) {
-        RunMlp(l.experts[static_cast<size_t>(rows[i].choices[k].expert)], n, 1, result_.data());
+        RunMlp(l.experts[static_cast<size_t>(rows[i].choices[k].expert)], received_.data(), 1, result_.data());
         exchange->PutResult(static_cast<int>(i), static_cast<int>(k), result_.data());
       }
     }

@@ -6,6 +6,7 @@ namespace margay {
 
 CpuBackend::CpuBackend(const ModelConfig& config, const BackendOptions& options, const CodePath& path, ThreadPool* pool)
     : c_(config),
+      row_format_(PayloadFormat::kBf16, config.hidden),
       latent_eps_(options.latent_eps),
       max_rows_(options.max_rows),
       deterministic_(options.deterministic),

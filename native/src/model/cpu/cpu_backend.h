@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "comm/row_format.h"
 #include "kernels/attention/attention_list.h"
 #include "kernels/attention/expanded_list.h"
 #include "kernels/code_path.h"
@@ -31,7 +32,7 @@ class CpuBackend final : public Backend {
   std::string PackedLayout() const override { return choice_ == WeightChoice::kInt8 ? "cpu-panel16-3 int8" : "cpu-panel16-3"; }
   std::string Isa() const override { return path_.name; }
   KvType kv_type() const override { return KvType::kBf16; }
-  PayloadFormat payload() const override { return deterministic_ ? PayloadFormat::kFp32 : PayloadFormat::kBf16; }
+  PayloadFormat payload() const override { return PayloadFormat::kBf16; }
   CombineMode combine() const override { return deterministic_ ? CombineMode::kPerExpert : CombineMode::kSummed; }
   void MakeRoom(int ranks) override;
 
@@ -118,15 +119,18 @@ class CpuBackend final : public Backend {
   void RunExperts(const CpuLayer& layer);
   // m = sum of the chosen experts' weighted outputs, and the identity experts' weight times n, in order of choice.
   void Combine(int row, int thread);
-  // The same with the outputs added to the identity term one by one, by rising expert: what an exchange does with those
-  // that come back.
-  void CombineInOrder(int row);
+  // The same with the outputs rounded as they would travel and added to the identity term one by one, by rising expert:
+  // what an exchange does with those that come back.
+  void CombineInOrder(int row, int thread);
   // m = identity experts' weight times n.
   void PutIdentity(int row);
+  // Its values are n itself; else as they travelled, or as they would have.
+  bool ReadsAsMade(const ReceivedRow& row) const { return row.payload == nullptr && !deterministic_; }
   // What this rank's experts made of a row of the group.
   void TellResults(const ReceivedRow& row, int number, int thread, ExpertExchange* exchange);
 
   const ModelConfig c_;
+  const RowFormat row_format_;  // of a deterministic engine's rows, also where they stay here
   const float latent_eps_;
   const int max_rows_;
   const bool deterministic_;  // every operation has one form, whatever the rows of the step
@@ -146,7 +150,8 @@ class CpuBackend final : public Backend {
   Pending pending_ = Pending::kNothing;
   // Activations, [rows, width].
   std::vector<float> x_, n_, m_, y_, q_a_, q_, kv_, queries_, context_, heads_out_, wide_, probabilities_, cosine_, sine_;
-  // n of a layer's first half, which outlives that of the second: [rows of a step], then [rows from other ranks].
+  // n of a layer's first half, which outlives that of the second: [rows of a step], then what experts read and is not n
+  // itself: [rows of the group], as they travelled.
   Untouched branch_;
   // Of the rows that experts of this rank have, by expert: activations of their MLPs, outputs.
   Untouched expert_wide_, expert_out_;

@@ -2,7 +2,6 @@
 // their join with the identity experts.
 #include <algorithm>
 
-#include "comm/row_format.h"
 #include "kernels/linear/panel_layout.h"
 #include "model/cpu/cpu_backend.h"
 
@@ -30,16 +29,23 @@ DispatchRows CpuBackend::Routed(const Step& step) const {
 
 void CpuBackend::Experts(const Step& step, int layer) {
   const auto topk = static_cast<size_t>(c_.topk);
-  Assign(step.rows.size() * topk, [&](size_t i) { return chosen_[i]; }, [&](size_t i) { return static_cast<int32_t>(i / topk); });
+  const int first = deterministic_ ? max_rows_ : 0;
+  if (deterministic_) {
+    ForRows(step, c_.hidden, [&](int row) {
+      row_format_.RoundPayload(&branch_[Area(row, c_.hidden)], &branch_[Area(first + row, c_.hidden)]);
+    });
+  }
+  Assign(step.rows.size() * topk, [&](size_t i) { return chosen_[i]; },
+         [&](size_t i) { return first + static_cast<int32_t>(i / topk); });
   RunExperts(weights_.layer(layer));
 }
 
 void CpuBackend::ServeExperts(std::span<const ReceivedRow> rows, int layer, ExpertExchange* exchange) {
   choice_rows_.clear();
   choice_experts_.clear();
-  int decoded = max_rows_;  // rows of other ranks lie behind those of this one
+  int decoded = max_rows_;
   for (size_t i = 0; i < rows.size(); ++i) {
-    const int32_t at = rows[i].payload == nullptr ? rows[i].row : decoded++;
+    const int32_t at = ReadsAsMade(rows[i]) ? rows[i].row : decoded++;
     first_choice_[i] = static_cast<int32_t>(choice_rows_.size());
     for (const ExpertChoice& choice : rows[i].choices) {
       choice_rows_.push_back(at);
@@ -49,7 +55,7 @@ void CpuBackend::ServeExperts(std::span<const ReceivedRow> rows, int layer, Expe
   const auto count = static_cast<int>(rows.size());
   ForRows(count, c_.hidden, [&](int i) {
     const auto r = static_cast<size_t>(i);
-    if (rows[r].payload != nullptr) exchange->Decode(i, &branch_[Area(choice_rows_[static_cast<size_t>(first_choice_[r])], c_.hidden)]);
+    if (!ReadsAsMade(rows[r])) exchange->Decode(i, &branch_[Area(choice_rows_[static_cast<size_t>(first_choice_[r])], c_.hidden)]);
   });
   Assign(choice_rows_.size(), [&](size_t i) { return choice_experts_[i]; }, [&](size_t i) { return choice_rows_[i]; });
   RunExperts(weights_.layer(layer));
@@ -117,7 +123,7 @@ void CpuBackend::JoinShortcut(const Step& step, const ExpertExchange* exchange) 
       PutIdentity(row);
       exchange->AddResults(row, &m_[Area(row, c_.hidden)]);
     } else if (combine() == CombineMode::kPerExpert) {
-      CombineInOrder(row);
+      CombineInOrder(row, thread);
     } else {
       Combine(row, thread);
     }
@@ -155,8 +161,9 @@ void CpuBackend::PutIdentity(int row) {
   path_.pointwise->weighted_sum(&n, &identity, identity != 0 ? 1 : 0, c_.hidden, &m_[Area(row, c_.hidden)]);
 }
 
-void CpuBackend::CombineInOrder(int row) {
+void CpuBackend::CombineInOrder(int row, int thread) {
   PutIdentity(row);
+  auto* const travelling = reinterpret_cast<std::byte*>(&sums_[Area(thread, c_.hidden)]);
   int32_t last = -1;
   for (int k = 0; k < c_.topk; ++k) {
     // The choice of the lowest expert above the last one: topk is about a dozen.
@@ -166,8 +173,8 @@ void CpuBackend::CombineInOrder(int row) {
     }
     if (next == Area(row + 1, c_.topk)) return;
     last = chosen_[next];
-    const auto* output = reinterpret_cast<const std::byte*>(&expert_out_[Area(place_[next], c_.hidden)]);
-    RowFormat(PayloadFormat::kFp32, c_.hidden).AddResult(output, chosen_weights_[next], &m_[Area(row, c_.hidden)]);
+    row_format_.EncodeResult(&expert_out_[Area(place_[next], c_.hidden)], travelling);
+    row_format_.AddResult(travelling, chosen_weights_[next], &m_[Area(row, c_.hidden)]);
   }
 }
 
@@ -179,8 +186,9 @@ std::span<const std::byte> CpuBackend::ExpertWeights(int layer, int expert) cons
 }
 
 void CpuBackend::MakeRoom(int ranks) {
-  const size_t rows = Area(ranks, max_rows_);
-  const size_t choices = rows * static_cast<size_t>(std::min(c_.topk, c_.experts));
+  // Rows of a step, then those of the group that are not read as they were made.
+  const size_t rows = Area(ranks + (deterministic_ ? 1 : 0), max_rows_);
+  const size_t choices = Area(ranks, max_rows_) * static_cast<size_t>(std::min(c_.topk, c_.experts));
   const auto untouched = [](size_t values) { return std::make_unique_for_overwrite<float[]>(values); };
   branch_ = untouched(rows * static_cast<size_t>(c_.hidden));
   expert_wide_ = untouched(choices * static_cast<size_t>(c_.expert_ffn));
