@@ -267,12 +267,12 @@ export class PrefillRequests {
   #follow(request: PrefillRequest): void {
     const { engine } = this.#parts;
     const { generation, deadlineMs, given, reservation } = request;
-    engine.closeSequence(request.handle, true);
-    this.#slots.delete(request.handle.slot);
-    const opened = openPrompt(engine, generation, deadlineMs);
-    Object.assign(request, { ...opened, phase: "computing", lead: null, left: given - opened.cachedTokens });
-    this.#slots.set(opened.handle.slot, request);
     try {
+      engine.closeSequence(request.handle, true);
+      this.#slots.delete(request.handle.slot);
+      const opened = openPrompt(engine, generation, deadlineMs);
+      Object.assign(request, { ...opened, phase: "computing", lead: null, left: given - opened.cachedTokens });
+      this.#slots.set(opened.handle.slot, request);
       if (reservation !== null) this.#send(request, reservation);
       this.#loop.wake();
     } catch (error) {

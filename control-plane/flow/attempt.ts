@@ -193,6 +193,7 @@ export class Attempt {
   /** Gives everything back, however the attempt ended. */
   release(): void {
     for (const undo of this.#undo) undo();
+    this.#passage.tokens.leave();
     this.#dropPrefillLeg();
     if (this.#decodeLeg !== null) this.#cancel("decode", this.#decodeLeg);
     this.#leavePrefill();
@@ -203,7 +204,6 @@ export class Attempt {
     const { clock, gatewayId } = this.#parts;
     const { tokens, request, attempt } = this.#passage;
     const head = this.#passage.head(gatewayId);
-    tokens.listen(clock.monotonic());
     this.#passage.askBy((seq) => {
       const message = { kind: "resume-stream", head, seq } as const;
       void resumeStream(this.#parts, this.#passage, rankId, message, (error) => this.#fail(error));

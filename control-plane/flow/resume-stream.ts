@@ -19,7 +19,8 @@ export async function resumeStream(
   onTrouble: (error: MargayError) => void,
 ): Promise<void> {
   const { tokens } = passage;
-  const over = (): boolean => passage.attempt !== message.head.attempt;
+  const { round } = tokens;
+  const over = (): boolean => tokens.round !== round;
   try {
     const reply = await bus.request(subjects.resume(rankId), ResumeStream, message, ResumeReply, ANSWER_MS);
     if (over()) return;

@@ -22,7 +22,8 @@ export interface ReceiverSink {
  * T1 `next` is the number of tokens delivered; a chunk below it is cut or dropped, one above it is dropped and asked again
  * T2 one question per sender is out at a time: what comes while it is unanswered is in the answer
  * T3 the last word of one attempt says nothing about the next
- * T4 tokens that are not wanted any more are neither delivered nor asked for, and count as received; the last word is heard
+ * T4 an answer to a question of an attempt that is over is not taken: the request may have ended with it
+ * T5 tokens that are not wanted any more are neither delivered nor asked for, and count as received; the last word is heard
  */
 export class TokenReceiver {
   readonly #sink: ReceiverSink;
@@ -33,6 +34,7 @@ export class TokenReceiver {
   #unwanted = 0;
   #asking = false;
   #ended = false;
+  #round = 0;
   #lastMs: number;
   #progressMs: number;
 
@@ -81,8 +83,19 @@ export class TokenReceiver {
     return this.#ended;
   }
 
+  /** Whose answers are taken: another number with every attempt, and between two of them. */
+  get round(): number {
+    return this.#round;
+  }
+
+  /** An attempt is over: what its rank answers now is nobody's. */
+  leave(): void {
+    this.#round++;
+  }
+
   /** Another attempt begins: its rank is listened to, and nothing was asked of it yet. */
   listen(nowMs: number): void {
+    this.#round++;
     this.#done = openEnd();
     this.#ended = false;
     this.#asking = false;

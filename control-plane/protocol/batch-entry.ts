@@ -5,7 +5,7 @@ import { GatewayId } from "./ids.ts";
 export const BATCH_ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/responses"] as const;
 
 /** What makes a batch, whoever works on it. */
-export const BatchRecord = z.strictObject({
+export const BatchRecord = z.object({
   tenant: z.string(),
   /** Of the key that asked; null: nobody asks for keys. */
   keyDigest: z.string().nullable(),
@@ -23,7 +23,7 @@ export const BatchRecord = z.strictObject({
 export type BatchRecord = z.infer<typeof BatchRecord>;
 
 /** What is wrong with the input as a whole. */
-export const BatchFault = z.strictObject({
+export const BatchFault = z.object({
   code: z.string(),
   message: z.string(),
   param: z.string().nullable(),
@@ -34,15 +34,15 @@ export type BatchFault = z.infer<typeof BatchFault>;
 
 /** What happened to a batch. */
 export const BatchStep = z.discriminatedUnion("kind", [
-  z.strictObject({ kind: z.literal("created"), record: BatchRecord }),
+  z.object({ kind: z.literal("created"), record: BatchRecord }),
   /** The writer works on it from here on. */
-  z.strictObject({ kind: z.literal("claimed") }),
+  z.object({ kind: z.literal("claimed") }),
   /** The writer does not any more. */
-  z.strictObject({ kind: z.literal("left") }),
-  z.strictObject({ kind: z.literal("begun"), total: z.int().min(0) }),
-  z.strictObject({ kind: z.literal("cancelling") }),
-  z.strictObject({ kind: z.literal("finalizing") }),
-  z.strictObject({
+  z.object({ kind: z.literal("left") }),
+  z.object({ kind: z.literal("begun"), total: z.int().min(0) }),
+  z.object({ kind: z.literal("cancelling") }),
+  z.object({ kind: z.literal("finalizing") }),
+  z.object({
     kind: z.literal("ended"),
     status: z.enum(["completed", "failed", "expired", "cancelled"]),
     faults: z.array(BatchFault),
@@ -54,7 +54,7 @@ export const BatchStep = z.discriminatedUnion("kind", [
 export type BatchStep = z.infer<typeof BatchStep>;
 
 /** One entry of a batch's log. Its entries in order, and the files, are all there is of it. */
-export const BatchEntry = z.strictObject({
+export const BatchEntry = z.object({
   /** Unix seconds. */
   at: z.int(),
   writer: GatewayId,

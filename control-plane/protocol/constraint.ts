@@ -9,14 +9,14 @@ const text = z.string().min(1).max(MAX_GRAMMAR_CHARACTERS);
 /** A language of texts. */
 export const Grammar = z.discriminatedUnion("kind", [
   /** What a regular expression matches as a whole. */
-  z.strictObject({ kind: z.literal("regex"), text }),
+  z.object({ kind: z.literal("regex"), text }),
   /** What `root` of an EBNF grammar derives. */
-  z.strictObject({ kind: z.literal("ebnf"), text }),
+  z.object({ kind: z.literal("ebnf"), text }),
 ]);
 export type Grammar = z.infer<typeof Grammar>;
 
 /** What the generated tokens of a request must be: free ones up to a mark, a prefix, a text, a suffix, the end. */
-export const Constraint = z.strictObject({
+export const Constraint = z.object({
   /** The free part ends with this token; null: there is none. */
   freeUntil: z.int().min(0).nullable(),
   prefix: Tokens,

@@ -7,7 +7,7 @@ import { Tokens } from "./tokens.ts";
 import { Refused } from "./worker.ts";
 
 /** Control plane -> decode rank: keep a slot and pages for this request. Answered by `Reserved` or `Refused`. */
-export const ReserveKv = z.strictObject({
+export const ReserveKv = z.object({
   kind: z.literal("reserve-kv"),
   head: RequestHead,
   generation: Generation,
@@ -17,7 +17,7 @@ export const ReserveKv = z.strictObject({
 });
 export type ReserveKv = z.infer<typeof ReserveKv>;
 
-export const Reserved = z.strictObject({ kind: z.literal("reserved"), reservation: Reservation });
+export const Reserved = z.object({ kind: z.literal("reserved"), reservation: Reservation });
 export type Reserved = z.infer<typeof Reserved>;
 
 /**
@@ -25,7 +25,7 @@ export type Reserved = z.infer<typeof Reserved>;
  * it computes the prompt itself. `firstToken` follows the prompt; null: the rank chooses it, and for that computes the
  * prompt's last row again. Answered when decoding begins.
  */
-export const StartDecode = z.strictObject({
+export const StartDecode = z.object({
   kind: z.literal("start-decode"),
   head: RequestHead,
   handle: SequenceHandle,
@@ -36,7 +36,7 @@ export const StartDecode = z.strictObject({
 });
 export type StartDecode = z.infer<typeof StartDecode>;
 
-export const Started = z.strictObject({
+export const Started = z.object({
   kind: z.literal("started"),
   /** Pages and bytes received, and milliseconds from the first announcement to the last sealed page. */
   pages: z.int().min(0),
@@ -46,7 +46,7 @@ export const Started = z.strictObject({
 export type Started = z.infer<typeof Started>;
 
 /** The last word of a decode rank on a request. */
-export const DecodeDone = z.strictObject({
+export const DecodeDone = z.object({
   /** null: ended by `error`. */
   finish: FinishReason.nullable(),
   error: ErrorCode.nullable(),
@@ -63,7 +63,7 @@ export const DecodeDone = z.strictObject({
 export type DecodeDone = z.infer<typeof DecodeDone>;
 
 /** Tokens of one request out of a step or a few fast ones. `seq` is the place of the first one among the request's generated tokens. */
-export const TokenChunk = z.strictObject({
+export const TokenChunk = z.object({
   requestId: RequestHead.shape.requestId,
   attempt: z.int().min(0),
   seq: z.int().min(0),
@@ -74,7 +74,7 @@ export const TokenChunk = z.strictObject({
 export type TokenChunk = z.infer<typeof TokenChunk>;
 
 /** Decode rank -> gateway: all that a step, or a few fast ones, made for requests of this gateway. */
-export const TokenBatch = z.strictObject({
+export const TokenBatch = z.object({
   kind: z.literal("token-batch"),
   rankId: RankId,
   epoch: z.int().min(1),
@@ -83,16 +83,14 @@ export const TokenBatch = z.strictObject({
 export type TokenBatch = z.infer<typeof TokenBatch>;
 
 /** Gateway -> decode rank: tokens below `seq` arrived and may be forgotten. */
-export const TokenAcks = z.strictObject({
+export const TokenAcks = z.object({
   kind: z.literal("token-acks"),
-  acks: z.array(
-    z.strictObject({ requestId: RequestHead.shape.requestId, attempt: z.int().min(0), seq: z.int().min(0) }),
-  ),
+  acks: z.array(z.object({ requestId: RequestHead.shape.requestId, attempt: z.int().min(0), seq: z.int().min(0) })),
 });
 export type TokenAcks = z.infer<typeof TokenAcks>;
 
 /** Gateway -> decode rank after a gap or a silence: send again from `seq`. Answered by `Resumed` or `Refused`. */
-export const ResumeStream = z.strictObject({
+export const ResumeStream = z.object({
   kind: z.literal("resume-stream"),
   head: RequestHead,
   seq: z.int().min(0),
@@ -100,7 +98,7 @@ export const ResumeStream = z.strictObject({
 export type ResumeStream = z.infer<typeof ResumeStream>;
 
 /** The chunk holds everything generated from the asked `seq` on, and the end if it is reached. May be empty. */
-export const Resumed = z.strictObject({ kind: z.literal("resumed"), chunk: TokenChunk });
+export const Resumed = z.object({ kind: z.literal("resumed"), chunk: TokenChunk });
 export type Resumed = z.infer<typeof Resumed>;
 
 export const ReserveReply = z.discriminatedUnion("kind", [Reserved, Refused]);

@@ -3,7 +3,7 @@ import { GatewayId, ModelName } from "./ids.ts";
 import { Role } from "./worker.ts";
 
 /** What came and what it was, counted since a control plane began: differences tell rates and means. */
-export const Traffic = z.strictObject({
+export const Traffic = z.object({
   arrived: z.int().min(0),
   promptTokens: z.int().min(0),
   /** Sum of the squares of prompt lengths. */
@@ -28,11 +28,11 @@ export const NO_TRAFFIC: Traffic = {
 export const MOST_SERVED = 256;
 
 /** What a control plane has served a tenant since it began, over the tenant's weight: differences tell whose turn it is. */
-export const ServedShare = z.strictObject({ tenant: z.string(), served: z.number().min(0) });
+export const ServedShare = z.object({ tenant: z.string(), served: z.number().min(0) });
 export type ServedShare = z.infer<typeof ServedShare>;
 
 /** What the requests of one model at one control plane ask of its workers. */
-export const ModelDemand = z.strictObject({
+export const ModelDemand = z.object({
   model: ModelName,
   /** Requests without a place, and how long the first of them has waited. */
   waiting: z.int().min(0),
@@ -51,7 +51,7 @@ export const ModelDemand = z.strictObject({
 export type ModelDemand = z.infer<typeof ModelDemand>;
 
 /** Told to the other control planes every GATEWAY_BEAT_MS and at once when somebody begins to wait or nobody does any more. */
-export const GatewayDemand = z.strictObject({
+export const GatewayDemand = z.object({
   kind: z.literal("gateway-demand"),
   gatewayId: GatewayId,
   models: z.array(ModelDemand),

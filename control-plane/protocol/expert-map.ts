@@ -4,7 +4,7 @@ import { z } from "zod";
  * Which members of a group hold each real expert (zero-computation experts are held by nobody). Places are those in the
  * group's list of members. Versions rise within a group epoch, from 0.
  */
-export const ExpertMap = z.strictObject({
+export const ExpertMap = z.object({
   version: z.int().min(0),
   /** Per expert the places of its holders: at least one, each once. More than one: replicas, who share its rows. */
   owners: z.array(z.array(z.int().min(0))),

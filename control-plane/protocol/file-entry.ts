@@ -4,7 +4,7 @@ import { Bytes } from "./kv.ts";
 import { Tokens } from "./tokens.ts";
 
 /** What a file is called, and how long it is there. Kept once all of its body is, so that who finds it can read it. */
-export const FileHead = z.strictObject({
+export const FileHead = z.object({
   filename: z.string(),
   purpose: z.enum(["batch", "batch_output"]),
   bytes: z.int().min(0),
@@ -15,7 +15,7 @@ export const FileHead = z.strictObject({
 export type FileHead = z.infer<typeof FileHead>;
 
 /** A piece of a file's body. The file is its pieces, in order. */
-export const FilePart = z.strictObject({
+export const FilePart = z.object({
   /** Place among the pieces, from 0. */
   number: z.int().min(0),
   writer: GatewayId,

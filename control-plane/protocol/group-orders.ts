@@ -6,7 +6,7 @@ import { ExchangeEndpoint } from "./membership.ts";
 import { Done, Refused } from "./worker.ts";
 
 /** One rank of a group that forms. */
-export const GroupMember = z.strictObject({
+export const GroupMember = z.object({
   /** Its number among the worker's ranks. */
   rank: z.int().min(0),
   rankId: RankId,
@@ -18,7 +18,7 @@ export type GroupMember = z.infer<typeof GroupMember>;
  * Control plane -> rank: step with these, and with nobody else. Ends the group the rank is in. An order with an epoch not
  * above that of the last one is refused as `stale_epoch`. Answered with `Done` when all members have joined natively.
  */
-export const JoinGroup = z.strictObject({
+export const JoinGroup = z.object({
   kind: z.literal("join-group"),
   /** Epoch of the rank that is meant. */
   rankEpoch: z.int().min(1),
@@ -32,7 +32,7 @@ export const JoinGroup = z.strictObject({
 export type JoinGroup = z.infer<typeof JoinGroup>;
 
 /** Control plane -> rank: have the weights of this map at hand. Steps go on meanwhile. `Done` when they are there. */
-export const PrepareExperts = z.strictObject({
+export const PrepareExperts = z.object({
   kind: z.literal("prepare-experts"),
   groupEpoch: z.int().min(1),
   map: ExpertMap,
@@ -40,7 +40,7 @@ export const PrepareExperts = z.strictObject({
 export type PrepareExperts = z.infer<typeof PrepareExperts>;
 
 /** Control plane -> rank: use the prepared map from the first step on that every member has been told so. */
-export const SwitchExperts = z.strictObject({
+export const SwitchExperts = z.object({
   kind: z.literal("switch-experts"),
   groupEpoch: z.int().min(1),
   version: z.int().min(0),
@@ -48,7 +48,7 @@ export const SwitchExperts = z.strictObject({
 export type SwitchExperts = z.infer<typeof SwitchExperts>;
 
 /** Control plane -> rank: how often did your rows choose each expert, and who holds them? Answered by `ExpertLoads`. */
-export const ExpertLoadsQuery = z.strictObject({
+export const ExpertLoadsQuery = z.object({
   kind: z.literal("expert-loads-query"),
   groupEpoch: z.int().min(1),
 });
@@ -58,7 +58,7 @@ export type ExpertLoadsQuery = z.infer<typeof ExpertLoadsQuery>;
  * Per real expert, as little-endian doubles: choices of this rank's own rows over all layers since it started. `map` is the
  * one that it was last told to use.
  */
-export const ExpertLoads = z.strictObject({ kind: z.literal("expert-loads"), loads: Bytes, map: ExpertMap });
+export const ExpertLoads = z.object({ kind: z.literal("expert-loads"), loads: Bytes, map: ExpertMap });
 export type ExpertLoads = z.infer<typeof ExpertLoads>;
 
 export const GroupOrder = z.discriminatedUnion("kind", [JoinGroup, PrepareExperts, SwitchExperts, ExpertLoadsQuery]);

@@ -13,11 +13,11 @@ export const Bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array
  * A sequence in a rank's engine: slot and generation. Native bumps the generation whenever a slot is given back, so a
  * late user of an old handle is refused, never obeyed.
  */
-export const SequenceHandle = z.strictObject({ slot: z.int().min(0), generation: z.int().min(1) });
+export const SequenceHandle = z.object({ slot: z.int().min(0), generation: z.int().min(1) });
 export type SequenceHandle = z.infer<typeof SequenceHandle>;
 
 /** Where a decode rank takes KV announcements. `sharedMemory` names the host, so that equal names may share memory. */
-export const KvEndpoint = z.strictObject({
+export const KvEndpoint = z.object({
   host: z.string().min(1),
   port: z.int().min(1).max(65535),
   /** Boot id and IPC namespace of the host; two ranks with the same value can map each other's pools. */
@@ -26,7 +26,7 @@ export const KvEndpoint = z.strictObject({
 export type KvEndpoint = z.infer<typeof KvEndpoint>;
 
 /** A decode rank's promise to receive one request's KV, valid until `deadlineMs` (epoch milliseconds). */
-export const Reservation = z.strictObject({
+export const Reservation = z.object({
   rankId: RankId,
   epoch: z.int().min(1),
   handle: SequenceHandle,
@@ -38,11 +38,11 @@ export const Reservation = z.strictObject({
 export type Reservation = z.infer<typeof Reservation>;
 
 /** Concatenated block hashes, BLOCK_HASH_BYTES each. */
-const KvChange = z.strictObject({ stored: Bytes, removed: Bytes });
+const KvChange = z.object({ stored: Bytes, removed: Bytes });
 export type KvChange = z.infer<typeof KvChange>;
 
 /** Changes of a rank's prefix cache, sent after they are visible (B6). `seq` counts messages of one epoch from 0. */
-export const KvEvents = z.strictObject({
+export const KvEvents = z.object({
   kind: z.literal("kv-events"),
   rankId: RankId,
   epoch: z.int().min(1),
@@ -55,11 +55,11 @@ export type KvEvents = z.infer<typeof KvEvents>;
  * Asks a rank for what was missed of its `KvEvents`: all after number `seq` of `epoch` (-1: nothing is known). Answered by
  * `KvReplay`, or by `KvSnapshot` where the rank does not keep them any more or is in another epoch.
  */
-export const KvMissed = z.strictObject({ kind: z.literal("kv-missed"), epoch: z.int().min(1), seq: z.int().min(-1) });
+export const KvMissed = z.object({ kind: z.literal("kv-missed"), epoch: z.int().min(1), seq: z.int().min(-1) });
 export type KvMissed = z.infer<typeof KvMissed>;
 
 /** Answer: the changes told by events `seq`, `seq` + 1 and so on, to the last one there was. */
-export const KvReplay = z.strictObject({
+export const KvReplay = z.object({
   kind: z.literal("kv-replay"),
   rankId: RankId,
   epoch: z.int().min(1),
@@ -69,7 +69,7 @@ export const KvReplay = z.strictObject({
 export type KvReplay = z.infer<typeof KvReplay>;
 
 /** Answer: all hashes in the prefix cache, the state after the event with number `seq` (-1: before the first). */
-export const KvSnapshot = z.strictObject({
+export const KvSnapshot = z.object({
   kind: z.literal("kv-snapshot"),
   rankId: RankId,
   epoch: z.int().min(1),

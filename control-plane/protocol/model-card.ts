@@ -6,7 +6,7 @@ import { ModelName } from "./ids.ts";
  * `layout` spells dtype, attentions, row width and block size of the pool. `numerics` says in words what of the settings
  * the hash holds, so that a refusal can name it.
  */
-export const ModelCard = z.strictObject({
+export const ModelCard = z.object({
   name: ModelName,
   modelHash: z.string().min(1).max(128),
   layout: z.string().min(1).max(128),

@@ -3,16 +3,16 @@ import { GatewayId, ModelName, RankId, WorkerId } from "./ids.ts";
 import { BlocksByState, Done, Refused, Role, Work, WorkerState } from "./worker.ts";
 
 /** `margay status` asks, any control plane answers. */
-export const StatusQuery = z.strictObject({ kind: z.literal("status-query") });
+export const StatusQuery = z.object({ kind: z.literal("status-query") });
 export type StatusQuery = z.infer<typeof StatusQuery>;
 
-export const RankStatus = z.strictObject({
+export const RankStatus = z.object({
   workerId: WorkerId,
   rankId: RankId,
   rank: z.int(),
   ranks: z.int(),
   /** Epoch of its group and ranks in it; null: in none, or the only rank of its worker. */
-  group: z.strictObject({ epoch: z.int(), size: z.int(), mapVersion: z.int() }).nullable(),
+  group: z.object({ epoch: z.int(), size: z.int(), mapVersion: z.int() }).nullable(),
   role: Role,
   state: z.enum([...WorkerState.options, "lost"]),
   model: ModelName,
@@ -31,14 +31,14 @@ export const RankStatus = z.strictObject({
 });
 export type RankStatus = z.infer<typeof RankStatus>;
 
-export const StatusReport = z.strictObject({
+export const StatusReport = z.object({
   kind: z.literal("status-report"),
   gatewayId: GatewayId,
   upMs: z.number(),
   ranks: z.array(RankStatus),
   /** Per model: requests waiting for a worker, and being served, at all control planes together. */
   models: z.array(
-    z.strictObject({
+    z.object({
       name: ModelName,
       waiting: z.int(),
       running: z.int(),
@@ -50,7 +50,7 @@ export const StatusReport = z.strictObject({
 export type StatusReport = z.infer<typeof StatusReport>;
 
 /** `margay drain WORKER`. */
-export const DrainWorker = z.strictObject({
+export const DrainWorker = z.object({
   kind: z.literal("drain-worker"),
   workerId: WorkerId,
   graceMs: z.number().min(0),

@@ -6,7 +6,7 @@ import { FinishReason, Generation, Logprobs, RequestHead } from "./request.ts";
 import { Done, Refused } from "./worker.ts";
 
 /** Control plane -> prefill rank, answered at once by `PrefillAccepted` or `Refused`. */
-export const PrefillWork = z.strictObject({
+export const PrefillWork = z.object({
   kind: z.literal("prefill-work"),
   head: RequestHead,
   generation: Generation,
@@ -20,7 +20,7 @@ export const PrefillWork = z.strictObject({
 export type PrefillWork = z.infer<typeof PrefillWork>;
 
 /** Control plane -> prefill rank: where the pages of a prompt go that is being computed already. */
-export const PrefillTarget = z.strictObject({
+export const PrefillTarget = z.object({
   kind: z.literal("prefill-target"),
   head: RequestHead,
   reservation: Reservation,
@@ -28,7 +28,7 @@ export const PrefillTarget = z.strictObject({
 });
 export type PrefillTarget = z.infer<typeof PrefillTarget>;
 
-export const PrefillAccepted = z.strictObject({
+export const PrefillAccepted = z.object({
   kind: z.literal("prefill-accepted"),
   /** Prompt tokens already in the prefill rank's own prefix cache. */
   cachedTokens: z.int().min(0),
@@ -39,7 +39,7 @@ export type PrefillAccepted = z.infer<typeof PrefillAccepted>;
  * Prefill rank -> owner: the prompt is computed and its first token chosen. All pages are announced; the decode rank
  * has verified each one it sealed and knows by its own count when it has them all.
  */
-export const PrefillDone = z.strictObject({
+export const PrefillDone = z.object({
   kind: z.literal("prefill-done"),
   head: RequestHead,
   rankId: RankId,
@@ -60,7 +60,7 @@ export const PrefillDone = z.strictObject({
 export type PrefillDone = z.infer<typeof PrefillDone>;
 
 /** Prefill rank -> owner: this attempt failed. Sent at once, so that the other leg never waits for a deadline. */
-export const PrefillFailed = z.strictObject({
+export const PrefillFailed = z.object({
   kind: z.literal("prefill-failed"),
   head: RequestHead,
   rankId: RankId,
@@ -71,14 +71,14 @@ export const PrefillFailed = z.strictObject({
 export type PrefillFailed = z.infer<typeof PrefillFailed>;
 
 /** Control plane -> either rank: stop; free what the request holds. Answered when nothing is held any more. */
-export const Cancel = z.strictObject({ kind: z.literal("cancel"), head: RequestHead });
+export const Cancel = z.object({ kind: z.literal("cancel"), head: RequestHead });
 export type Cancel = z.infer<typeof Cancel>;
 
 /**
  * `known` is false when the rank holds nothing of this request (never had, or already ended). `gpuMs`: its share of steps
  * that no other word told.
  */
-export const Cancelled = z.strictObject({
+export const Cancelled = z.object({
   kind: z.literal("cancelled"),
   known: z.boolean(),
   gpuMs: z.number().min(0),

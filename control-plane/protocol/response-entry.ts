@@ -4,10 +4,10 @@ import { Generation } from "./request.ts";
 import { Tokens } from "./tokens.ts";
 
 /** What makes a response, whoever makes it. */
-export const ResponseRecord = z.strictObject({
+export const ResponseRecord = z.object({
   requestId: RequestId,
   model: ModelName,
-  share: z.strictObject({ tenant: z.string(), weight: z.number(), urgency: z.number() }),
+  share: z.object({ tenant: z.string(), weight: z.number(), urgency: z.number() }),
   /** Of the key that asked; null: nobody asks for keys. */
   keyDigest: z.string().nullable().default(null),
   /** Epoch milliseconds. */
@@ -21,7 +21,7 @@ export const ResponseRecord = z.strictObject({
 });
 export type ResponseRecord = z.infer<typeof ResponseRecord>;
 
-export const ResponseUsage = z.strictObject({
+export const ResponseUsage = z.object({
   promptTokens: z.int(),
   cachedTokens: z.int(),
   completionTokens: z.int(),
@@ -29,11 +29,11 @@ export const ResponseUsage = z.strictObject({
 export type ResponseUsage = z.infer<typeof ResponseUsage>;
 
 /** How a response ended. */
-export const ResponseEnd = z.strictObject({
+export const ResponseEnd = z.object({
   status: z.enum(["completed", "failed", "incomplete", "cancelled"]),
   /** Unix seconds. */
   endedAt: z.int(),
-  error: z.strictObject({ code: z.enum(["server_error", "rate_limit_exceeded"]), message: z.string() }).nullable(),
+  error: z.object({ code: z.enum(["server_error", "rate_limit_exceeded"]), message: z.string() }).nullable(),
   /** null: it was not told. */
   usage: ResponseUsage.nullable(),
 });
@@ -43,7 +43,7 @@ export type ResponseEnd = z.infer<typeof ResponseEnd>;
  * One entry of a stored response. Its entries in order are all there is of it: the events of its stream are a function of
  * them. The first has the record, the last of one that is over the end; one with neither tokens nor end says who goes on.
  */
-export const ResponseEntry = z.strictObject({
+export const ResponseEntry = z.object({
   /** Place among the response's entries, from 0. */
   number: z.int().min(0),
   /** Who makes the response from here on. */

@@ -17,7 +17,7 @@ export const START_STEPS = ["schedule", "process", "kernels", "weights", "pool",
 export type StartStep = (typeof START_STEPS)[number];
 
 /** What a request of a model may expect of the workers of one role. */
-export const RoleOutlook = z.strictObject({
+export const RoleOutlook = z.object({
   role: Role,
   /** Workers asked for, those of them that have a process, and those that take requests. */
   wanted: z.int().min(0),
@@ -31,11 +31,11 @@ export const RoleOutlook = z.strictObject({
 export type RoleOutlook = z.infer<typeof RoleOutlook>;
 
 /** How many pauses between requests had which length, by bins of `keep-alive.ts`, as a leader hands them to the next. */
-export const LearnedPauses = z.strictObject({
+export const LearnedPauses = z.object({
   kind: z.literal("learned-pauses"),
   models: z
     .array(
-      z.strictObject({
+      z.object({
         model: ModelName,
         counts: z.array(z.int().min(0)).max(1_000),
         beyond: z.int().min(0),
@@ -45,7 +45,7 @@ export const LearnedPauses = z.strictObject({
 });
 
 /** A change of the number of workers that are wanted, and why, in words. */
-export const ScalingDecision = z.strictObject({
+export const ScalingDecision = z.object({
   kind: z.literal("scaling-decision"),
   gatewayId: GatewayId,
   model: ModelName,
@@ -59,7 +59,7 @@ export type ScalingDecision = z.infer<typeof ScalingDecision>;
 const known = z.number().nullable();
 
 /** What the plan of a model was last made of; null: not known. */
-export const PlannedFrom = z.strictObject({
+export const PlannedFrom = z.object({
   arrivalsPerSecond: known,
   arrivalsPerSecondLong: known,
   prefillSeconds: known,
@@ -73,13 +73,13 @@ export const PlannedFrom = z.strictObject({
 });
 
 /** The plan of one model as it stands: told by whoever scales, heard by every control plane. */
-export const ScalingPlan = z.strictObject({
+export const ScalingPlan = z.object({
   kind: z.literal("scaling-plan"),
   gatewayId: GatewayId,
   model: ModelName,
   /** Groups that the plan asks for, and why. */
-  prefill: z.strictObject({ groups: z.int().min(0), reason: z.string().max(500) }),
-  decode: z.strictObject({ groups: z.int().min(0), reason: z.string().max(500) }),
+  prefill: z.object({ groups: z.int().min(0), reason: z.string().max(500) }),
+  decode: z.object({ groups: z.int().min(0), reason: z.string().max(500) }),
   from: PlannedFrom,
   /** How long workers stay without a request, and why. */
   keepAlive: z.string().max(500),
@@ -87,18 +87,18 @@ export const ScalingPlan = z.strictObject({
 export type ScalingPlan = z.infer<typeof ScalingPlan>;
 
 /** `margay explain` asks, any control plane answers. */
-export const ExplainQuery = z.strictObject({ kind: z.literal("explain-query") });
+export const ExplainQuery = z.object({ kind: z.literal("explain-query") });
 
-export const ExplainReport = z.strictObject({
+export const ExplainReport = z.object({
   kind: z.literal("explain-report"),
   models: z.array(
-    z.strictObject({
+    z.object({
       model: ModelName,
       outlook: z.array(RoleOutlook),
       /** null: nobody told of a plan yet. */
-      plan: z.strictObject({ agoMs: z.number(), plan: ScalingPlan }).nullable(),
+      plan: z.object({ agoMs: z.number(), plan: ScalingPlan }).nullable(),
       /** The latest first. */
-      decisions: z.array(z.strictObject({ agoMs: z.number(), decision: ScalingDecision })),
+      decisions: z.array(z.object({ agoMs: z.number(), decision: ScalingDecision })),
       /** Why workers do not come; null: nothing keeps them. */
       failure: z.string().nullable(),
     }),

@@ -10,13 +10,13 @@ export type Metered = (typeof METERED)[number];
  * What all control planes together know of a tenant's limits: the state of its token buckets, and who may run how many
  * of its requests. What a control plane has taken out of a bucket to spend is not in it any more.
  */
-export const TenantAccount = z.strictObject({
+export const TenantAccount = z.object({
   kind: z.literal("tenant-account"),
   /** When the levels were these, epoch milliseconds. */
   atMs: z.number(),
   /** Below 0: more was used than there was, and the time to come pays for it. */
-  levels: z.strictObject({ requests: z.number(), input: z.number(), output: z.number(), total: z.number() }),
-  slots: z.array(z.strictObject({ gatewayId: GatewayId, count: z.int().min(0), untilMs: z.number() })),
+  levels: z.object({ requests: z.number(), input: z.number(), output: z.number(), total: z.number() }),
+  slots: z.array(z.object({ gatewayId: GatewayId, count: z.int().min(0), untilMs: z.number() })),
 });
 export type TenantAccount = z.infer<typeof TenantAccount>;
 
@@ -25,7 +25,7 @@ const count = z.int().min(0);
 const picos = z.string().regex(/^\d{1,40}$/);
 
 /** What one request used up and costs: one entry per request, however it ended. */
-export const LedgerEntry = z.strictObject({
+export const LedgerEntry = z.object({
   kind: z.literal("ledger-entry"),
   requestId: RequestId,
   tenant: z.string(),
@@ -46,7 +46,7 @@ export const LedgerEntry = z.strictObject({
 export type LedgerEntry = z.infer<typeof LedgerEntry>;
 
 /** What a tenant used of one model on one day. */
-export const UsageRow = z.strictObject({
+export const UsageRow = z.object({
   tenant: z.string(),
   model: z.string(),
   requests: count,
@@ -62,7 +62,7 @@ export const UsageRow = z.strictObject({
 export type UsageRow = z.infer<typeof UsageRow>;
 
 /** The sum of a day's entries up to number `through` of the ledger. */
-export const UsageDay = z.strictObject({
+export const UsageDay = z.object({
   kind: z.literal("usage-day"),
   through: count,
   rows: z.array(UsageRow),

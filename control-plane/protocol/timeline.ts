@@ -4,7 +4,7 @@ import { RequestId } from "./ids.ts";
 const milliseconds = z.number().min(0);
 
 /** A rank that was chosen, and what was known of it then. */
-export const RankChoice = z.strictObject({
+export const RankChoice = z.object({
   rank: z.string(),
   /** Prompt tokens that it had in its cache when it was chosen. */
   cached_tokens: z.int(),
@@ -17,7 +17,7 @@ export const RankChoice = z.strictObject({
 });
 
 /** What became of a request. `at_ms` counts from when it came. */
-export const TimelineResponse = z.strictObject({
+export const TimelineResponse = z.object({
   id: z.string(),
   object: z.literal("request.timeline"),
   model: z.string(),
@@ -34,15 +34,15 @@ export const TimelineResponse = z.strictObject({
   /** Placements that failed and were followed by another. */
   retries: z.int(),
   attempts: z.array(
-    z.strictObject({
+    z.object({
       attempt: z.int(),
       outcome: z.string(),
       at_ms: milliseconds,
       /** null: its decode rank computed the prompt. */
       prefill: RankChoice.nullable(),
       decode: RankChoice.nullable(),
-      phases: z.array(z.strictObject({ phase: z.string(), at_ms: milliseconds, ms: milliseconds })),
-      transfer: z.strictObject({ pages: z.int(), bytes: z.int(), ms: milliseconds }).nullable(),
+      phases: z.array(z.object({ phase: z.string(), at_ms: milliseconds, ms: milliseconds })),
+      transfer: z.object({ pages: z.int(), bytes: z.int(), ms: milliseconds }).nullable(),
       generated_tokens: z.int(),
     }),
   ),
@@ -50,7 +50,7 @@ export const TimelineResponse = z.strictObject({
 export type TimelineResponse = z.infer<typeof TimelineResponse>;
 
 /** A control plane asks the one that may have served a request. Another tenant's request is as unknown as none. */
-export const TimelineQuery = z.strictObject({
+export const TimelineQuery = z.object({
   kind: z.literal("timeline-query"),
   requestId: RequestId,
   tenant: z.string(),
@@ -58,14 +58,14 @@ export const TimelineQuery = z.strictObject({
 export type TimelineQuery = z.infer<typeof TimelineQuery>;
 
 /** null: it is not among the latest requests there. */
-export const TimelineReply = z.strictObject({ kind: z.literal("timeline"), timeline: TimelineResponse.nullable() });
+export const TimelineReply = z.object({ kind: z.literal("timeline"), timeline: TimelineResponse.nullable() });
 export type TimelineReply = z.infer<typeof TimelineReply>;
 
 /** The latest requests, the latest first. */
-export const RequestListResponse = z.strictObject({
+export const RequestListResponse = z.object({
   object: z.literal("list"),
   data: z.array(
-    z.strictObject({
+    z.object({
       id: z.string(),
       object: z.literal("request"),
       model: z.string(),

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { ErrorCode } from "./errors.ts";
 import { GatewayId, RankId, WorkerId } from "./ids.ts";
 import { KvEndpoint } from "./kv.ts";
-import { BLOCK_STATES } from "./lifecycle.ts";
+import type { BlockState } from "./lifecycle.ts";
 import { ExchangeEndpoint, LostGroup, Membership } from "./membership.ts";
 import { ModelCard } from "./model-card.ts";
 
@@ -17,7 +17,7 @@ export const WorkerState = z.enum(["loading", "forming", "ready", "draining"]);
 export type WorkerState = z.infer<typeof WorkerState>;
 
 /** First message of a rank; answered by a `Welcome` with its epoch, or a `Refused`. */
-export const Hello = z.strictObject({
+export const Hello = z.object({
   kind: z.literal("hello"),
   workerId: WorkerId,
   rankId: RankId,
@@ -36,11 +36,11 @@ export type Hello = z.infer<typeof Hello>;
 export const MAX_CLOCK_SKEW_MS = 2_000;
 
 /** `epoch` rises with every start of the same rank; messages of an earlier epoch are refused. */
-export const Welcome = z.strictObject({ kind: z.literal("welcome"), epoch: z.int().min(1), gatewayId: GatewayId });
+export const Welcome = z.object({ kind: z.literal("welcome"), epoch: z.int().min(1), gatewayId: GatewayId });
 export type Welcome = z.infer<typeof Welcome>;
 
 /** What a rank has computed since it began: differences tell how fast it is, however many heartbeats are lost. */
-export const Work = z.strictObject({
+export const Work = z.object({
   steps: z.int().min(0),
   busyMs: z.number().min(0),
   /** Prompt tokens computed. */
@@ -53,11 +53,21 @@ export type Work = z.infer<typeof Work>;
 
 export const NO_RANK_WORK: Work = { steps: 0, busyMs: 0, promptRows: 0, streamSteps: 0, tokens: 0 };
 
-/** Blocks of a pool by state. */
-export const BlocksByState = z.record(z.enum(BLOCK_STATES), z.int().min(0));
+const count = z.int().min(0).default(0);
+/** Blocks of a pool by state; a version that knows one state less has none in it. */
+export const BlocksByState = z.object({
+  free: count,
+  reserved: count,
+  filling: count,
+  receiving: count,
+  sealed: count,
+  sending: count,
+  attached: count,
+  cached: count,
+} satisfies Record<BlockState, z.ZodType>);
 
 /** Load of a rank at the time of a heartbeat. */
-export const Load = z.strictObject({
+export const Load = z.object({
   /** Requests admitted and not ended. */
   requests: z.int().min(0),
   /** Most requests the rank admits. */
@@ -69,16 +79,16 @@ export const Load = z.strictObject({
   blocksTotal: z.int().min(0),
   /** Blocks that an admission could take now: free or cached and unpinned. */
   blocksAvailable: z.int().min(0),
-  /** By state; they add up to the pool. */
-  blocks: BlocksByState,
+  /** By state; they add up to the pool. Zeros from a version that does not tell. */
+  blocks: BlocksByState.prefault({}),
   /** KV bytes sent (prefill) or received (decode) since the rank began. */
-  kvBytesMoved: z.int().min(0),
+  kvBytesMoved: count,
   work: Work,
 });
 export type Load = z.infer<typeof Load>;
 
 /** Sent every HEARTBEAT_MS and on each change of state. Carries all there is to know, so it needs no history. */
-export const Heartbeat = z.strictObject({
+export const Heartbeat = z.object({
   kind: z.literal("heartbeat"),
   workerId: WorkerId,
   rankId: RankId,
@@ -114,7 +124,7 @@ export const HEARTBEAT_MS = 500;
 export const HEARTBEAT_TIMEOUT_MS = 2_500;
 
 /** Last message of a rank that leaves by its own will. */
-export const Goodbye = z.strictObject({
+export const Goodbye = z.object({
   kind: z.literal("goodbye"),
   rankId: RankId,
   epoch: z.int().min(1),
@@ -122,7 +132,7 @@ export const Goodbye = z.strictObject({
 export type Goodbye = z.infer<typeof Goodbye>;
 
 /** Heartbeat of a control-plane process: a rank ends requests whose owner is silent for OWNER_TIMEOUT_MS. */
-export const GatewayBeat = z.strictObject({
+export const GatewayBeat = z.object({
   kind: z.literal("gateway-beat"),
   gatewayId: GatewayId,
   clockMs: z.number(),
@@ -133,11 +143,11 @@ export const GATEWAY_BEAT_MS = 1_000;
 export const OWNER_TIMEOUT_MS = 15_000;
 
 /** Asks a rank to finish or hand back its work by `deadlineMs` and to exit. */
-export const Drain = z.strictObject({ kind: z.literal("drain"), deadlineMs: z.number() });
+export const Drain = z.object({ kind: z.literal("drain"), deadlineMs: z.number() });
 export type Drain = z.infer<typeof Drain>;
 
 /** A polite no to any request/reply message. */
-export const Refused = z.strictObject({
+export const Refused = z.object({
   kind: z.literal("refused"),
   code: ErrorCode,
   /** For logs; never prompt text. */
@@ -147,5 +157,5 @@ export const Refused = z.strictObject({
 export type Refused = z.infer<typeof Refused>;
 
 /** A plain yes. */
-export const Done = z.strictObject({ kind: z.literal("done") });
+export const Done = z.object({ kind: z.literal("done") });
 export type Done = z.infer<typeof Done>;

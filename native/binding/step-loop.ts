@@ -1,5 +1,6 @@
 import type { SequenceHandle } from "#protocol/kv.ts";
 import type { Engine, StepResult } from "./native.ts";
+import { refusalCode } from "./refusal-code.ts";
 import { FINISH, STEP_ENTRY_WIDTH } from "./step-entries.ts";
 import { packPlan, type StepPlan, sameHandle } from "./step-plan.ts";
 
@@ -24,7 +25,10 @@ export interface StepLoop {
   wake(): void;
   /** The engine's `onStep`. */
   settle(result: StepResult): void;
-  /** `Engine.closeSequence`; resolves when the running step, should it have rows of the sequence, is over. */
+  /**
+   * `Engine.closeSequence`; resolves when the running step, should it have rows of the sequence, is over. An engine that
+   * failed holds nothing any more: its last steps may settle before it is heard of that.
+   */
   close(handle: SequenceHandle, keep: boolean): Promise<void>;
   /** Plans nothing more. Steps still settle. */
   stop(): void;
@@ -70,6 +74,16 @@ export function createStepLoop(parts: StepLoopParts): StepLoop {
     }
   }
 
+  /** Closes a sequence; true: the running step has rows of it. */
+  function runs(handle: SequenceHandle, keep: boolean): boolean {
+    try {
+      return parts.engine.closeSequence(handle, keep);
+    } catch (error) {
+      if (refusalCode(error) === "draining") return false;
+      throw error;
+    }
+  }
+
   return {
     wake: fill,
     settle(result) {
@@ -81,7 +95,7 @@ export function createStepLoop(parts: StepLoopParts): StepLoop {
       fill();
     },
     close(handle, keep) {
-      if (!parts.engine.closeSequence(handle, keep)) return Promise.resolve();
+      if (!runs(handle, keep)) return Promise.resolve();
       return new Promise((resolve) => closing.push({ handle, resolve }));
     },
     stop() {

@@ -56,6 +56,7 @@ describe("seeds that found mistakes", () => {
   test.each([
     [8, 100, "the answer to a start was lost and the stream was over: its text went on after its end"],
     [16, 100, "the answer to a start was lost and every token was there: they were to be computed again"],
+    [195, 100, "a step of an engine that had failed closed a sequence, and the process ended by that"],
     [25, 100, "a gap was asked for and filled meanwhile: the request failed as invalid"],
   ])("seed %i with %i requests: %s", async (seed, requests) => {
     const { broken } = await runScenario(scenarioOf(seed, { requests }), { model });

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import type { ResumeReply, ResumeStream } from "#protocol/decode.ts";
 import { answerOf, FlowWorld } from "../support/flow-world.ts";
 import { refusal } from "../support/scripted-rank.ts";
 
@@ -327,6 +328,34 @@ describe("token messages", () => {
     expect(ride.tokens).toEqual(answerOf(20));
     expect(ride.settled?.attempts).toBe(1);
     expect(await world.metric("margay_streams_resumed_total")).toBe(1);
+  });
+
+  test("one is lost, and what it held is told after the attempt is over: nobody is told or charged it", async () => {
+    const world = new FlowWorld();
+    const { d } = await world.fleetOf(1, 1);
+    const answer = Promise.withResolvers<ResumeReply>();
+    d[0]!.tamper = (batch) => (batch.chunks[0]!.seq === 7 ? [] : [batch]);
+    let asked: ResumeStream | null = null;
+    d[0]!.onResume = (message) => {
+      asked = message;
+      return answer.promise;
+    };
+    const ride = world.send();
+    await world.until(() => asked !== null);
+    const { requestId, attempt } = asked!.head;
+    // That it leaves is heard first.
+    d[0]!.leave();
+    await world.clock.settle();
+    const tokens = Int32Array.from(answerOf(12).slice(7));
+    answer.resolve({ kind: "resumed", chunk: { requestId, attempt, seq: 7, tokens, logprobs: null, done: null } });
+    await world.clock.settle();
+    expect(ride.tokens.length).toBe(7);
+    world.rank("decode", "d2");
+    await world.end(ride);
+    expect(ride.tokens).toEqual(answerOf(20));
+    expect(ride.use?.outputTokens).toBe(20);
+    expect(await world.metric("margay_streams_resumed_total")).toBe(0);
+    expect(await world.heldAfterwards()).toEqual([]);
   });
 
   test("the last one is lost: found out by silence", async () => {

@@ -117,3 +117,19 @@ test("a refused plan is told once and ends the planning", () => {
   loop.wake();
   expect([submitted.length, faults.length]).toEqual([1, 1]);
 });
+
+test("a sequence of an engine that has failed is closed: its last steps may settle before that is heard of", async () => {
+  const gone = Object.assign(new Error("the engine has failed"), { code: "closed" });
+  const stale = Object.assign(new Error("slot 0 has moved on"), { code: "stale_handle" });
+  let thrown = gone;
+  const engine = {
+    submit: () => 0,
+    closeSequence: (): boolean => {
+      throw thrown;
+    },
+  };
+  const loop = createStepLoop({ engine, plan: () => [], onResult: () => {}, onFault: () => {} });
+  await loop.close(handle, true);
+  thrown = stale;
+  expect(() => loop.close(handle, true)).toThrow("moved on");
+});

@@ -83,6 +83,7 @@ export class ScriptedRank {
   onPrefill: (work: PrefillWork) => PrefillReply | Promise<PrefillReply> | null = () => null;
   onTarget: (message: PrefillTarget) => TargetReply | Promise<TargetReply> | null = () => null;
   onStart: (message: StartDecode) => StartReply | Promise<StartReply> | null = () => null;
+  onResume: (message: ResumeStream) => ResumeReply | Promise<ResumeReply> = (message) => this.#resume(message);
   onMissed: (missed: KvMissed) => KvMissedReply | null = () => null;
   onCancel: (message: Cancel) => Promise<CancelReply> | null = () => null;
   /** Reservations are made at once and answered after this. */
@@ -147,7 +148,7 @@ export class ScriptedRank {
               }),
             ),
             bus.respond(subjects.start(rankId), StartDecode, StartReplySchema, (m) => this.#turn(() => this.#start(m))),
-            bus.respond(subjects.resume(rankId), ResumeStream, ResumeReply, (m) => this.#turn(() => this.#resume(m))),
+            bus.respond(subjects.resume(rankId), ResumeStream, ResumeReply, (m) => this.#turn(() => this.onResume(m))),
             bus.subscribe(subjects.acks(rankId), TokenAcks, ({ acks }) => {
               for (const ack of acks) this.acked.set(ack.requestId, ack.seq);
             }),

@@ -46,8 +46,12 @@ export interface NatsOptions {
 /** A server that answers no ping for three of these is dead: TCP alone would not tell for minutes. */
 const PING_MS = 1_000;
 const MOST_PINGS_OUT = 2;
-/** One attempt to connect. */
+/**
+ * One attempt to connect. After one that was not answered in time the next may take twice as long: a server that hangs
+ * accepts connections all the same, and the library keeps those that it has given up. Once it goes on it answers the last.
+ */
 const DIAL_MS = 2_000;
+const LONGEST_DIAL_MS = 30_000;
 const RECONNECT_MS = 100;
 const RECONNECT_JITTER_MS = 300;
 const JETSTREAM_MS = 5_000;
@@ -278,10 +282,14 @@ class NatsLink implements Link {
   async #reconnect(lost: NatsConnection): Promise<void> {
     const { random, timers, url } = this.#options;
     void lost.close().catch(() => {});
+    let dialMs = DIAL_MS;
     while (this.#state === "disconnected") {
       await timers.sleep(RECONNECT_MS + random.uniform() * RECONNECT_JITTER_MS);
       if (this.#state !== "disconnected") return;
-      const connection = await dial(this.#options, DIAL_MS).catch(() => null);
+      const connection = await dial(this.#options, dialMs).catch((error: unknown) => {
+        dialMs = isNats(error, NatsErrorCode.Timeout) ? Math.min(2 * dialMs, LONGEST_DIAL_MS) : DIAL_MS;
+        return null;
+      });
       if (connection === null) continue;
       if (this.#state !== "disconnected") return void connection.close();
       this.#connection = connection;
