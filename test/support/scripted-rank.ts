@@ -342,10 +342,8 @@ export class ScriptedRank {
     if (held === undefined || held.head.attempt !== message.head.attempt) return refusal("unknown_request");
     const tokens = Int32Array.from(held.tokens.slice(Math.max(0, message.seq - held.base)));
     const { requestId, attempt } = message.head;
-    return {
-      kind: "resumed",
-      chunk: { requestId, attempt, seq: message.seq, tokens, logprobs: null, done: held.done },
-    };
+    const chunk = { requestId, attempt, seq: message.seq, tokens, logprobs: null, done: held.done };
+    return { kind: "resumed", chunk };
   }
 
   #cancel(message: Cancel): CancelReply | Promise<CancelReply> {
