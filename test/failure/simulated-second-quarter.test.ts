@@ -1,0 +1,3 @@
+import { testChaosQuarter } from "../support/chaos-quarter.ts";
+
+testChaosQuarter(1);
