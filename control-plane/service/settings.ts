@@ -180,6 +180,17 @@ export const SETTINGS = {
     null,
     "ADDRESS:PORT of a worker's first rank, told to prefill workers where it differs from the one listened on; the next rank has the next port.",
   ),
+  MARGAY_KV_TLS_CERT_FILE: setting(
+    text,
+    null,
+    "Certificate (PEM) that a worker shows when KV goes over TCP, which is then TLS with certificates on both sides; with its key and the authority. Read for every connection.",
+  ),
+  MARGAY_KV_TLS_KEY_FILE: setting(text, null, "Key of that certificate (PEM)."),
+  MARGAY_KV_TLS_CA_FILE: setting(
+    text,
+    null,
+    "Authority (PEM) of the certificates that workers show each other; names are not looked at, so it should have issued no others.",
+  ),
   MARGAY_EXCHANGE_TRANSPORT: setting(
     z.enum(["auto", "tcp"]),
     "auto",

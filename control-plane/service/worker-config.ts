@@ -42,6 +42,7 @@ export interface WorkerConfig extends ServiceConfig {
     readonly kvHost: string;
     readonly kvPort: number;
     readonly kvTransport: "auto" | "tcp";
+    readonly kvTls: { readonly certificate: string; readonly key: string; readonly authority: string } | null;
     /** Of one of several ranks. */
     readonly group?: {
       readonly ranks: number;
@@ -85,6 +86,9 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_KV_HOST",
     "MARGAY_KV_PORT",
     "MARGAY_KV_ADVERTISE",
+    "MARGAY_KV_TLS_CERT_FILE",
+    "MARGAY_KV_TLS_KEY_FILE",
+    "MARGAY_KV_TLS_CA_FILE",
     "MARGAY_EXCHANGE_TRANSPORT",
     "MARGAY_EXCHANGE_PAYLOAD",
     "MARGAY_EXCHANGE_HOST",
@@ -152,9 +156,31 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       kvHost: settings.MARGAY_KV_HOST,
       kvPort: portOf(settings.MARGAY_KV_PORT, rank),
       kvTransport: settings.MARGAY_KV_TRANSPORT,
+      kvTls: kvTlsFiles(settings),
       ...(ranks === 1 ? {} : { group }),
     },
   };
+}
+
+function kvTlsFiles(settings: {
+  readonly MARGAY_KV_TLS_CERT_FILE: string | null;
+  readonly MARGAY_KV_TLS_KEY_FILE: string | null;
+  readonly MARGAY_KV_TLS_CA_FILE: string | null;
+}): WorkerConfig["engine"]["kvTls"] {
+  const {
+    MARGAY_KV_TLS_CERT_FILE: certificate,
+    MARGAY_KV_TLS_KEY_FILE: key,
+    MARGAY_KV_TLS_CA_FILE: authority,
+  } = settings;
+  if (certificate === null && key === null && authority === null) return null;
+  if (certificate !== null && key !== null && authority !== null) {
+    return { certificate: resolve(certificate), key: resolve(key), authority: resolve(authority) };
+  }
+  const names = ["MARGAY_KV_TLS_CERT_FILE", "MARGAY_KV_TLS_KEY_FILE", "MARGAY_KV_TLS_CA_FILE"] as const;
+  const missing = names.filter((name) => settings[name] === null).join(" and ");
+  throw new SettingsError(
+    `${missing} not set: TLS of KV needs a certificate, its key and the authority of the others'`,
+  );
 }
 
 /** What of an engine's settings makes its numbers, and so its KV, others than those of another one: in words. */

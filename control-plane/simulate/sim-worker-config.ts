@@ -19,6 +19,7 @@ export const SIM_ENGINE = {
   kvHost: "127.0.0.1",
   kvPort: 0,
   kvTransport: "auto",
+  kvTls: null,
 } as const satisfies WorkerConfig["engine"];
 
 /** Settings of a simulated worker of one rank, but for what is given. */

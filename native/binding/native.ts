@@ -64,8 +64,18 @@ export interface EngineOptions {
   readonly kvPort: number;
   /** `auto` maps the peer's pool when both share a host, else TCP. */
   readonly kvTransport: "auto" | "tcp";
+  /** TLS of KV over TCP, with certificates on both sides; null: it is not encrypted. */
+  readonly kvTls: KvTlsFiles | null;
   /** Absent: the worker's only rank, which exchanges nothing with nobody. */
   readonly group?: GroupOptions;
+}
+
+/** PEM files, read for every connection. Peers must show a certificate of the authority, whatever name is in it. */
+export interface KvTlsFiles {
+  /** With those between it and the authority. */
+  readonly certificate: string;
+  readonly key: string;
+  readonly authority: string;
 }
 
 /** What was opened. */

@@ -31,6 +31,7 @@ export function nanoEngine(role: "prefill" | "decode", settings: EngineSettings)
     kvHost: "127.0.0.1",
     kvPort: 0,
     kvTransport: "auto",
+    kvTls: null,
   };
 }
 

@@ -44,6 +44,7 @@ function run(body: string): { readonly code: number | null; readonly out: string
     kvHost: "127.0.0.1",
     kvPort: 0,
     kvTransport: "auto",
+    kvTls: null,
   };
   const source = `
     import { openEngine } from "${root}native/binding/native.ts";

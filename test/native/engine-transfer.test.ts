@@ -1,8 +1,9 @@
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { SequenceHandle } from "#protocol/kv.ts";
 import type { Generation } from "#protocol/request.ts";
 import { systemClock } from "#service/clock.ts";
-import type { ExportTarget, OpenedSequence } from "../../native/binding/native.ts";
+import type { EngineOptions, ExportTarget, OpenedSequence } from "../../native/binding/native.ts";
+import { Authority, hasOpenssl } from "../support/certificates.ts";
 import { dialogues, nanoModel } from "../support/dialogues.ts";
 import { generationOf, promptOf, WHOLE } from "../support/generation.ts";
 import { type Generated, generate, generateTogether } from "../support/native-batch.ts";
@@ -50,20 +51,32 @@ async function decode(
   return (await generateTogether(d, [{ generation, attached }]))[0]!;
 }
 
-async function openBoth(transport: "auto" | "tcp"): Promise<void> {
-  [p, d] = await Promise.all([
-    NativeRank.open("prefill", { kvTransport: transport }),
-    NativeRank.open("decode", { kvTransport: transport }),
-  ]);
+async function openBoth(prefill: Partial<EngineOptions>, decode = prefill): Promise<void> {
+  [p, d] = await Promise.all([NativeRank.open("prefill", prefill), NativeRank.open("decode", decode)]);
 }
+
+const authority = hasOpenssl ? new Authority() : null;
+afterAll(() => authority?.[Symbol.dispose]());
+
+/** Settings of a rank that speaks TLS, with a certificate of `one`, to those of `trusted`. */
+function secured(name: string, one: Authority, trusted = one): Partial<EngineOptions> {
+  const { certFile: certificate, keyFile: key } = one.issue(name);
+  return { kvTransport: "tcp", kvTls: { certificate, key, authority: trusted.caFile } };
+}
+
+const WAYS: readonly (readonly [string, Partial<EngineOptions>])[] = [
+  ["auto", { kvTransport: "auto" }],
+  ["tcp", { kvTransport: "tcp" }],
+  ...(authority === null ? [] : [["tls", secured("rank", authority)] as const]),
+];
 
 afterEach(async () => {
   await p.end();
   await d.end();
 });
 
-describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
-  beforeEach(() => openBoth(transport));
+describe.each(WAYS)("over %s", (_, way) => {
+  beforeEach(() => openBoth(way));
 
   test("every recorded dialogue, computed on one engine and decoded on another, gets its recorded answer", async () => {
     const { tokenizer } = await nanoModel();
@@ -155,7 +168,7 @@ describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
     expect(again.here.cachedTokens).toBe(199);
     expect(again.received.pages).toBe(6);
     expect((await decode(generation, again.attached)).tokens).toEqual(answer.tokens);
-    const other = await NativeRank.open("decode", { kvTransport: transport });
+    const other = await NativeRank.open("decode", way);
     const mine = d;
     d = other;
     try {
@@ -189,7 +202,7 @@ describe.each(["auto", "tcp"] as const)("over %s", (transport) => {
 });
 
 describe("whatever is given up leaves nothing behind", () => {
-  beforeEach(() => openBoth("auto"));
+  beforeEach(() => openBoth({}));
   const generation = generationOf(promptOf(200), { maxNewTokens: 50 });
 
   test.each([true, false])("in every phase of a request (keep %s)", async (keep) => {
@@ -274,6 +287,53 @@ describe("whatever is given up leaves nothing behind", () => {
     p.engine.closeSequence(here.handle, true);
     await p.event("send-failed", here.handle);
     expect(systemClock.now()).toBeLessThan(deadlineMs + 3_000);
+  });
+});
+
+describe.skipIf(authority === null)("who may bring pages over TLS", () => {
+  const generation = generationOf(promptOf(200), { maxNewTokens: 5 });
+
+  async function fails(): Promise<string> {
+    const there = reserve(generation);
+    const here = begin(generation, there, { deadlineMs: systemClock.now() + 3_000 });
+    await prefill(here, here.cachedTokens, 200);
+    const { cause } = await p.event("send-failed", here.handle);
+    p.engine.closeSequence(here.handle, true);
+    d.engine.closeSequence(there.handle, true);
+    await Promise.all([p.idle(), d.idle()]);
+    expect(d.engine.stats().pagesReceived).toBe(0);
+    return cause;
+  }
+
+  test("nobody without TLS, whose connection is counted", async () => {
+    await openBoth({ kvTransport: "tcp" }, secured("decode", authority!));
+    expect(["connect", "deadline"]).toContain(await fails());
+    expect(d.engine.stats().framesRefused.malformed).toBeGreaterThan(0);
+  });
+
+  test("nobody with a certificate of another authority", async () => {
+    using other = new Authority("another");
+    await openBoth(secured("stranger", other, authority!), secured("decode", authority!));
+    expect(["connect", "deadline"]).toContain(await fails());
+    expect(d.engine.stats().framesRefused.malformed).toBeGreaterThan(0);
+  });
+
+  test("and pages go to nobody with a certificate of another authority, nor to one without TLS", async () => {
+    using other = new Authority("another");
+    await openBoth(secured("prefill", authority!), secured("stranger", other, authority!));
+    expect(["connect", "deadline"]).toContain(await fails());
+    await d.end();
+    d = await NativeRank.open("decode", { kvTransport: "tcp" });
+    expect(["connect", "deadline"]).toContain(await fails());
+  });
+
+  test("files that do not go together are refused by name when the engine opens", async () => {
+    await openBoth({});
+    const good = secured("good", authority!).kvTls!;
+    const opening = (changes: Partial<typeof good>) => NativeRank.open("decode", { kvTls: { ...good, ...changes } });
+    await expect(opening({ certificate: "/nowhere.crt" })).rejects.toThrow(/certificate for KV, \/nowhere\.crt/);
+    await expect(opening({ key: authority!.issue("other").keyFile })).rejects.toThrow(/key for KV, .*other\.key/);
+    await expect(opening({ authority: good.key })).rejects.toThrow(/authority for KV, /);
   });
 });
 

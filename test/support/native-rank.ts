@@ -65,6 +65,7 @@ export class NativeRank {
         kvHost: "127.0.0.1",
         kvPort: 0,
         kvTransport: "auto",
+        kvTls: null,
         ...changes,
       },
       {

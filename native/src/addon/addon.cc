@@ -65,6 +65,10 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   const std::string transport = fields.Text("kvTransport");
   if (transport != "auto" && transport != "tcp") fields.Refuse("kvTransport", "auto or tcp");
   options.allow_shared_memory = transport == "auto";
+  if (!fields.IsNull("kvTls")) {
+    const Fields tls(fields.Get("kvTls"), "options.kvTls", error);
+    options.kv_tls = {tls.Text("certificate"), tls.Text("key"), tls.Text("authority")};
+  }
   const Napi::Value group = fields.Get("group");
   if (!group.IsEmpty() && !group.IsUndefined()) options.group = ReadGroupOptions(group, error);
   return options;

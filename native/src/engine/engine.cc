@@ -111,14 +111,14 @@ Engine::Engine(const EngineOptions& options, std::unique_ptr<Model> model, std::
 Status Engine::OpenTransport() {
   OnTransfer on_transfer = [this](const TransferOutcome& outcome) { keeper_->Leave(outcome); };
   if (!options_.decode) {
-    Result<std::unique_ptr<KvSender>> sender = KvSender::Create(pool_.get(), facts_.model_hash, std::move(on_transfer));
+    Result<std::unique_ptr<KvSender>> sender = KvSender::Create(pool_.get(), facts_.model_hash, std::move(on_transfer), options_.kv_tls);
     if (!sender.ok()) return sender.status();
     sender_ = std::move(*sender);
     return Status::Ok();
   }
   Result<std::unique_ptr<KvReceiver>> receiver =
       KvReceiver::Create(pool_.get(), facts_.model_hash, options_.kv_host, options_.kv_port,
-                         options_.allow_shared_memory, std::move(on_transfer));
+                         options_.allow_shared_memory, std::move(on_transfer), options_.kv_tls);
   if (!receiver.ok()) return receiver.status();
   receiver_ = std::move(*receiver);
   kv_port_ = receiver_->port();

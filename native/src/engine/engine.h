@@ -60,6 +60,7 @@ struct EngineOptions {
   std::string kv_host;
   int kv_port = 0;
   bool allow_shared_memory = true;
+  TlsFiles kv_tls;        // of KV over TCP; none: it is not encrypted
   std::optional<GroupOptions> group;  // none: its worker's only rank
 };
 

@@ -13,7 +13,7 @@
 #include "transport/expectations.h"
 #include "transport/frame.h"
 #include "transport/kv_transfer.h"
-#include "core/socket.h"
+#include "core/tls.h"
 
 namespace margay {
 namespace {
@@ -40,10 +40,10 @@ void FenceAfterCopy() {
 // One connection, from its first byte to its last.
 //   greeting -> open -> over
 struct Peer {
-  Peer(Fd socket, bool is_unix)
-      : fd(std::move(socket)), unix_socket(is_unix), hello_deadline(NowMs() + kHelloMs), moved_ms(NowMs()) {}
+  Peer(Channel connection, bool is_unix)
+      : channel(std::move(connection)), unix_socket(is_unix), hello_deadline(NowMs() + kHelloMs), moved_ms(NowMs()) {}
 
-  Fd fd;
+  Channel channel;
   const bool unix_socket;
   const int64_t hello_deadline;
   int64_t moved_ms;  // when bytes last came or went
@@ -77,9 +77,10 @@ struct Peer {
 
 class Receiver final : public KvReceiver {
  public:
-  Receiver(KvPool* pool, const std::string& model_hash, Fd tcp, Fd unix_listener, OnTransfer on_transfer)
+  Receiver(KvPool* pool, const std::string& model_hash, const TlsFiles& tls, Fd tcp, Fd unix_listener, OnTransfer on_transfer)
       : layout_(pool->memory().layout),
         hello_(HelloText(layout_, model_hash)),
+        tls_(tls),
         tcp_(std::move(tcp)),
         unix_(std::move(unix_listener)),
         port_(PortOf(tcp_)),
@@ -129,6 +130,7 @@ class Receiver final : public KvReceiver {
 
   const KvLayout layout_;
   const std::string hello_;
+  const TlsFiles tls_;
   const Fd tcp_;
   const Fd unix_;  // empty: no shared memory
   const int port_;
@@ -147,6 +149,7 @@ class Receiver final : public KvReceiver {
 
 void Receiver::Run() {
   NameThread("margay-kv");
+  BlockBrokenPipeSignal();
   std::vector<pollfd> polled;
   while (!stopping_) {
     int64_t until = expectations_.NextDeadline();
@@ -155,8 +158,7 @@ void Receiver::Run() {
     polled.assign(
         {{bell_.fd(), POLLIN, 0}, {pause ? -1 : tcp_.get(), POLLIN, 0}, {pause ? -1 : unix_.get(), POLLIN, 0}});
     for (const auto& peer : peers_) {
-      const int in = peer->stuck() ? 0 : POLLIN;
-      polled.push_back({peer->fd.get(), static_cast<short>(in | (peer->waiting() > 0 ? POLLOUT : 0)), 0});
+      polled.push_back({peer->channel.fd().get(), peer->channel.Events(!peer->stuck(), peer->waiting() > 0), 0});
       const int64_t deadline = peer->deadline();
       if (deadline >= 0 && (until < 0 || deadline < until)) until = deadline;
       if (peer->more) until = 0;
@@ -179,7 +181,8 @@ void Receiver::Run() {
 void Receiver::AcceptAll(const Fd& listener, bool is_unix) {
   while (Fd fd = Accept(listener)) {
     if (peers_.size() >= kMaxPeers || (is_unix && !SameUser(fd))) continue;
-    peers_.push_back(std::make_unique<Peer>(std::move(fd), is_unix));
+    Result<Channel> channel = is_unix || !tls_.given() ? Channel(std::move(fd)) : Channel::Secure(std::move(fd), tls_, TlsSide::kAccepts);
+    if (channel.ok()) peers_.push_back(std::make_unique<Peer>(std::move(*channel), is_unix));
   }
   // Out of descriptors: the connection stays readable, and asking again at once would spin.
   if (errno == EMFILE || errno == ENFILE) accept_after_ = NowMs() + kAcceptPauseMs;
@@ -220,9 +223,10 @@ bool Receiver::Fill(Peer& peer) {
   peer.input_to -= peer.input_from;
   peer.input_from = 0;
   const std::span<std::byte> room = std::span(peer.input).subspan(peer.input_to);
-  const ssize_t got = peer.unix_socket ? ReceiveWithFd(peer.fd, room, &peer.passed) : Receive(peer.fd, room);
+  const ssize_t got = peer.unix_socket ? ReceiveWithFd(peer.channel.fd(), room, &peer.passed) : peer.channel.Receive(room);
   if (got < 0) {
     if (peer.input_to > 0) Count(FrameRefusal::kTruncated);
+    if (!peer.greeted && peer.channel.secure()) Count(FrameRefusal::kMalformed);  // no TLS, or no certificate that holds
     peer.over = true;
   }
   if (got <= 0) return false;
@@ -235,7 +239,7 @@ bool Receiver::Fill(Peer& peer) {
 bool Receiver::FillPayload(Peer& peer, std::byte* payload) {
   const std::span<std::byte> rest(payload + peer.payload_have, peer.head.payload_bytes - peer.payload_have);
   if (peer.input_from == peer.input_to) {
-    const ssize_t got = Receive(peer.fd, rest, peer.input);  // with it the head of the next frame
+    const ssize_t got = peer.channel.Receive(rest, peer.input);  // with it the head of the next frame
     if (got < 0) {
       Count(FrameRefusal::kTruncated);
       peer.over = true;
@@ -382,7 +386,7 @@ void Receiver::BreakOff(Peer& peer, FrameRefusal cause) {
   Refuse(peer, 0, cause);
   Flush(peer);
   // Input left unread would make the kernel reset the connection, and the reason might not arrive.
-  for (int reads = 0; reads < 64 && Receive(peer.fd, peer.input) > 0; ++reads) {
+  for (int reads = 0; reads < 64 && peer.channel.Receive(peer.input) > 0; ++reads) {
   }
   peer.over = true;
 }
@@ -395,7 +399,7 @@ void Receiver::GiveUp(Peer& peer) {
 
 void Receiver::Flush(Peer& peer) {
   while (peer.waiting() > 0) {
-    const ssize_t moved = Send(peer.fd, std::span(peer.unsent).subspan(peer.sent));
+    const ssize_t moved = peer.channel.Send(std::span(peer.unsent).subspan(peer.sent));
     if (moved < 0) peer.over = true;
     if (moved <= 0) return;
     peer.moved_ms = NowMs();
@@ -414,12 +418,13 @@ void Receiver::Count(FrameRefusal cause) {
 
 Result<std::unique_ptr<KvReceiver>> KvReceiver::Create(KvPool* pool, const std::string& model_hash,
                                                        const std::string& host, int port, bool allow_shared_memory,
-                                                       OnTransfer on_transfer) {
+                                                       OnTransfer on_transfer, const TlsFiles& tls) {
   Result<Address> address = TcpAddress(host, port);
   if (!address.ok()) return address.status();
   if (HelloText(pool->memory().layout, model_hash).size() > kMaxHelloBytes) {
     return Status(Code::kBadArgument, "the model hash is too long");
   }
+  if (Status status = tls.given() ? CheckTls(tls) : Status::Ok(); !status.ok()) return status;
   // Another process may hold the Unix name of a port that is free for TCP on this address: any other port will do then.
   for (int attempt = 0;; ++attempt) {
     Result<Fd> tcp = Listen(*address);
@@ -431,7 +436,7 @@ Result<std::unique_ptr<KvReceiver>> KvReceiver::Create(KvPool* pool, const std::
       if (!beside.ok()) continue;
       unix_listener = std::move(*beside);
     }
-    return std::unique_ptr<KvReceiver>(std::make_unique<Receiver>(pool, model_hash, std::move(*tcp),
+    return std::unique_ptr<KvReceiver>(std::make_unique<Receiver>(pool, model_hash, tls, std::move(*tcp),
                                                                   std::move(unix_listener), std::move(on_transfer)));
   }
 }

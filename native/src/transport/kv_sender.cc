@@ -11,7 +11,7 @@
 #include "transport/kv_transfer.h"
 #include "transport/link.h"
 #include "transport/outgoing.h"
-#include "core/socket.h"
+#include "core/tls.h"
 
 namespace margay {
 namespace {
@@ -27,9 +27,10 @@ constexpr int64_t kStuckMs = 2'000;  // a link without an answer for so long is 
 
 class Sender final : public KvSender {
  public:
-  Sender(KvPool* pool, const std::string& model_hash, OnTransfer on_transfer)
+  Sender(KvPool* pool, const std::string& model_hash, const TlsFiles& tls, OnTransfer on_transfer)
       : pool_(pool),
         hello_(HelloText(pool->memory().layout, model_hash)),
+        tls_(tls),
         on_transfer_(std::move(on_transfer)),
         thread_([this] { Run(); }) {}
 
@@ -65,6 +66,7 @@ class Sender final : public KvSender {
 
   KvPool* const pool_;
   const std::string hello_;
+  const TlsFiles tls_;
   const OnTransfer on_transfer_;
   Doorbell bell_;
   std::atomic<bool> stopping_{false};
@@ -130,6 +132,7 @@ void Sender::Abort(SequenceRef sequence) {
 
 void Sender::Run() {
   NameThread("margay-kv");
+  BlockBrokenPipeSignal();
   std::vector<pollfd> polled;
   while (!stopping_) {
     polled.assign(1, {bell_.fd(), POLLIN, 0});
@@ -245,7 +248,7 @@ Link& Sender::LinkTo(const SendTarget& target) {
   for (const auto& link : links_) {
     if (link->Serves(target)) return *link;
   }
-  links_.push_back(std::make_unique<Link>(pool_, hello_, target));
+  links_.push_back(std::make_unique<Link>(pool_, hello_, tls_, target));
   return *links_.back();
 }
 
@@ -275,12 +278,13 @@ int64_t Sender::NextDeadline() const {
 
 }  // namespace
 
-Result<std::unique_ptr<KvSender>> KvSender::Create(KvPool* pool, const std::string& model_hash,
-                                                   OnTransfer on_transfer) {
+Result<std::unique_ptr<KvSender>> KvSender::Create(KvPool* pool, const std::string& model_hash, OnTransfer on_transfer,
+                                                   const TlsFiles& tls) {
   if (HelloText(pool->memory().layout, model_hash).size() > kMaxHelloBytes) {
     return Status(Code::kBadArgument, "the model hash is too long");
   }
-  return std::unique_ptr<KvSender>(std::make_unique<Sender>(pool, model_hash, std::move(on_transfer)));
+  if (Status status = tls.given() ? CheckTls(tls) : Status::Ok(); !status.ok()) return status;
+  return std::unique_ptr<KvSender>(std::make_unique<Sender>(pool, model_hash, tls, std::move(on_transfer)));
 }
 
 }  // namespace margay

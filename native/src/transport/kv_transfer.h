@@ -15,6 +15,7 @@
 #include <variant>
 
 #include "core/status.h"
+#include "core/tls.h"
 #include "kv/kv_pool.h"
 
 namespace margay {
@@ -57,12 +58,13 @@ struct TransferOutcome {
 };
 using OnTransfer = std::function<void(const TransferOutcome&)>;
 
-// Decode side: listens, verifies, copies into reserved blocks.
+// Decode side: listens, verifies, copies into reserved blocks. With `tls` a peer that comes by TCP has to show a
+// certificate of its authority, and everything it sends is encrypted; so with the prefill side.
 class KvReceiver {
  public:
   static Result<std::unique_ptr<KvReceiver>> Create(KvPool* pool, const std::string& model_hash,
                                                     const std::string& host, int port, bool allow_shared_memory,
-                                                    OnTransfer on_transfer);
+                                                    OnTransfer on_transfer, const TlsFiles& tls = {});
   virtual ~KvReceiver() = default;
   virtual int port() const = 0;
   virtual void SetEpoch(int64_t epoch) = 0;
@@ -89,7 +91,8 @@ struct SendTarget {
 // Prefill side.
 class KvSender {
  public:
-  static Result<std::unique_ptr<KvSender>> Create(KvPool* pool, const std::string& model_hash, OnTransfer on_transfer);
+  static Result<std::unique_ptr<KvSender>> Create(KvPool* pool, const std::string& model_hash, OnTransfer on_transfer,
+                                                  const TlsFiles& tls = {});
   virtual ~KvSender() = default;
   // Registers where the pages of a sequence of `tokens` tokens go. on_transfer is called once for it, unless the sender
   // is destroyed before.

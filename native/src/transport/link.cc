@@ -22,7 +22,7 @@ std::span<const std::byte> BytesOf(const T& value) {
 short Link::Events() const {
   if (state_ == State::kConnecting) return POLLOUT;
   const bool unsent = out_sent_ < out_.size() || !payload_.empty();
-  return static_cast<short>(POLLIN | (unsent ? POLLOUT : 0));
+  return channel_.Events(true, unsent);
 }
 
 int64_t Link::NextDeadline() const {
@@ -35,7 +35,7 @@ bool Link::Serve(int64_t now_ms, short revents, std::vector<Answer>* answers) {
   if (state_ == State::kWaiting) return sequences.empty() || now_ms < retry_at_ms_ || Start(now_ms);
   if (state_ != State::kOpen && now_ms >= deadline_ms_) return false;
   if (revents == 0) return !Silent(now_ms);
-  if (state_ == State::kConnecting) return ConnectError(fd_) == 0 ? Greet() : FallBack();
+  if (state_ == State::kConnecting) return ConnectError(channel_.fd()) == 0 ? Greet() : FallBack();
   if (!Flush()) return false;
   const size_t before = answers->size();
   const bool alive = Read(answers);
@@ -56,7 +56,9 @@ bool Link::Start(int64_t now_ms) {
   if (!address.ok()) return false;
   Result<Fd> fd = StartConnect(*address);
   if (!fd.ok()) return FallBack();
-  fd_ = std::move(*fd);
+  Result<Channel> channel = mapped_ || !tls_.given() ? Channel(std::move(*fd)) : Channel::Secure(std::move(*fd), tls_, TlsSide::kConnects);
+  if (!channel.ok()) return false;
+  channel_ = std::move(*channel);
   state_ = State::kConnecting;
   return true;
 }
@@ -65,12 +67,12 @@ bool Link::Start(int64_t now_ms) {
 bool Link::FallBack() {
   if (!mapped_) return false;
   mapped_ = false;
-  fd_.Reset();
+  channel_ = {};
   return Start(NowMs());
 }
 
 bool Link::Greet() {
-  if (mapped_ && !SameUser(fd_)) return FallBack();
+  if (mapped_ && !SameUser(channel_.fd())) return FallBack();
   FrameHead head;
   head.type = FrameType::kHello;
   head.payload_bytes = static_cast<uint32_t>(hello_.size());
@@ -80,7 +82,7 @@ bool Link::Greet() {
   Append(std::as_bytes(std::span(hello_)));
   state_ = State::kGreeting;
   if (mapped_) {
-    const ssize_t sent = SendWithFd(fd_, out_, pool_->memory_fd());
+    const ssize_t sent = SendWithFd(channel_.fd(), out_, pool_->memory_fd());
     if (sent <= 0) return false;  // an empty socket takes a first byte
     out_sent_ = static_cast<size_t>(sent);
   }
@@ -91,7 +93,7 @@ void Link::Append(std::span<const std::byte> bytes) { out_.insert(out_.end(), by
 
 bool Link::Flush() {
   while (out_sent_ < out_.size() || !payload_.empty()) {
-    const ssize_t moved = Send(fd_, std::span(out_).subspan(out_sent_), payload_);
+    const ssize_t moved = channel_.Send(std::span(out_).subspan(out_sent_), payload_);
     if (moved < 0) return false;
     if (moved == 0) return true;
     const size_t of_out = std::min(static_cast<size_t>(moved), out_.size() - out_sent_);
@@ -106,7 +108,7 @@ bool Link::Flush() {
 
 bool Link::Read(std::vector<Answer>* answers) {
   for (;;) {
-    const ssize_t got = Receive(fd_, std::span(in_).subspan(in_have_));
+    const ssize_t got = channel_.Receive(std::span(in_).subspan(in_have_));
     if (got < 0) return false;
     if (got == 0) return true;
     in_have_ += static_cast<size_t>(got);
@@ -179,7 +181,7 @@ bool Link::FillOne() {
 }
 
 void Link::Break(int64_t now_ms) {
-  fd_.Reset();
+  channel_ = {};
   for (InFlight& flight : in_flight_) {
     if (!flight.outgoing->over) flight.outgoing->Again(flight.page);
   }

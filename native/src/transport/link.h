@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "transport/outgoing.h"
-#include "core/socket.h"
+#include "core/tls.h"
 
 namespace margay {
 
@@ -42,12 +42,14 @@ class Link {
     std::optional<FrameRefusal> refusal;
   };
 
-  Link(KvPool* pool, const std::string& hello, const SendTarget& target)
+  // `tls` is of connections over TCP; its files may be none.
+  Link(KvPool* pool, const std::string& hello, const TlsFiles& tls, const SendTarget& target)
       : host(target.host),
         port(target.port),
         shared_memory(target.shared_memory),
         pool_(pool),
         hello_(hello),
+        tls_(tls),
         mapped_(target.shared_memory) {}
 
   const std::string host;
@@ -60,7 +62,7 @@ class Link {
     return target.host == host && target.port == port && target.shared_memory == shared_memory;
   }
   State state() const { return state_; }
-  int fd() const { return fd_.get(); }
+  int fd() const { return channel_.fd().get(); }
   short Events() const;
   int64_t NextDeadline() const;  // -1: none
   int64_t progress_ms() const { return progress_ms_; }
@@ -87,10 +89,11 @@ class Link {
 
   KvPool* const pool_;
   const std::string& hello_;
+  const TlsFiles& tls_;
   bool mapped_;
   State state_ = State::kWaiting;
   bool incompatible_ = false;
-  Fd fd_;
+  Channel channel_;
   int64_t deadline_ms_ = 0;  // of the attempt
   int64_t retry_at_ms_ = 0;
   int failures_ = 0;  // in a row
