@@ -99,7 +99,8 @@ Status TlsError(const OpenSsl& library, const std::string& what) {
 Result<void*> OpenContext(const TlsFiles& files) {
   const OpenSsl* library = Library();
   if (library == nullptr) {
-    return Status(Code::kBadArgument, "TLS for KV needs OpenSSL 3, which this Node does not show and this machine does not have");
+    return Status(Code::kBadArgument,
+                  "TLS for KV needs OpenSSL 3, which this Node does not show and this machine does not have");
   }
   library->ERR_clear_error();
   void* context = library->SSL_CTX_new(library->TLS_method());
@@ -180,7 +181,8 @@ ssize_t TlsSession::Send(std::span<const std::byte> first, std::span<const std::
   ssize_t sent = 0;
   for (std::span<const std::byte> piece : {first, second}) {
     while (!piece.empty()) {
-      const ssize_t moved = Moved(Library()->SSL_write(session_, piece.data(), Most(piece.size())), &sending_waits_for_);
+      const int result = Library()->SSL_write(session_, piece.data(), Most(piece.size()));
+      const ssize_t moved = Moved(result, &sending_waits_for_);
       if (moved <= 0) return sent > 0 ? sent : moved;
       sent += moved;
       piece = piece.subspan(static_cast<size_t>(moved));
@@ -193,7 +195,8 @@ ssize_t TlsSession::Receive(std::span<std::byte> first, std::span<std::byte> sec
   ssize_t got = 0;
   for (std::span<std::byte> piece : {first, second}) {
     while (!piece.empty()) {
-      const ssize_t moved = Moved(Library()->SSL_read(session_, piece.data(), Most(piece.size())), &receiving_waits_for_);
+      const int result = Library()->SSL_read(session_, piece.data(), Most(piece.size()));
+      const ssize_t moved = Moved(result, &receiving_waits_for_);
       if (moved <= 0) return got > 0 ? got : moved;
       got += moved;
       piece = piece.subspan(static_cast<size_t>(moved));

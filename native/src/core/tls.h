@@ -1,5 +1,5 @@
-// TLS with certificates on both sides, over a socket without blocking. The library is the OpenSSL that Node has in it and
-// shows to addons, or the system's: nothing of it is needed to build.
+// TLS with certificates on both sides, over a socket without blocking. The library is the OpenSSL that Node has in it
+// and shows to addons, or the system's: nothing of it is needed to build.
 #pragma once
 
 #include <memory>
@@ -11,8 +11,8 @@
 
 namespace margay {
 
-// PEM files. Both sides show a certificate, and each must be of the authority: names are not looked at, so the authority
-// should be of those alone that may talk to each other.
+// PEM files. Both sides show a certificate, and each must be of the authority: names are not looked at, so the
+// authority should be of those alone that may talk to each other.
 struct TlsFiles {
   std::string certificate;  // with those between it and the authority
   std::string key;

@@ -77,7 +77,8 @@ struct Peer {
 
 class Receiver final : public KvReceiver {
  public:
-  Receiver(KvPool* pool, const std::string& model_hash, const TlsFiles& tls, Fd tcp, Fd unix_listener, OnTransfer on_transfer)
+  Receiver(KvPool* pool, const std::string& model_hash, const TlsFiles& tls, Fd tcp, Fd unix_listener,
+           OnTransfer on_transfer)
       : layout_(pool->memory().layout),
         hello_(HelloText(layout_, model_hash)),
         tls_(tls),
@@ -181,7 +182,9 @@ void Receiver::Run() {
 void Receiver::AcceptAll(const Fd& listener, bool is_unix) {
   while (Fd fd = Accept(listener)) {
     if (peers_.size() >= kMaxPeers || (is_unix && !SameUser(fd))) continue;
-    Result<Channel> channel = is_unix || !tls_.given() ? Channel(std::move(fd)) : Channel::Secure(std::move(fd), tls_, TlsSide::kAccepts);
+    const bool secure = !is_unix && tls_.given();
+    Result<Channel> channel =
+        secure ? Channel::Secure(std::move(fd), tls_, TlsSide::kAccepts) : Channel(std::move(fd));
     if (channel.ok()) peers_.push_back(std::make_unique<Peer>(std::move(*channel), is_unix));
   }
   // Out of descriptors: the connection stays readable, and asking again at once would spin.

@@ -56,7 +56,9 @@ bool Link::Start(int64_t now_ms) {
   if (!address.ok()) return false;
   Result<Fd> fd = StartConnect(*address);
   if (!fd.ok()) return FallBack();
-  Result<Channel> channel = mapped_ || !tls_.given() ? Channel(std::move(*fd)) : Channel::Secure(std::move(*fd), tls_, TlsSide::kConnects);
+  const bool secure = !mapped_ && tls_.given();
+  Result<Channel> channel =
+      secure ? Channel::Secure(std::move(*fd), tls_, TlsSide::kConnects) : Channel(std::move(*fd));
   if (!channel.ok()) return false;
   channel_ = std::move(*channel);
   state_ = State::kConnecting;
