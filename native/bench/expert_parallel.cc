@@ -187,8 +187,7 @@ std::map<int, std::vector<trace::Event>> Trace(const std::function<void()>& step
   return by_thread;
 }
 
-// Dense MLPs, and all of the second attention, per rank.
-double DensePathMs(const std::function<void()>& step) {
+double DensePathOnceMs(const std::function<void()>& step) {
   double sum = 0;
   for (const auto& [thread, events] : Trace(step)) {
     std::map<std::string, int> seen;
@@ -199,6 +198,14 @@ double DensePathMs(const std::function<void()>& step) {
     }
   }
   return sum / kRanks;
+}
+
+// Dense MLPs, and all of the second attention, per rank; of the middle one of several steps.
+double DensePathMs(const std::function<void()>& step) {
+  constexpr int kSteps = 7;
+  std::vector<double> sums;
+  for (int i = 0; i < kSteps; ++i) sums.push_back(DensePathOnceMs(step));
+  return SpreadOf(sums).median;
 }
 
 double BytesOfStep(Group* group, const Work& work) {
@@ -225,15 +232,36 @@ double ChoicesOfBusier(Group* group, const Work& work, int topk) {
   return busier / kSteps;
 }
 
-// On average over all steps and ranks so far.
-double WaitedMs(const Exchanges& exchanges) {
-  double waited_ns = 0;
-  for (const auto& exchange : exchanges) {
-    const ExchangeCounters counters = exchange->counters();
-    waited_ns += static_cast<double>(counters.dispatch_wait_ns + counters.combine_wait_ns) / static_cast<double>(counters.steps);
+// Steps over one link, and what a rank waited in each of them, on average over the ranks.
+class WatchedSteps {
+ public:
+  WatchedSteps(Group* group, const Work& work, Exchanges exchanges, bool overlap)
+      : group_(group), work_(work), exchanges_(std::move(exchanges)), overlap_(overlap) {}
+
+  void Step() {
+    const double before = WaitedMs();
+    group_->Step(work_, exchanges_, overlap_);
+    waited_ms_.push_back(WaitedMs() - before);
   }
-  return waited_ns / 1e6 / static_cast<double>(exchanges.size());
-}
+  // Of the middle step: one in which a rank lost its core makes the other wait as long.
+  double MedianWaitMs() const { return SpreadOf(waited_ms_).median; }
+
+ private:
+  double WaitedMs() const {
+    double waited_ns = 0;
+    for (const auto& exchange : exchanges_) {
+      const ExchangeCounters counters = exchange->counters();
+      waited_ns += static_cast<double>(counters.dispatch_wait_ns + counters.combine_wait_ns);
+    }
+    return waited_ns / 1e6 / static_cast<double>(exchanges_.size());
+  }
+
+  Group* const group_;
+  const Work work_;
+  const Exchanges exchanges_;
+  const bool overlap_;
+  std::vector<double> waited_ms_;
+};
 
 void PrintTrace(const std::function<void()>& step) {
   std::string spans;
@@ -261,22 +289,21 @@ void PrintTrace(const std::function<void()>& step) {
 void Overlap(Bench* bench, Group* group, const Work& work, bool traced) {
   const std::string table = "single-batch overlap";
   if (!bench->WantsTable(table)) return;
-  const Exchanges unlinked = group->Join(0);
-  const auto plain = [&] { group->Step(work, unlinked, true); };
+  WatchedSteps unlinked(group, work, group->Join(0), true);
+  const auto plain = [&] { unlinked.Step(); };
   plain();
   const double dense_ms = DensePathMs(plain);
   const double bytes = BytesOfStep(group, work);
   const double link_ms = kOfDensePath * dense_ms;
-  const Exchanges linked = group->Join(bytes / (link_ms / 1000));
-  const Exchanges serial_linked = group->Join(bytes / (link_ms / 1000));
+  const double bytes_per_s = bytes / (link_ms / 1000);
+  WatchedSteps linked(group, work, group->Join(bytes_per_s), true);
+  WatchedSteps serial_linked(group, work, group->Join(bytes_per_s), false);
   const std::string path = CpuIsas().back();
-  const auto run = [&](const Exchanges& exchanges, bool overlap) {
-    return [group, &work, &exchanges, overlap](int64_t) { group->Step(work, exchanges, overlap); };
-  };
+  const auto run = [](WatchedSteps* steps) { return [steps](int64_t) { steps->Step(); }; };
   const std::optional<Figure> figure =
       bench->Measure({.table = table, .name = work.name + ", link as long as 60 % of the dense path", .path = path, .threads = kRanks,
-                      .unit = "us", .units = 1, .run = run(linked, true),
-                      .rivals = {{"no link", run(unlinked, true)}, {"link, no overlap", run(serial_linked, false)}}});
+                      .unit = "us", .units = 1, .run = run(&linked),
+                      .rivals = {{"no link", run(&unlinked)}, {"link, no overlap", run(&serial_linked)}}});
   if (!figure.has_value()) return;
   const double with = figure->value.median / 1000;
   const double without = figure->rivals.at("no link").median / 1000;
@@ -290,10 +317,10 @@ void Overlap(Bench* bench, Group* group, const Work& work, bool traced) {
   print("step against one without a link", with / without, ValueAtMost(1.1, 1.04), "x");
   print("the same without overlap", serial / without, std::nullopt, "x");
   // What a rank waited in a step of its group, beyond what it waits for a peer that computes longer.
-  const auto hidden = [&](const Exchanges& exchanges) { return 1 - (WaitedMs(exchanges) - WaitedMs(unlinked)) / link_ms; };
+  const auto hidden = [&](const WatchedSteps& steps) { return 1 - (steps.MedianWaitMs() - unlinked.MedianWaitMs()) / link_ms; };
   print("hidden of the exchange", hidden(linked), ValueAtLeast(0.9, 0.97), "x");
   print("the same without overlap, hidden", hidden(serial_linked), std::nullopt, "x");
-  if (traced) PrintTrace([&] { group->Step(work, linked, true); });
+  if (traced) PrintTrace([&] { linked.Step(); });
 }
 
 void Layouts(Bench* bench, Group* group, Rank* one, const ModelShape& s) {
