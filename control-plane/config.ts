@@ -96,6 +96,7 @@ export function readControlPlaneConfig(
     "MARGAY_BATCH_LINES",
     "MARGAY_BODY_MIB",
     "MARGAY_MAX_N",
+    "MARGAY_MAX_THINKERS",
     "MARGAY_DRAIN_SECONDS",
     "MARGAY_TRACE_ENDPOINT",
     "MARGAY_TRACE_SAMPLE",
@@ -117,6 +118,7 @@ export function readControlPlaneConfig(
       port: s.MARGAY_PORT,
       bodyLimitBytes: s.MARGAY_BODY_MIB * 1024 * 1024,
       maxN: s.MARGAY_MAX_N,
+      maxThinkers: s.MARGAY_MAX_THINKERS,
       requestMs: s.MARGAY_REQUEST_SECONDS * 1000,
       responses: {
         maxAgeMs: s.MARGAY_RESPONSE_HOURS * 3_600_000,

@@ -1,7 +1,7 @@
 import type { FinishReason, Logprobs } from "#protocol/request.ts";
 import type { AnswerDelta, AnswerStream } from "../chat/answer-stream.ts";
 import type { ServedModel } from "../chat/served-model.ts";
-import type { ChoiceSink, ReasoningTokens } from "./choice.ts";
+import type { ReasoningTokens, ThoughtfulSink } from "./choice.ts";
 import { type ChatTokenLogprob, chatLogprobs, type IsEnd } from "./logprobs.ts";
 
 interface ToolCall {
@@ -11,7 +11,7 @@ interface ToolCall {
 }
 
 /** One choice of a unary chat answer, gathered until it is whole. */
-export class ChatAnswer implements ChoiceSink {
+export class ChatAnswer implements ThoughtfulSink {
   readonly #answer: AnswerStream;
   readonly #model: ServedModel;
   readonly #isEnd: IsEnd;
@@ -56,6 +56,12 @@ export class ChatAnswer implements ChoiceSink {
   finish(finish: FinishReason): string {
     this.#gather(this.#answer.finish());
     this.#finish = finish === "stop" && this.#answer.calledTools ? "tool_calls" : finish;
+    return "";
+  }
+
+  /** What went before the answer, told as part of its reasoning. */
+  think(text: string): string {
+    this.#reasoning += text;
     return "";
   }
 

@@ -1,10 +1,11 @@
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { AnswerStream } from "../chat/answer-stream.ts";
+import type { Settled } from "../flow/request-flow.ts";
 import { ChatAnswer } from "./chat-answer.ts";
 import { ChatRequest, THINKING } from "./chat-schema.ts";
 import { ChatChunks, chunkFrame } from "./chat-stream.ts";
-import { ReasoningTokens, usageOf } from "./choice.ts";
-import { Exchange } from "./exchange.ts";
+import { ReasoningTokens, type ThoughtfulSink, usageOf } from "./choice.ts";
+import { type Closing, Exchange } from "./exchange.ts";
 import {
   findModel,
   type GenerationHost,
@@ -13,18 +14,23 @@ import {
   requestIdOf,
   stopStrings,
 } from "./generation-host.ts";
+import { HeavyThinking } from "./heavy-thinking.ts";
 import { refuse } from "./http-errors.ts";
 import { endTokens } from "./logprobs.ts";
 import { OPENAI_STREAM } from "./sse.ts";
 import { storyHeaders } from "./story.ts";
 import { constraintOf } from "./structured-output.ts";
+import { THINKERS_HEADER, thinkersOf } from "./thinkers.ts";
 
 /** Answers `POST /v1/chat/completions`; throws `MargayError` while nothing was sent. */
 export async function chatCompletions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
   const body = parseRequest(ChatRequest, request.body);
   const model = findModel(host.models, body.model);
   const tools = body.tool_choice === "none" || !body.tools?.length ? null : body.tools;
-  const rendered = await host.prompts.chat(model, body.messages, { tools, templateKwargs: templateArguments(body) });
+  const thinkers = thinkersOf(request.headers, host.maxThinkers);
+  if (thinkers !== null && (body.n ?? 1) > 1) throw refuse("n", `must be 1 together with ${THINKERS_HEADER}`);
+  const options = { tools, templateKwargs: templateArguments(body, thinkers !== null) };
+  const rendered = await host.prompts.chat(model, body.messages, options);
   const prompt = { tokens: rendered.tokens, param: "messages" };
   const shape = { tools, choice: body.tool_choice ?? null, startsInReasoning: rendered.startsInReasoning };
   const constraint = await constraintOf(host.vet, model, body, shape);
@@ -49,31 +55,43 @@ export async function chatCompletions(host: GenerationHost, request: FastifyRequ
     });
   const reasoning = generations.map(() => new ReasoningTokens(model, startsInReasoning));
   const promptLengths = [prompt.tokens.length];
+  const plan = generations[0]!;
+  const heavy =
+    thinkers === null
+      ? null
+      : new HeavyThinking({ host, model, body, options, plan, count: thinkers, newStream: answer });
+  const serve = (exchange: Exchange, sinks: readonly ThoughtfulSink[], closing: Closing) =>
+    heavy === null
+      ? exchange.run(generations, sinks, closing)
+      : exchange.conduct(generations, () => heavy.serve(exchange, sinks[0]!), closing);
+  const usageFor = (settled: readonly Settled[]) =>
+    heavy === null ? usageOf(promptLengths, settled, reasoning) : heavy.usage(reasoning[0]!.count);
 
   if (streamed) {
     const sinks = generations.map(
       (_, index) => new ChatChunks({ ...common, frame, index, answer: answer(), reasoning: reasoning[index]! }),
     );
     const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed, dialect: OPENAI_STREAM });
-    await exchange.run(generations, sinks, (settled) => {
+    await serve(exchange, sinks, (settled) => {
       if (!includeUsage) return "";
-      const usage = usageOf(promptLengths, settled, reasoning);
+      const usage = usageFor(settled);
       return `data: ${JSON.stringify({ id, object: "chat.completion.chunk", created, model: model.name, choices: [], usage })}\n\n`;
     });
     return;
   }
   const sinks = reasoning.map((counter) => new ChatAnswer({ ...common, answer: answer(), reasoning: counter }));
   const exchange = new Exchange(host, { requestId, model, promptLengths, reply, streamed, dialect: OPENAI_STREAM });
-  const settled = await exchange.run(generations, sinks, () => "");
+  const settled = await serve(exchange, sinks, () => "");
   if (settled === null) return;
   reply.headers(storyHeaders(settled));
+  if (heavy !== null) reply.header(THINKERS_HEADER, heavy.listenedTo);
   return {
     id,
     object: "chat.completion",
     created,
     model: model.name,
     choices: sinks.map((sink, index) => sink.choice(index)),
-    usage: usageOf(promptLengths, settled, reasoning),
+    usage: usageFor(settled),
   };
 }
 
@@ -84,9 +102,12 @@ function logprobsWidth(body: ChatRequest): number {
   return -1;
 }
 
-/** The template's arguments. The most explicit wins: `chat_template_kwargs`, `enable_thinking`, `reasoning_effort`. */
-function templateArguments(body: ChatRequest): Readonly<Record<string, unknown>> {
+/**
+ * The template's arguments. The most explicit wins: `chat_template_kwargs`, `enable_thinking`, `reasoning_effort`, that
+ * thinkers were asked for.
+ */
+function templateArguments(body: ChatRequest, thinkers: boolean): Readonly<Record<string, unknown>> {
   const effort = body.reasoning_effort ?? null;
-  const thinking = body.enable_thinking ?? (effort === null ? null : THINKING[effort]);
+  const thinking = body.enable_thinking ?? (effort === null ? thinkers || null : THINKING[effort]);
   return { ...(thinking === null ? {} : { enable_thinking: thinking }), ...body.chat_template_kwargs };
 }

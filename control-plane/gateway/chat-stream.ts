@@ -1,7 +1,7 @@
 import type { FinishReason, Logprobs } from "#protocol/request.ts";
 import type { AnswerDelta, AnswerStream, ToolCallDelta } from "../chat/answer-stream.ts";
 import type { ServedModel } from "../chat/served-model.ts";
-import type { ChoiceSink, ReasoningTokens } from "./choice.ts";
+import type { ReasoningTokens, ThoughtfulSink } from "./choice.ts";
 import { type ChatTokenLogprob, chatLogprobs, type IsEnd } from "./logprobs.ts";
 
 /** The parts of `chat.completion.chunk` events that are the same for a whole stream. */
@@ -26,7 +26,7 @@ export function chunkFrame(id: string, object: string, created: number, model: s
  * C1 The first event carries the role, only the last a finish reason.
  * C2 Log-probabilities ride on the next event after their tokens; none is lost when text is held back.
  */
-export class ChatChunks implements ChoiceSink {
+export class ChatChunks implements ThoughtfulSink {
   readonly #answer: AnswerStream;
   readonly #model: ServedModel;
   readonly #isEnd: IsEnd;
@@ -76,6 +76,10 @@ export class ChatChunks implements ChoiceSink {
     const events = this.#begin() + this.#events(this.#answer.finish());
     const reason = finish === "stop" && this.#answer.calledTools ? "tool_calls" : finish;
     return `${events}${this.#delta}{},"logprobs":${this.#takeRows()},"finish_reason":"${reason}"}]${this.#tail}`;
+  }
+
+  think(text: string): string {
+    return this.#begin() + this.#event(`{"reasoning_content":${JSON.stringify(text)}}`);
   }
 
   #begin(): string {

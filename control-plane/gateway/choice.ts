@@ -17,6 +17,11 @@ export interface ChoiceSink {
   readonly reasoningTokens?: number;
 }
 
+/** An answer that may tell, as its reasoning, what others thought before it. */
+export interface ThoughtfulSink extends ChoiceSink {
+  think(text: string): string;
+}
+
 /** Counts the tokens of one choice's reasoning; those of its tags are left out. */
 export class ReasoningTokens {
   count = 0;

@@ -21,9 +21,11 @@ import { checkIds, type Prompt } from "./sampling-params.ts";
 import { OPENAI_STREAM } from "./sse.ts";
 import { storyHeaders } from "./story.ts";
 import { constraintOf } from "./structured-output.ts";
+import { refuseThinkers } from "./thinkers.ts";
 
 /** Answers `POST /v1/completions`; throws `MargayError` while nothing was sent. */
 export async function completions(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
+  refuseThinkers(request.headers);
   const body = parseRequest(CompletionRequest, request.body);
   const model = findModel(host.models, body.model);
   const n = body.n ?? 1;

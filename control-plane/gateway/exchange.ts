@@ -44,6 +44,19 @@ export interface ExchangeHost {
   readonly draining: () => boolean;
 }
 
+/** Makes a stream's last events. */
+export type Closing = (settled: readonly Settled[]) => string | Promise<string>;
+
+/** One generation of an exchange. */
+export interface Part {
+  readonly requestId: RequestId;
+  readonly generation: Generation;
+  readonly sink: ChoiceSink;
+  readonly deadlineMs: number;
+  /** Whether its cached tokens count: those of a prompt do once. Asked when all is over. */
+  readonly countsCached: () => boolean;
+}
+
 /**
  * Owns the generation for one HTTP request: one attempt at the flow per choice, the client's presence, the stream.
  *
@@ -66,8 +79,9 @@ export class Exchange {
   readonly #dialect: StreamDialect;
   readonly #startedMs: number;
   readonly #maxWaitMs: number | null;
-  readonly #promptLengths: readonly number[];
-  readonly #uses: Promise<RequestUse>[] = [];
+  readonly #prompts: number;
+  readonly #served: { readonly part: Part; readonly used: Promise<RequestUse> }[] = [];
+  #inputTokens: number;
   #ticket: Ticket = NO_TICKET;
   readonly #span: RequestSpan | null;
   #progress: FlowProgress | null = null;
@@ -105,7 +119,8 @@ export class Exchange {
           onSlow: (error) => this.abort(error),
         })
       : null;
-    this.#promptLengths = options.promptLengths;
+    this.#prompts = options.promptLengths.length;
+    this.#inputTokens = options.promptLengths.reduce((sum, length) => sum + length, 0);
     this.#span = beginSpan(host, reply.request, options.requestId, model.name);
     host.metrics.count("margay_prompt_tokens_total", { model: model.name }, this.#inputTokens);
   }
@@ -125,10 +140,19 @@ export class Exchange {
    * Rejects with a `MargayError` that is still to be answered and counted; resolves to null where both was done here (a
    * stream that had begun) or nobody is left to answer.
    */
-  async run(
+  run(
     generations: readonly Generation[],
     sinks: readonly ChoiceSink[],
-    closing: (settled: readonly Settled[]) => string | Promise<string>,
+    closing: Closing,
+  ): Promise<readonly Settled[] | null> {
+    return this.conduct(generations, () => this.#serveAll(generations, sinks), closing);
+  }
+
+  /** As `run`, where `work` says what is served (by `serve`) and when; `asked` is what the client asked for. */
+  async conduct(
+    asked: readonly Generation[],
+    work: () => Promise<readonly Settled[]>,
+    closing: Closing,
   ): Promise<readonly Settled[] | null> {
     const { running, clock } = this.#host;
     running.add(this);
@@ -143,11 +167,11 @@ export class Exchange {
     const looks = this.#stream === null ? null : clock.every(LOOK_MS, () => this.#look());
     try {
       await this.#begin();
-      const settled = await this.#serveAll(generations, sinks);
+      const settled = await work();
       const last = await closing(settled);
       this.#stream?.end(`${last}: ${storyComment(settled)}\n\n${this.#dialect.end}`);
-      this.#count("ok", generations, settled);
-      this.#span?.settle(generations, settled, this.#inputTokens);
+      this.#count("ok", asked, settled);
+      this.#span?.settle(asked, settled, this.#inputTokens);
       return settled;
     } catch (thrown) {
       const error = this.#abort.signal.aborted ? asMargayError(this.#abort.signal.reason) : asMargayError(thrown);
@@ -155,7 +179,7 @@ export class Exchange {
       this.#span?.fail(error.code);
       const begun = this.#stream?.opened === true;
       if (!begun && !this.deserted) throw error;
-      this.#count(error.code, generations, []);
+      this.#count(error.code, asked, []);
       this.#report(error);
       if (begun) this.#stream?.end(await this.#dialect.failure(error));
       else this.#reply.hijack();
@@ -163,7 +187,7 @@ export class Exchange {
     } finally {
       this.#span?.end();
       this.#ticket.end();
-      void this.#record(outcome, sinks);
+      void this.#record(outcome);
       looks?.cancel();
       this.#response.removeListener("close", onClose);
       leaving?.removeEventListener("abort", onClose);
@@ -171,8 +195,38 @@ export class Exchange {
     }
   }
 
-  get #inputTokens(): number {
-    return this.#promptLengths.reduce((sum, length) => sum + length, 0);
+  /** Serves one generation, and tells its sink of the end. Rejects as the flow does, or with what ended the exchange. */
+  async serve(part: Part): Promise<Settled> {
+    const { requestId, generation, sink, deadlineMs } = part;
+    const { signal } = this.#abort;
+    const listener = new ChoiceListener(this, sink);
+    this.#served.push({ part, used: listener.used });
+    const settled = await this.#host.flow.serve(
+      {
+        ...{ requestId, generation, deadlineMs, signal },
+        model: this.#model.name,
+        share: this.#share,
+        maxWaitMs: this.#maxWaitMs,
+        trace: this.#span,
+      },
+      listener,
+    );
+    signal.throwIfAborted();
+    this.send(sink.finish(settled.finish));
+    listener.observe(this.#host, this.#model);
+    return settled;
+  }
+
+  /** The model is asked about a prompt that came about meanwhile: it counts as input like the client's own. */
+  addPrompt(tokens: number): void {
+    this.#inputTokens += tokens;
+    this.#ticket.charge(0, tokens);
+    this.#host.metrics.count("margay_prompt_tokens_total", { model: this.#model.name }, tokens);
+  }
+
+  /** What the exchange was ended with; throws nothing while it goes on. */
+  throwIfAborted(): void {
+    this.#abort.signal.throwIfAborted();
   }
 
   /** Asks for the right to run. Rejects as `Tenancy.begin` does; the answer tells the limits either way. */
@@ -184,48 +238,32 @@ export class Exchange {
   }
 
   /** Once all choices have told what they used up. A prompt counts once however many choices it has. */
-  async #record(outcome: "ok" | ErrorCode, sinks: readonly ChoiceSink[]): Promise<void> {
-    const uses = await Promise.all(this.#uses);
-    const perPrompt = sinks.length / this.#promptLengths.length;
+  async #record(outcome: "ok" | ErrorCode): Promise<void> {
+    const served = this.#served;
+    const uses = await Promise.all(served.map(({ used }) => used));
     const sum = (of: (use: RequestUse, index: number) => number) =>
       uses.reduce((total, use, index) => total + of(use, index), 0);
     this.#ticket.record({
       outcome,
-      cachedTokens: sum(({ cachedTokens }, index) => (index % perPrompt === 0 ? cachedTokens : 0)),
+      inputTokens: this.#inputTokens,
+      cachedTokens: sum(({ cachedTokens }, index) => (served[index]!.part.countsCached() ? cachedTokens : 0)),
       outputTokens: sum(({ outputTokens }) => outputTokens),
-      reasoningTokens: sinks.reduce((total, { reasoningTokens }) => total + (reasoningTokens ?? 0), 0),
+      reasoningTokens: served.reduce((total, { part }) => total + (part.sink.reasoningTokens ?? 0), 0),
       prefillGpuMs: sum(({ prefillGpuMs }) => prefillGpuMs),
       decodeGpuMs: sum(({ decodeGpuMs }) => decodeGpuMs),
     });
   }
 
   async #serveAll(generations: readonly Generation[], sinks: readonly ChoiceSink[]): Promise<readonly Settled[]> {
-    const { flow, clock, requestMs } = this.#host;
-    const { signal } = this.#abort;
+    const { clock, requestMs } = this.#host;
     const deadlineMs = clock.now() + requestMs;
+    const perPrompt = generations.length / this.#prompts;
     const outcomes = await Promise.allSettled(
       generations.map(async (generation, index) => {
         const requestId = (index === 0 ? this.requestId : `${this.requestId}-${index}`) as RequestId;
-        const listener = new ChoiceListener(this, sinks[index]!);
-        this.#uses.push(listener.used);
+        const countsCached = () => index % perPrompt === 0;
         try {
-          const settled = await flow.serve(
-            {
-              requestId,
-              model: this.#model.name,
-              share: this.#share,
-              generation,
-              deadlineMs,
-              maxWaitMs: this.#maxWaitMs,
-              signal,
-              trace: this.#span,
-            },
-            listener,
-          );
-          signal.throwIfAborted();
-          this.send(sinks[index]!.finish(settled.finish));
-          listener.observe(this.#host, this.#model);
-          return settled;
+          return await this.serve({ requestId, generation, sink: sinks[index]!, deadlineMs, countsCached });
         } catch (error) {
           // The first failure is the answer; the other choices end with it.
           this.abort(asMargayError(error));
@@ -233,7 +271,7 @@ export class Exchange {
         }
       }),
     );
-    signal.throwIfAborted();
+    this.throwIfAborted();
     return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<Settled>).value);
   }
 

@@ -53,6 +53,8 @@ export interface GatewayConfig {
   readonly bodyLimitBytes: number;
   /** Largest `n` of one request. */
   readonly maxN: number;
+  /** Largest `x-margay-thinkers`. */
+  readonly maxThinkers: number;
   /** Longest life of one request, milliseconds. */
   readonly requestMs: number;
   readonly responses: ResponseLimits;
@@ -332,7 +334,7 @@ export class Gateway {
       prompts: this.#prompts,
       readerLimits: readerLimits ?? READER_LIMITS,
       requestMs: config.requestMs,
-      maxN: config.maxN,
+      ...{ maxN: config.maxN, maxThinkers: config.maxThinkers },
       ...(this.#options.tracing === undefined ? {} : { tracing: this.#options.tracing }),
       running: this.#running,
       draining: () => this.#state !== "listening",

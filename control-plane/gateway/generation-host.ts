@@ -21,6 +21,8 @@ export interface GenerationHost extends ExchangeHost {
   readonly models: ReadonlyMap<string, ServedModel>;
   /** Largest `n`. */
   readonly maxN: number;
+  /** Largest `x-margay-thinkers`. */
+  readonly maxThinkers: number;
   readonly vet: Vet;
   readonly prompts: Prompts;
 }

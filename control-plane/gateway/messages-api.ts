@@ -13,6 +13,7 @@ import { CountTokensRequest, MessagesRequest } from "./messages-schema.ts";
 import type { StreamDialect } from "./sse.ts";
 import { storyHeaders } from "./story.ts";
 import { constraintOf } from "./structured-output.ts";
+import { refuseThinkers } from "./thinkers.ts";
 import { underLimits } from "./under-limits.ts";
 
 const ERROR_TYPES: Readonly<Record<number, string>> = {
@@ -34,6 +35,7 @@ export function messageErrorBody(error: MargayError, requestId: string): object 
 
 /** Answers `POST /v1/messages`; throws `MargayError` while nothing was sent. */
 export async function createMessage(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
+  refuseThinkers(request.headers);
   const body = parseRequest(MessagesRequest, request.body);
   const model = findModel(host.models, body.model);
   const { tokens, startsInReasoning, tools } = await promptOf(host, model, body);

@@ -23,6 +23,7 @@ import {
 import { ItemsQuery, RetrieveQuery } from "./responses/queries.ts";
 import { ResponsesRequest } from "./responses/request-schema.ts";
 import { DeletedResponse, InputItemList, ResponseResponse, ResponseStreamEvent } from "./responses/shapes.ts";
+import { THINKERS_HEADER } from "./thinkers.ts";
 import { DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse } from "./tokenization.ts";
 import { UsageQuery } from "./usage.ts";
 
@@ -226,6 +227,11 @@ const MAX_WAIT = {
   description: "Longest wait for workers with room, in seconds; then 503 `capacity_timeout` with Retry-After.",
 };
 
+const THINKERS = {
+  ...{ name: THINKERS_HEADER, in: "header", required: false, schema: { type: "integer", minimum: 1 } },
+  description: "Heavy thinking: so many answers side by side, and one made of them. The answers are told as reasoning.",
+};
+
 function inPath(name: string) {
   return { name, in: "path", required: true, schema: { type: "string" } };
 }
@@ -255,7 +261,7 @@ function generation(operationId: string, summary: string, form: "Chat" | "") {
   const chunks = { "text/event-stream": { schema: reference(`${form}CompletionChunk`) } };
   return {
     ...read(operationId, summary, { ...json(`${form}Completion`), ...chunks }),
-    parameters: [MAX_WAIT],
+    parameters: form === "Chat" ? [MAX_WAIT, THINKERS] : [MAX_WAIT],
     requestBody: { required: true, content: json(form === "Chat" ? "ChatRequest" : "CompletionRequest") },
   };
 }

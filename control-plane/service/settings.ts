@@ -268,6 +268,7 @@ export const SETTINGS = {
   MARGAY_BATCH_LINES: setting(whole(1, 1024), "16", "Requests of one batch that are under way at a time."),
   MARGAY_BODY_MIB: setting(whole(1, 1024), "10", "Largest request body, in MiB."),
   MARGAY_MAX_N: setting(whole(1, 128), "16", "Largest `n` of one request."),
+  MARGAY_MAX_THINKERS: setting(whole(1, 64), "8", "Largest `x-margay-thinkers` of one request."),
   MARGAY_DRAIN_SECONDS: setting(
     whole(0, 3600),
     "30",

@@ -185,6 +185,7 @@ export class SimWorld {
         port: 0,
         bodyLimitBytes: 1_048_576,
         maxN: 1,
+        maxThinkers: 4,
         requestMs: REQUEST_MS,
         responses: { maxAgeMs: 3_600_000, maxBytes: 1_048_576 },
         files: { maxAgeMs: 3_600_000, maxBytes: 16_777_216, maxFileBytes: 4_194_304 },

@@ -118,11 +118,12 @@ export class Account {
     this.#usedMs = this.#parts.clock.monotonic();
   }
 
-  /** Tokens were generated. */
-  charge(tokens: number): void {
+  /** Tokens were generated, or read beyond those known when the request began. */
+  charge(output: number, input = 0): void {
     const capacity = capacities(this.#tenant.limits);
-    if (capacity.output !== null) this.#held.output -= tokens;
-    if (capacity.total !== null) this.#held.total -= tokens;
+    if (capacity.output !== null) this.#held.output -= output;
+    if (capacity.input !== null) this.#held.input -= input;
+    if (capacity.total !== null) this.#held.total -= output + input;
   }
 
   /** Gives back what is not used, pays debts, keeps the places of what runs. Called about every second. */

@@ -10,8 +10,8 @@ import { limitHeaders } from "./limit-headers.ts";
 export interface Meter {
   /** `x-ratelimit-*`, as they are when the request begins. */
   readonly headers: Readonly<Record<string, string>>;
-  /** Tokens were generated. */
-  charge(tokens: number): void;
+  /** Tokens were generated, or read beyond those known when the request began. */
+  charge(output: number, input?: number): void;
   /** The request is over. Idempotent. */
   end(): void;
 }
@@ -80,7 +80,7 @@ export class Limiter {
     let over = false;
     return {
       headers: limitHeaders(limits, own.left),
-      charge: (tokens) => own.charge(tokens),
+      charge: (output, input) => own.charge(output, input),
       end: () => {
         if (!over) own.end();
         over = true;

@@ -23,6 +23,8 @@ export interface Work {
 /** What a request used up. */
 export interface Used {
   readonly outcome: "ok" | ErrorCode;
+  /** Where more came to be read than was known when the request began. */
+  readonly inputTokens?: number;
   readonly cachedTokens: number;
   readonly outputTokens: number;
   readonly reasoningTokens: number;
@@ -34,8 +36,8 @@ export interface Used {
 export interface Ticket {
   /** `x-ratelimit-*`, as they are when the request begins. */
   readonly headers: Readonly<Record<string, string>>;
-  /** Tokens were generated. */
-  charge(tokens: number): void;
+  /** Tokens were generated, or read beyond those known when the request began. */
+  charge(output: number, input?: number): void;
   /** The request is over. Idempotent. */
   end(): void;
   /** What it used up, for the ledger: once, at any time after its end. null: somebody else goes on with it. */

@@ -75,6 +75,7 @@ export async function startHarness(
       port: 0,
       bodyLimitBytes: 1_048_576,
       maxN: 4,
+      maxThinkers: 4,
       requestMs: 60_000,
       responses: { maxAgeMs: 3_600_000, maxBytes: 1_048_576 },
       files: { maxAgeMs: 3_600_000, maxBytes: 16_777_216, maxFileBytes: 4_194_304 },

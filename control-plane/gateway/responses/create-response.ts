@@ -10,6 +10,7 @@ import { findModel, parseRequest, requestIdOf } from "../generation-host.ts";
 import { errorBody, refuse } from "../http-errors.ts";
 import type { StreamDialect } from "../sse.ts";
 import { storyHeaders } from "../story.ts";
+import { refuseThinkers } from "../thinkers.ts";
 import { endOf, failedEnd } from "./endings.ts";
 import { type Keeping, keepingNothing, keepingStream, keepingWhole } from "./keeping.ts";
 import { planResponse } from "./plan.ts";
@@ -22,6 +23,7 @@ import { followResponse } from "./tail.ts";
 
 /** Answers `POST /v1/responses`; throws `MargayError` while nothing was sent. */
 export async function createResponse(host: ResponsesHost, request: FastifyRequest, reply: FastifyReply) {
+  refuseThinkers(request.headers);
   const body = parseRequest(ResponsesRequest, request.body);
   const model = findModel(host.models, body.model);
   const stored = body.store !== false;
