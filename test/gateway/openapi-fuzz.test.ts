@@ -38,6 +38,8 @@ const USUAL = {
   "expires_after[anchor]": [undefined],
   "expires_after[seconds]": [undefined],
 };
+/** Of a header: few of all numbers are one that it takes. */
+const USUAL_HEADERS: Readonly<Record<string, readonly string[]>> = { "x-margay-thinkers": ["1", "2", "3"] };
 /** Ids that a request may mean, by the name of what bears them. */
 const ID = /"id":"((?:resp|batch)_[0-9a-f]{24}|file-[0-9a-f]{24})"/;
 
@@ -67,7 +69,7 @@ class Fuzzer {
       if (where === "path") url = url.replace(`{${name}}`, encodeURIComponent(this.#segment()));
       else if (this.#random(2) === 0) continue;
       else if (where === "query") query.append(name, this.#word(schema));
-      else headers[name] = this.#word(schema).replace(/[^\x20-\x7e]/g, "?");
+      else headers[name] = this.#headerValue(name, schema);
     }
     const schema = operation.requestBody?.content["application/json"]?.schema;
     let body: unknown;
@@ -138,6 +140,12 @@ class Fuzzer {
     const known = this.#ids[this.#random(this.#ids.length || 1)];
     if (known !== undefined && this.#random(3) > 0) return known;
     return ["nano", "resp_none", `resp_${"0".repeat(24)}`, "%", "..", "a/b", "é", "*", ">"][this.#random(9)]!;
+  }
+
+  #headerValue(name: string, schema: Schema): string {
+    const usual = USUAL_HEADERS[name];
+    if (usual !== undefined && this.#random(3) > 0) return usual[this.#random(usual.length)]!;
+    return this.#word(schema).replace(/[^\x20-\x7e]/g, "?");
   }
 
   #word(schema: Schema): string {
