@@ -14,6 +14,14 @@
 {{- if and $values.nats.external.url $values.nats.tls.secretName (not (hasPrefix "tls://" $values.nats.external.url)) }}
 {{- fail "nats.external.url: with nats.tls.secretName it must begin with tls://" }}
 {{- end }}
+{{- if and $values.nats.tls.clientsSecretName (not $values.nats.tls.secretName) }}
+{{- fail "nats.tls.clientsSecretName: certificates are shown over TLS only; set nats.tls.secretName too" }}
+{{- end }}
+{{- with $values.controlPlane.tls }}
+{{- if and .clientsSecretName (not .secretName) }}
+{{- fail "controlPlane.tls.clientsSecretName: certificates are shown over TLS only; set controlPlane.tls.secretName too" }}
+{{- end }}
+{{- end }}
 {{- if and $values.nats.external.url (not $values.nats.passwordsSecret) }}
 {{- fail "nats.passwordsSecret: a server of your own knows its users already; name the secret with their passwords" }}
 {{- end }}

@@ -55,3 +55,8 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 /models/{{ .key }}
 {{- end -}}
 {{- end }}
+
+{{/* What the gateway speaks. */}}
+{{- define "margay.scheme" -}}
+{{- ternary "https" "http" (ne .Values.controlPlane.tls.secretName "") -}}
+{{- end }}

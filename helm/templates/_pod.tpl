@@ -54,8 +54,14 @@ topologySpreadConstraints:
   valueFrom: { secretKeyRef: { name: {{ include "margay.passwordsSecret" .root }}, key: {{ .user }} } }
 - { name: MARGAY_LOG_LEVEL, value: {{ .root.Values.logLevel }} }
 - { name: MARGAY_DRAIN_SECONDS, value: {{ .root.Values.drainSeconds | quote }} }
-{{- if .root.Values.nats.tls.secretName }}
-- { name: NODE_EXTRA_CA_CERTS, value: /etc/margay/nats/ca.crt }
+{{- with .root.Values.nats.tls }}
+{{- if .secretName }}
+- { name: MARGAY_NATS_CA_FILE, value: /etc/margay/nats/ca.crt }
+{{- end }}
+{{- if .clientsSecretName }}
+- { name: MARGAY_NATS_CERT_FILE, value: /etc/margay/nats-client/tls.crt }
+- { name: MARGAY_NATS_KEY_FILE, value: /etc/margay/nats-client/tls.key }
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -64,6 +70,9 @@ topologySpreadConstraints:
 {{- if .root.Values.nats.tls.secretName }}
 - { name: nats-authority, mountPath: /etc/margay/nats, readOnly: true }
 {{- end }}
+{{- if .root.Values.nats.tls.clientsSecretName }}
+- { name: nats-client, mountPath: /etc/margay/nats-client, readOnly: true }
+{{- end }}
 {{- end }}
 
 {{- define "margay.volumes" -}}
@@ -71,6 +80,9 @@ topologySpreadConstraints:
 {{- with .root.Values.nats.tls.secretName }}
 - name: nats-authority
   secret: { secretName: {{ . }}, items: [{ key: ca.crt, path: ca.crt }] }
+{{- end }}
+{{- with .root.Values.nats.tls.clientsSecretName }}
+- { name: nats-client, secret: { secretName: {{ . }} } }
 {{- end }}
 {{- end }}
 
@@ -122,19 +134,26 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* Probes of a process that answers /livez and /readyz at the named port. A start may take long: weights are packed. */}}
+{{/*
+Probes of a process that answers /livez and /readyz at the named port. A start may take long: weights are packed.
+(dict "port" "health" "scheme" "HTTP")
+*/}}
 {{- define "margay.probes" -}}
+{{- $at := printf "port: %s" .port }}
+{{- if eq .scheme "HTTPS" }}
+{{- $at = printf "%s, scheme: HTTPS" $at }}
+{{- end }}
 startupProbe:
-  httpGet: { path: /livez, port: {{ . }} }
+  httpGet: { path: /livez, {{ $at }} }
   periodSeconds: 1
   failureThreshold: 3600
 livenessProbe:
-  httpGet: { path: /livez, port: {{ . }} }
+  httpGet: { path: /livez, {{ $at }} }
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
 readinessProbe:
-  httpGet: { path: /readyz, port: {{ . }} }
+  httpGet: { path: /readyz, {{ $at }} }
   periodSeconds: 2
   timeoutSeconds: 5
   failureThreshold: 2

@@ -75,14 +75,22 @@ spec:
         {{- if eq $ranks 1 }}
         - { name: MARGAY_KV_PORT, value: "7000" }
         {{- end }}
+        {{- if $values.kvTls.secretName }}
+        - { name: MARGAY_KV_TLS_CERT_FILE, value: /etc/margay/kv/tls.crt }
+        - { name: MARGAY_KV_TLS_KEY_FILE, value: /etc/margay/kv/tls.key }
+        - { name: MARGAY_KV_TLS_CA_FILE, value: /etc/margay/kv/ca.crt }
+        {{- end }}
         {{- include "margay.engine" .model.engine | nindent 8 }}
       ports:
         - { name: health, containerPort: 8080 }
-      {{- include "margay.probes" "health" | nindent 6 }}
+      {{- include "margay.probes" (dict "port" "health" "scheme" "HTTP") | nindent 6 }}
       resources:
         {{- toYaml $placed.resources | nindent 8 }}
       volumeMounts:
         - { name: state, mountPath: /var/lib/margay }
+        {{- if $values.kvTls.secretName }}
+        - { name: kv-tls, mountPath: /etc/margay/kv, readOnly: true }
+        {{- end }}
         {{- include "margay.mounts" . | nindent 8 }}
         {{- include "margay.modelMount" . | nindent 8 }}
   volumes:
@@ -90,6 +98,9 @@ spec:
     - { name: state, hostPath: { path: {{ $values.packedWeights.hostPath }}, type: DirectoryOrCreate } }
     {{- else }}
     - { name: state, emptyDir: {} }
+    {{- end }}
+    {{- with $values.kvTls.secretName }}
+    - { name: kv-tls, secret: { secretName: {{ . }} } }
     {{- end }}
     {{- include "margay.volumes" . | nindent 4 }}
     {{- include "margay.modelVolume" . | nindent 4 }}

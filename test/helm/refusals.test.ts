@@ -20,6 +20,7 @@ describe("the schema refuses, with the path of the value,", () => {
     [{ nats: { external: { url: "http://nats" } } }, "/nats/external/url"],
     [{ nats: { storage: { size: "big" } } }, "/nats/storage/size"],
     [{ networkPolicy: { apiServer: { ports: [0] } } }, "/networkPolicy/apiServer/ports/0"],
+    [{ kvTls: { secret: "pages" } }, "/kvTls"],
     [{ logLevel: "loud" }, "/logLevel"],
     [{ drainSeconds: 3601 }, "/drainSeconds"],
   ];
@@ -51,6 +52,11 @@ describe("values that do not go together are refused with what to change:", () =
     [
       { nats: { external: { url: "nats://nats:4222" }, passwordsSecret: "p", tls: { secretName: "t" } } },
       "it must begin with tls://",
+    ],
+    [{ nats: { tls: { clientsSecretName: "c" } } }, "nats.tls.clientsSecretName: certificates are shown over TLS only"],
+    [
+      { controlPlane: { tls: { clientsSecretName: "c" } } },
+      "controlPlane.tls.clientsSecretName: certificates are shown over TLS only",
     ],
   ];
   for (const [values, sentence] of cases) {

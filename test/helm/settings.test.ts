@@ -36,6 +36,7 @@ describe.each([...EXAMPLES])("%s", (_, file) => {
           const config = readControlPlaneConfig(environment);
           expect(config.kube, what).toEqual({ namespace: null, release: "margay", podName: FIELDS["metadata.name"] });
           expect(config.gateway.host, what).toBe("10.1.2.3");
+          expect(config.tls !== null, what).toBe(container.readinessProbe.httpGet.scheme === "HTTPS");
         } else if (container.name === "worker") {
           const config = readWorkerConfig(environment);
           expect(config.modelName, what).toBe(annotations[MODEL_ANNOTATION]);
