@@ -31,9 +31,17 @@ const relabelling = object({
   ...{ regex: text, separator: text, targetLabel: text, replacement: text },
 });
 
+const secretKey = object({ name: text, key: text, optional: { type: "boolean" } }, "key");
+const tls = object({
+  ca: object({ secret: secretKey, configMap: secretKey }),
+  cert: object({ secret: secretKey, configMap: secretKey }),
+  ...{ keySecret: secretKey, serverName: text, insecureSkipVerify: { type: "boolean" } },
+});
+
 const endpoint = object({
   ...{ port: text, path: text, interval: duration, scrapeTimeout: duration },
   scheme: { type: "string", enum: ["http", "https"] },
+  tlsConfig: tls,
   ...{ metricRelabelings: list(relabelling), relabelings: list(relabelling) },
 });
 
