@@ -47,8 +47,8 @@ export class Attempt {
   readonly #countLate = (late: PrefillOutcome): void =>
     this.#parts.metrics.count("margay_duplicate_messages_total", { kind: late.kind });
   #onPrefill = this.#countLate;
-  #repeatPrefill: () => void = () => {};
-  #leavePrefill: () => void = () => {};
+  #repeatPrefill: (() => void) | null = null;
+  #leavePrefill: (() => void) | null = null;
   /** The decode rank's answer. */
   readonly #reserved = Promise.withResolvers<Reservation>();
   /** Resolves when the decode rank is heard. */
@@ -112,7 +112,7 @@ export class Attempt {
     const { rankId, epoch } = seat.decode;
     const head = this.#passage.head(gatewayId);
     this.#decodeLeg = { rankId, epoch };
-    this.#watch(this.#decodeLeg, () => this.#fail(new MargayError("worker_lost", "the decode rank was lost")));
+    this.#watch(this.#decodeLeg, "decode");
     this.#undo.push(board.post(this.#entry(rankId, epoch)));
     if (!fleet.isAlive(rankId, epoch)) throw new MargayError("worker_lost");
     const message = {
@@ -137,11 +137,7 @@ export class Attempt {
     const { bus, clock, gatewayId, fleet } = this.#parts;
     const { rankId, epoch, handle } = await this.#reserved.promise;
     const sender = this.#prefillLeg;
-    if (sender !== null) {
-      this.#watch(sender, () => {
-        if (this.#prefillLeg === sender) this.#fail(pagesLost("the prefill rank was lost"));
-      });
-    }
+    if (sender !== null) this.#watch(sender, "prefill");
     const message = {
       kind: "start-decode",
       head: this.#passage.head(gatewayId),
@@ -196,7 +192,7 @@ export class Attempt {
     this.#passage.tokens.leave();
     this.#dropPrefillLeg();
     if (this.#decodeLeg !== null) this.#cancel("decode", this.#decodeLeg);
-    this.#leavePrefill();
+    this.#leavePrefill?.();
     if (this.#seat !== null) leave(this.#seat);
   }
 
@@ -227,7 +223,7 @@ export class Attempt {
       },
       onReconnect: (nowMs: number) => {
         if (this.#decodeStartMs > 0) tokens.ask(nowMs);
-        else this.#repeatPrefill();
+        else this.#repeatPrefill?.();
       },
       get received() {
         return tokens.received;
@@ -299,7 +295,7 @@ export class Attempt {
       this.#repeatPrefill = () =>
         void ask().catch((thrown) => {
           const error = asMargayError(thrown);
-          if (error.code === "worker_lost") clock.after(ASK_AGAIN_MS, () => this.#repeatPrefill());
+          if (error.code === "worker_lost") clock.after(ASK_AGAIN_MS, () => this.#repeatPrefill?.());
           else if (error.code !== "bus_unavailable") outcome.reject(error);
         });
       const late = (): MargayError => new MargayError("timeout", "the prefill took too long");
@@ -307,7 +303,7 @@ export class Attempt {
       return await this.#passage.interruption.race(this.#trouble.race(work));
     } finally {
       stopWatching();
-      this.#repeatPrefill = () => {};
+      this.#repeatPrefill = null;
     }
   }
 
@@ -336,7 +332,7 @@ export class Attempt {
   #tellFirst(outcome: PrefillDone, rank: Rank): FirstToken {
     const passage = this.#passage;
     passage.notePrefilled(outcome);
-    this.#leavePrefill();
+    this.#leavePrefill?.();
     this.#first = outcome;
     if (outcome.firstToken !== null) {
       const seq = this.#generation.tokens.length - this.#generation.promptLength;
@@ -365,7 +361,7 @@ export class Attempt {
 
   /** Another prefill rank has the work now. */
   #moveSeat(prefill: Rank, decode: Rank): void {
-    this.#leavePrefill();
+    this.#leavePrefill?.();
     this.#parts.fleet.pairTried(prefill.rankId, decode.rankId);
     this.#leavePrefill = this.#parts.fleet.occupy(prefill, this.#generation.tokens.length);
   }
@@ -381,7 +377,12 @@ export class Attempt {
     return Math.max(1, Math.min(leftMs, prefillMs(this.#generation.tokens.length, prefill?.load ?? null)));
   }
 
-  #watch(leg: Leg, onLost: () => void): void {
+  /** Until the attempt is over. The functions are made here, where they keep no message alive. */
+  #watch(leg: Leg, role: Role): void {
+    const onLost = (): void => {
+      if (role === "decode") this.#fail(new MargayError("worker_lost", "the decode rank was lost"));
+      else if (this.#prefillLeg === leg) this.#fail(pagesLost("the prefill rank was lost"));
+    };
     this.#undo.push(
       this.#parts.fleet.onLost((rankId, epoch) => void (rankId === leg.rankId && epoch === leg.epoch && onLost())),
     );

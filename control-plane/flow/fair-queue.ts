@@ -56,6 +56,7 @@ export class FairQueue<Q extends Queued> {
   #size = 0;
   /** Of the lane that was taken from last: where a tenant begins when nobody waits. */
   #lastServed = 0;
+  #lastCharged: Lane<Q> | null = null;
 
   get size(): number {
     return this.#size;
@@ -127,7 +128,9 @@ export class FairQueue<Q extends Queued> {
     const lane = this.#lane(share);
     lane.served += tokens / share.weight;
     lane.servedHere += tokens / share.weight;
-    // The lane charged last is the last one.
+    if (lane === this.#lastCharged) return;
+    // The lane charged last is the last one; every token is charged, and moving one in the map is dear.
+    this.#lastCharged = lane;
     this.#lanes.delete(share.tenant);
     this.#lanes.set(share.tenant, lane);
   }
@@ -190,6 +193,7 @@ export class FairQueue<Q extends Queued> {
     if (lane === undefined) {
       lane = { weight, served: 0, servedHere: 0, waiting: new Map(), size: 0 };
       this.#lanes.set(tenant, lane);
+      this.#lastCharged = null;
     }
     return lane;
   }

@@ -4,14 +4,13 @@ import type { Clock } from "#service/clock.ts";
 /**
  * A reason to stop waiting that may come from outside: the client left, the deadline passed, a rank was lost.
  * The first reason counts. Nobody needs to wait on it.
+ *
+ * It lives as long as a request: what was waited for is let go when the wait is over, which a race against one long promise
+ * would not do.
  */
 export class Interruption {
-  readonly #happened = Promise.withResolvers<never>();
+  readonly #waits = new Set<(error: MargayError) => void>();
   #error: MargayError | null = null;
-
-  constructor() {
-    this.#happened.promise.catch(() => {});
-  }
 
   get error(): MargayError | null {
     return this.#error;
@@ -20,12 +19,21 @@ export class Interruption {
   raise(error: MargayError): void {
     if (this.#error !== null) return;
     this.#error = error;
-    this.#happened.reject(error);
+    // What was over before the reason came is told first.
+    queueMicrotask(() => {
+      for (const end of this.#waits) end(error);
+      this.#waits.clear();
+    });
   }
 
   /** `work`, or the reason if that comes first or came already. `work` itself goes on and must look after itself. */
   race<T>(work: Promise<T>): Promise<T> {
-    return Promise.race([this.#happened.promise, work]);
+    return new Promise((resolve, reject) => {
+      if (this.#error === null) this.#waits.add(reject);
+      else reject(this.#error);
+      const over = (): void => void this.#waits.delete(reject);
+      work.then(resolve, reject).then(over);
+    });
   }
 
   /** Waits `ms`, or until the reason comes. */

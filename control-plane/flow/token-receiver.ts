@@ -2,6 +2,9 @@ import type { DecodeDone, TokenChunk } from "#protocol/decode.ts";
 import { MargayError } from "#protocol/errors.ts";
 import type { Logprobs } from "#protocol/request.ts";
 
+/** Room for so many tokens at first, doubled as they come: an array of 64 bytes needs no memory of its own beside it. */
+const FIRST_TOKENS = 16;
+
 /** What a receiver does with tokens and trouble. */
 export interface ReceiverSink {
   /** False: nobody is there to be told further tokens. */
@@ -40,7 +43,7 @@ export class TokenReceiver {
 
   /** `before`: tokens that were delivered already, `most`: how many there may be in all. */
   constructor(before: Int32Array, most: number, nowMs: number, sink: ReceiverSink) {
-    this.#tokens = new Int32Array(Math.max(before.length, Math.min(most, 256)));
+    this.#tokens = new Int32Array(Math.max(before.length, Math.min(most, FIRST_TOKENS)));
     this.#tokens.set(before);
     this.#next = before.length;
     this.#lastMs = nowMs;
