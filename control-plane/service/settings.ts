@@ -116,6 +116,11 @@ export const SETTINGS = {
     "Kernels: `cpu` (vectorised), `ref` (plain fp32, slow, the oracle).",
   ),
   MARGAY_THREADS: setting(whole(0, 1024), "0", "Compute threads of one worker; 0: one per core."),
+  MARGAY_PIN_THREADS: setting(
+    z.enum(["0", "1"]).transform((value) => value === "1"),
+    "0",
+    "1: each compute thread stays on a core of its own; for workers that were given cores (cpuset) which no other worker computes on.",
+  ),
   MARGAY_KV_MIB: setting(whole(1, 16_777_216), "256", "KV pool of one worker, in MiB."),
   MARGAY_KV_TIER_MIB: setting(
     whole(0, 16_777_216),

@@ -28,6 +28,7 @@ export interface WorkerConfig extends ServiceConfig {
     readonly modelFolder: string;
     readonly backend: "auto" | "ref" | "cpu";
     readonly threads: number;
+    readonly pinThreads: boolean;
     readonly packedFolder: string | null;
     readonly latentNormEps: number | null;
     readonly weightFormat: "checkpoint" | "int8";
@@ -71,6 +72,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
     "MARGAY_RANKS",
     "MARGAY_BACKEND",
     "MARGAY_THREADS",
+    "MARGAY_PIN_THREADS",
     "MARGAY_KV_MIB",
     "MARGAY_KV_TIER_MIB",
     "MARGAY_KV_TIER_FOLDER",
@@ -142,6 +144,7 @@ export function readWorkerConfig(environment: Readonly<Record<string, string | u
       modelFolder,
       backend: settings.MARGAY_BACKEND,
       threads: settings.MARGAY_THREADS,
+      pinThreads: settings.MARGAY_PIN_THREADS,
       packedFolder: packed ? join(resolve(settings.MARGAY_STATE_DIR), "packed") : null,
       latentNormEps: settings.MARGAY_LATENT_NORM_EPS,
       weightFormat: settings.MARGAY_WEIGHT_FORMAT,

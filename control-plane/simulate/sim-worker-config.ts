@@ -5,6 +5,7 @@ export const SIM_ENGINE = {
   modelFolder: "sim",
   backend: "auto",
   threads: 0,
+  pinThreads: false,
   packedFolder: null,
   latentNormEps: null,
   weightFormat: "checkpoint",

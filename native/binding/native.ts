@@ -30,6 +30,11 @@ export interface EngineOptions {
   readonly backend: "auto" | "ref" | "cpu";
   /** Threads that compute, the engine thread included; 0: one per core this process may run on. */
   readonly threads: number;
+  /**
+   * Each of them stays on a core of its own, where there are as many. Left out or false: the system places them. For a
+   * process whose cores no other computes on: two that pin themselves to the same cores halve each other.
+   */
+  readonly pinThreads?: boolean;
   /** Folder of packed weights shared by the processes of this host; null: every process packs for itself. */
   readonly packedFolder: string | null;
   /** Eps of q_a_layernorm and kv_a_layernorm; null: the checkpoint's rms_norm_eps (spec 2.2). */

@@ -1,6 +1,7 @@
 // thread_pool: claims about the pool that runs a step's loops.
 #include "core/thread_pool.h"
 
+#include <sched.h>
 #include <time.h>
 
 #include <atomic>
@@ -61,6 +62,60 @@ std::string NoShareWaits() {
   return found.what();
 }
 
+// Cores that the calling thread may use.
+cpu_set_t OwnCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof(set), &set);
+  return set;
+}
+
+// A loop whose items wait for each other, so that every thread runs one; returns what each thread may use.
+std::vector<cpu_set_t> CoresByThread(ThreadPool* pool) {
+  const int threads = pool->threads();
+  std::vector<cpu_set_t> cores(static_cast<size_t>(threads));
+  std::atomic<int> begun{0};
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  pool->Run(threads, [&](int, int thread) {
+    cores[static_cast<size_t>(thread)] = OwnCores();
+    ++begun;
+    while (begun < threads && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  });
+  return cores;
+}
+
+std::string PinnedToCoresOfTheirOwn() {
+  Finding found;
+  const cpu_set_t given = OwnCores();
+  std::thread([&] {
+    ThreadPool pool(0, true);
+    found.Expect(CPU_EQUAL(&given, CoresByThread(&pool).data()) != 0, "the caller was pinned without asking for it");
+    pool.PinCaller();
+    cpu_set_t taken;
+    CPU_ZERO(&taken);
+    for (const cpu_set_t& cores : CoresByThread(&pool)) {
+      cpu_set_t overlap;
+      CPU_AND(&overlap, &taken, &cores);
+      found.Same("cores of a thread", CPU_COUNT(&cores), 1);
+      found.Same("cores that it shares", CPU_COUNT(&overlap), 0);
+      CPU_OR(&taken, &taken, &cores);
+    }
+    found.Expect(CPU_EQUAL(&given, &taken) != 0, "threads are on other cores than those given");
+  }).join();
+  return found.what();
+}
+
+std::string NotPinned(int threads, bool pinned) {
+  Finding found;
+  const cpu_set_t given = OwnCores();
+  std::thread([&] {
+    ThreadPool pool(threads, pinned);
+    pool.PinCaller();
+    for (const cpu_set_t& cores : CoresByThread(&pool)) found.Expect(CPU_EQUAL(&given, &cores) != 0, "a thread may not use all cores");
+  }).join();
+  return found.what();
+}
+
 std::string Idle(bool awake) {
   Finding found;
   ThreadPool pool(0);
@@ -84,6 +139,9 @@ int main() {
   claims.Check("with more threads than cores too", margay::EveryItemOnce(margay::ThreadPool::UsableCores() + 3));
   claims.Check("a loop has any number of items", margay::MoreItemsThanAWordHolds());
   claims.Check("no item waits for the thread it was meant for", margay::NoShareWaits());
+  claims.Check("threads of a pinned pool have a core each of those given, the caller when it asks", margay::PinnedToCoresOfTheirOwn());
+  claims.Check("a pool with more threads than cores pins none", margay::NotPinned(margay::ThreadPool::UsableCores() + 1, true));
+  claims.Check("nor does one that was not told to", margay::NotPinned(margay::ThreadPool::UsableCores(), false));
   claims.Check("an idle pool uses no processor", margay::Idle(false));
   claims.Check("nor does one that is kept awake for long without a loop", margay::Idle(true));
   return claims.ExitCode();

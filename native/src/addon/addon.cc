@@ -40,6 +40,7 @@ EngineOptions ReadEngineOptions(const Napi::Value& value, std::string* error) {
   if (backend != "auto" && backend != "ref" && backend != "cpu") fields.Refuse("backend", "auto, ref or cpu");
   options.model.backend = backend == "ref" ? BackendKind::kRef : BackendKind::kCpu;
   options.model.threads = fields.Int("threads");
+  options.model.pin_threads = fields.FlagIfGiven("pinThreads");
   if (!fields.IsNull("packedFolder")) options.model.packed_folder = fields.Text("packedFolder");
   if (!fields.IsNull("latentNormEps")) {
     options.model.latent_norm_eps = static_cast<float>(fields.Number("latentNormEps"));

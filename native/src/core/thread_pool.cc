@@ -39,19 +39,39 @@ bool SpinUntil(Ready&& ready, Longest&& longest) {
   }
 }
 
+// Numbers of the cores that the calling thread may use; none where the system does not tell.
+std::vector<int> CoresOfThread() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
+  return cores;
+}
+
 }  // namespace
 
 int ThreadPool::UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const auto cores = static_cast<int>(CoresOfThread().size());
+  return cores > 0 ? cores : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-ThreadPool::ThreadPool(int threads) {
+void ThreadPool::PinTo(int thread) const {
+  if (cores_.empty()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cores_[static_cast<size_t>(thread)], &set);
+  (void)sched_setaffinity(0, sizeof(set), &set);
+}
+
+ThreadPool::ThreadPool(int threads, bool pinned) {
   const int cores = UsableCores();
   const int wanted = std::clamp(threads > 0 ? threads : cores, 1, 1024);
   may_spin_ = wanted <= cores;
+  if (pinned) cores_ = CoresOfThread();
+  if (static_cast<size_t>(wanted) > cores_.size()) cores_.clear();
   shares_ = std::make_unique<Share[]>(static_cast<size_t>(wanted));
   workers_.reserve(static_cast<size_t>(wanted - 1));
   for (int thread = 1; thread < wanted; ++thread) workers_.emplace_back([this, thread, wanted] { Work(thread, wanted); });
@@ -133,6 +153,7 @@ void ThreadPool::RunSome(int first, int items, Call call, void* context) {
 
 void ThreadPool::Work(int thread, int threads) {
   NameThread("margay-pool");
+  PinTo(thread);
   uint32_t seen = 0;
   while (true) {
     const auto news = [&] { return published_.load(std::memory_order_acquire) != seen; };

@@ -6,6 +6,8 @@
 // T3 a worker without a loop spins at most 50 us, within Awake at most 2 ms, then sleeps; it lets others run after 10 us,
 //    and never spins when there are more threads than usable cores
 // T4 one caller at a time
+// T5 a pinned pool gives each thread a core of its own among those that its maker may use, or with fewer cores than
+//    threads none; it knows nothing of other processes, which must have been given other cores
 #pragma once
 
 #include <atomic>
@@ -19,8 +21,8 @@ namespace margay {
 
 class ThreadPool {
  public:
-  // threads: those that compute, the caller included; 0: one per usable core.
-  explicit ThreadPool(int threads);
+  // threads: those that compute, the caller included; 0: one per usable core. pinned: each worker stays on one core.
+  explicit ThreadPool(int threads, bool pinned = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -48,6 +50,9 @@ class ThreadPool {
     ThreadPool* const pool_;
   };
 
+  // The calling thread stays on the core that a pinned pool keeps for its caller. Threads that it starts inherit that.
+  void PinCaller() const { PinTo(0); }
+
   static int UsableCores();
 
  private:
@@ -70,6 +75,8 @@ class ThreadPool {
   // The part of a loop's number that its shares carry.
   static uint64_t Epoch(uint32_t published) { return published & ((uint64_t{1} << (64 - 2 * kItemBits)) - 1); }
   void Work(int thread, int threads);
+  // Best effort: a core that was taken from the process since is not insisted on.
+  void PinTo(int thread) const;
 
   std::unique_ptr<Share[]> shares_;  // [threads]
   // The loop in one cache line, which idle workers watch; they sleep on its number.
@@ -82,6 +89,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> done_{0};
   alignas(64) std::atomic<int> stay_awake_{0};
   bool may_spin_ = false;
+  std::vector<int> cores_;  // by thread; empty: not pinned
   std::vector<std::thread> workers_;
 };
 

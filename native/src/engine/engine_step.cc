@@ -11,6 +11,7 @@ namespace margay {
 
 void Engine::StepLoop() {
   NameThread("margay-engine");
+  if (model_->pool() != nullptr) model_->pool()->PinCaller();
   std::unique_lock lock(mutex_);
   while (true) {
     if (!HasStep()) outbox_.Ring();

@@ -309,7 +309,7 @@ Result<std::unique_ptr<Model>> Model::Load(const ModelOptions& options) {
   const bool drafts = tensors->draft.has_value();
 
   const auto began = std::chrono::steady_clock::now();
-  auto pool = std::make_unique<ThreadPool>(options.threads);
+  auto pool = std::make_unique<ThreadPool>(options.threads, options.pin_threads);
   const float latent_eps = options.latent_norm_eps < 0 ? config->rms_eps : options.latent_norm_eps;
   const BackendOptions wanted{latent_eps, options.max_rows, options.isa, options.weights, options.deterministic};
   std::unique_ptr<Backend> backend;

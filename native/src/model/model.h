@@ -26,6 +26,7 @@ struct ModelOptions {
   std::string folder;
   BackendKind backend = BackendKind::kCpu;
   int threads = 0;             // 0: one per usable core
+  bool pin_threads = false;    // each on a core of its own
   std::string packed_folder;   // empty: pack privately
   float latent_norm_eps = -1;  // < 0: the checkpoint's rms_norm_eps
   WeightChoice weights = WeightChoice::kCheckpoint;
