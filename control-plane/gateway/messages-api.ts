@@ -33,6 +33,11 @@ export function messageErrorBody(error: MargayError, requestId: string): object 
   return { type: "error", error: { type, message: errorBody(error).error.message }, request_id: requestId };
 }
 
+/** What the usage of a whole message has besides. */
+const UNTOLD = { cache_creation: null, inference_geo: null, service_tier: null, speed: null } as const;
+/** What every message has a field for and none of ours ever has. */
+const NOTHING_BESIDE = { container: null, stop_details: null } as const;
+
 /** Answers `POST /v1/messages`; throws `MargayError` while nothing was sent. */
 export async function createMessage(host: GenerationHost, request: FastifyRequest, reply: FastifyReply) {
   refuseThinkers(request.headers);
@@ -52,7 +57,10 @@ export async function createMessage(host: GenerationHost, request: FastifyReques
   const generations = planChoices(host, model, fields, [prompt], -1, constraint);
 
   const requestId = requestIdOf(request);
-  const head = { id: requestId.replace(/^req_/, "msg_"), type: "message", role: "assistant", model: model.name };
+  const head = {
+    ...{ id: requestId.replace(/^req_/, "msg_"), type: "message", role: "assistant", model: model.name },
+    ...{ ...NOTHING_BESIDE, diagnostics: null },
+  };
   const streamed = body.stream === true;
   const answer = new AnswerStream({
     ...{ model, tools, startsInReasoning, stop: body.stop_sequences ?? [] },
@@ -70,13 +78,18 @@ export async function createMessage(host: GenerationHost, request: FastifyReques
     const settled = await exchange.run(generations, [sink], () => "");
     if (settled === null) return;
     reply.headers(storyHeaders(settled));
-    return { ...head, content: sink.content, ...sink.stop, usage: usageOf(tokens.length, settled[0]!) };
+    return {
+      ...head,
+      content: sink.content,
+      ...sink.stop,
+      usage: { ...usageOf(tokens.length, settled[0]!), ...UNTOLD },
+    };
   }
-  const usage = { input_tokens: tokens.length, output_tokens: 0 };
+  const usage = { ...usageOf(tokens.length, { cachedTokens: 0, completionTokens: 0 }), ...UNTOLD };
   const message = { ...head, content: [], stop_reason: null, stop_sequence: null, usage };
   const sink = new StreamedMessage(answer, messageEvent("message_start", { message }));
   await exchange.run(generations, [sink], ([settled]) => {
-    const last = { delta: sink.stop, usage: usageOf(tokens.length, settled!) };
+    const last = { delta: { ...sink.stop, ...NOTHING_BESIDE }, usage: usageOf(tokens.length, settled!) };
     return messageEvent("message_delta", last) + messageEvent("message_stop", {});
   });
   return;
@@ -116,11 +129,15 @@ function choiceOf({ tool_choice: choice }: MessagesRequest): ToolChoice | null {
 }
 
 /** Anthropic counts cached tokens apart. */
-function usageOf(promptTokens: number, { cachedTokens, completionTokens }: Settled): object {
+function usageOf(
+  promptTokens: number,
+  { cachedTokens, completionTokens }: Pick<Settled, "cachedTokens" | "completionTokens">,
+): object {
   return {
     input_tokens: promptTokens - cachedTokens,
     cache_creation_input_tokens: 0,
     cache_read_input_tokens: cachedTokens,
     output_tokens: completionTokens,
+    ...{ output_tokens_details: null, server_tool_use: null },
   };
 }

@@ -5,8 +5,14 @@ import type { ChoiceSink } from "./choice.ts";
 /** A content block of an answer, whole. */
 export type ContentBlock =
   | { readonly type: "thinking"; thinking: string; readonly signature: string }
-  | { readonly type: "text"; text: string }
-  | { readonly type: "tool_use"; readonly id: string; readonly name: string; input: unknown };
+  | { readonly type: "text"; text: string; readonly citations: null }
+  | {
+      readonly type: "tool_use";
+      readonly id: string;
+      readonly name: string;
+      input: unknown;
+      readonly caller: { readonly type: "direct" };
+    };
 
 /** Whom the blocks of an answer are told, piece by piece. */
 export interface BlockReader {
@@ -63,11 +69,11 @@ export class MessageBlocks {
       this.#go(reasoning);
     }
     if (content !== "") {
-      this.#enter({ type: "text", text: "" }, -1);
+      this.#enter({ type: "text", text: "", citations: null }, -1);
       this.#go(content);
     }
     for (const { index, id, name, arguments: piece } of toolCalls) {
-      this.#enter({ type: "tool_use", id: id ?? "", name: name ?? "", input: {} }, index);
+      this.#enter({ type: "tool_use", id: id ?? "", name: name ?? "", input: {}, caller: { type: "direct" } }, index);
       if (piece !== "") this.#go(piece);
     }
   }

@@ -136,22 +136,31 @@ export const MessageResponse = z.strictObject({
   content: z.array(
     z.discriminatedUnion("type", [
       z.strictObject({ type: z.literal("thinking"), thinking: z.string(), signature: z.string() }),
-      z.strictObject({ type: z.literal("text"), text: z.string() }),
+      z.strictObject({ type: z.literal("text"), text: z.string(), citations: z.null() }),
       z.strictObject({
         type: z.literal("tool_use"),
         id: z.string().min(1),
         name: z.string().min(1),
         input: z.record(z.string(), z.unknown()),
+        caller: z.strictObject({ type: z.literal("direct") }),
       }),
     ]),
   ),
   stop_reason: z.enum(["end_turn", "max_tokens", "stop_sequence", "tool_use"]),
   stop_sequence: z.string().nullable(),
+  ...{ stop_details: z.null(), container: z.null(), diagnostics: z.null() },
   usage: z.strictObject({
     input_tokens: z.int(),
     cache_creation_input_tokens: z.int(),
     cache_read_input_tokens: z.int(),
     output_tokens: z.int(),
+    ...{
+      output_tokens_details: z.null(),
+      server_tool_use: z.null(),
+      cache_creation: z.null(),
+      inference_geo: z.null(),
+    },
+    ...{ service_tier: z.null(), speed: z.null() },
   }),
 });
 

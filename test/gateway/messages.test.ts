@@ -55,8 +55,11 @@ describe("a message", () => {
     expect(message.stop_reason).toBe("tool_use");
     expect(message.content).toEqual([
       { type: "thinking", thinking: "I look.", signature: "" },
-      { type: "text", text: "Let me see." },
-      { type: "tool_use", id: expect.stringMatching(/^toolu_/), name: "get_weather", input: { city: "Rome" } },
+      { type: "text", text: "Let me see.", citations: null },
+      {
+        ...{ type: "tool_use", id: expect.stringMatching(/^toolu_/), name: "get_weather", input: { city: "Rome" } },
+        caller: { type: "direct" },
+      },
     ]);
   });
 
@@ -80,8 +83,11 @@ describe("a stream", () => {
     const message = await stream.finalMessage();
     expect(message.content).toEqual([
       { type: "thinking", thinking: "I look.", signature: "" },
-      { type: "text", text: "Let me see." },
-      { type: "tool_use", id: expect.stringMatching(/^toolu_/), name: "get_weather", input: { city: "Rome" } },
+      { type: "text", text: "Let me see.", citations: null },
+      {
+        ...{ type: "tool_use", id: expect.stringMatching(/^toolu_/), name: "get_weather", input: { city: "Rome" } },
+        caller: { type: "direct" },
+      },
     ]);
     expect(message).toMatchObject({ stop_reason: "tool_use", usage: { cache_read_input_tokens: 2 } });
     expect(seen[0]).toBe("message_start");
@@ -111,8 +117,11 @@ describe("a conversation", () => {
           role: "assistant",
           content: [
             { type: "thinking", thinking: "hm", signature: "s" },
-            { type: "text", text: "I ask." },
-            { type: "tool_use", id: "toolu_1", name: "get_weather", input: { city: "Rome" } },
+            { type: "text", text: "I ask.", citations: null },
+            {
+              ...{ type: "tool_use", id: "toolu_1", name: "get_weather", input: { city: "Rome" } },
+              caller: { type: "direct" },
+            },
           ],
         },
         {

@@ -105,16 +105,26 @@ async function batchObject({ files }: BatchHost, id: string, state: BatchState):
   const told = state.faults.map(({ code, message, param, line }) => ({ code, message, param, line }));
   return {
     ...{ id, object: "batch", endpoint: record.endpoint },
-    errors: told.length === 0 ? null : { object: "list", data: told },
     ...{ input_file_id: record.inputFile, completion_window: record.completionWindow, status },
-    output_file_id: endedAt !== null && counts.completed > 0 ? record.outputFile : null,
-    error_file_id: endedAt !== null && counts.failed > 0 ? record.errorFile : null,
-    ...{ created_at: state.createdAt, in_progress_at: state.begunAt, expires_at: record.expiresAt },
-    ...{ finalizing_at: state.finalizingAt, completed_at: endedAs("completed"), failed_at: endedAs("failed") },
-    ...{ expired_at: endedAs("expired"), cancelling_at: state.cancellingAt, cancelled_at: endedAs("cancelled") },
+    ...{ created_at: state.createdAt, expires_at: record.expiresAt },
+    ...given({
+      errors: told.length === 0 ? null : { object: "list" as const, data: told },
+      output_file_id: endedAt !== null && counts.completed > 0 ? record.outputFile : null,
+      error_file_id: endedAt !== null && counts.failed > 0 ? record.errorFile : null,
+      ...{ in_progress_at: state.begunAt, finalizing_at: state.finalizingAt, completed_at: endedAs("completed") },
+      ...{ failed_at: endedAs("failed"), expired_at: endedAs("expired") },
+      ...{ cancelling_at: state.cancellingAt, cancelled_at: endedAs("cancelled") },
+    }),
     request_counts: { total: state.total ?? 0, ...counts },
     metadata: record.metadata,
   };
+}
+
+/** The fields that are not null. */
+function given<T extends object>(fields: T): { [K in keyof T]?: Exclude<T[K], null> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null)) as ReturnType<
+    typeof given<T>
+  >;
 }
 
 /** Of a batch that is under way. */

@@ -24,7 +24,8 @@ export const BatchRequest = z.object({
 /** The query of `GET /v1/batches`. */
 export const BatchesQuery = z.object(pageQuery(100, 20));
 
-const moment = z.int().nullable();
+/** What has not happened has no field. */
+const moment = z.int().optional();
 
 export const BatchResponse = z.strictObject({
   id: z.string(),
@@ -42,15 +43,15 @@ export const BatchResponse = z.strictObject({
         }),
       ),
     })
-    .nullable(),
+    .optional(),
   input_file_id: z.string(),
   completion_window: z.string(),
   status: z.enum([
     ...(["validating", "failed", "in_progress", "finalizing", "completed"] as const),
     ...(["expired", "cancelling", "cancelled"] as const),
   ]),
-  output_file_id: z.string().nullable(),
-  error_file_id: z.string().nullable(),
+  output_file_id: z.string().optional(),
+  error_file_id: z.string().optional(),
   created_at: z.int(),
   in_progress_at: moment,
   expires_at: z.int(),

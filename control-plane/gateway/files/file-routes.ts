@@ -86,6 +86,6 @@ async function remove(host: FilesHost, request: Asked) {
 function fileObject({ id, bytes, createdAt, expiresAt, filename, purpose }: StoredFile) {
   return {
     ...{ id, object: "file" as const, bytes, created_at: createdAt, expires_at: expiresAt, filename, purpose },
-    ...{ status: "processed" as const, status_details: null },
+    ...{ status: "processed" as const },
   };
 }

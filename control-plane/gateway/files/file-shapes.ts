@@ -74,7 +74,6 @@ export const FileResponse = z.strictObject({
   filename: z.string(),
   purpose: z.literal(["batch", "batch_output"]),
   status: z.literal("processed"),
-  status_details: z.null(),
 });
 
 const ends = { first_id: z.string().nullable(), last_id: z.string().nullable(), has_more: z.boolean() };

@@ -31,7 +31,7 @@ const choiceRule = {
     'must be "none", "auto", "required", {"type": "function", "name": ...} or {"type": "allowed_tools", "mode": ..., "tools": [...]}',
 };
 const named = z.object({ type: z.literal("function", choiceRule), name: z.string(choiceRule) }, choiceRule);
-const FunctionChoice = z.union(
+export const FunctionChoice = z.union(
   [
     z.literal(["none", "auto", "required"], choiceRule),
     named,

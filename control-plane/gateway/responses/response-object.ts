@@ -79,7 +79,7 @@ export function responseHead(
     service_tier: body.service_tier ?? "default",
     store: body.store ?? true,
     temperature: drawn.temperature,
-    text: { format: body.text?.format ?? { type: "text" } },
+    text: { format: formatOf(body) },
     tool_choice: body.tool_choice ?? "auto",
     tools: (body.tools ?? []).map(({ type, name, description, parameters, strict }) => ({
       ...{ type, name, parameters: parameters ?? null, strict: strict ?? null },
@@ -93,6 +93,13 @@ export function responseHead(
   } as const;
 }
 
+function formatOf({ text }: ResponsesRequest) {
+  const format = text?.format ?? { type: "text" as const };
+  if (format.type !== "json_schema") return format;
+  const { description, ...rest } = format;
+  return typeof description === "string" ? { ...rest, description } : rest;
+}
+
 /** The `response` of an answer or an event. */
 export function responseObject(head: ResponseHead, progress: ResponseProgress) {
   const { id, object, created_at, ...rest } = head;
@@ -104,6 +111,6 @@ export function responseObject(head: ResponseHead, progress: ResponseProgress) {
     incomplete_details: incomplete === null ? null : { reason: incomplete },
     ...rest,
     output: [...output],
-    usage,
+    ...(usage === null ? {} : { usage }),
   };
 }

@@ -1,4 +1,6 @@
 import { z } from "zod";
+import { ReasoningEffort } from "../chat-schema.ts";
+import { FunctionChoice } from "./request-schema.ts";
 
 /** What the Responses API answers. Made by hand like the others; these schemas document it, and tests parse with them. */
 
@@ -53,14 +55,34 @@ export const ResponseResponse = z.strictObject({
   parallel_tool_calls: z.boolean(),
   previous_response_id: z.string().nullable(),
   prompt_cache_key: z.string().nullable(),
-  reasoning: z.strictObject({ effort: z.string().nullable(), summary: z.null() }),
+  reasoning: z.strictObject({ effort: ReasoningEffort.unwrap().unwrap().nullable(), summary: z.null() }),
   safety_identifier: z.string().nullable(),
-  service_tier: z.string(),
+  service_tier: z.literal(["auto", "default", "priority", "flex"]),
   store: z.boolean(),
   temperature: z.number(),
-  text: z.strictObject({ format: z.looseObject({ type: z.string() }) }),
-  tool_choice: z.union([z.string(), z.looseObject({ type: z.string() })]),
-  tools: z.array(z.looseObject({ type: z.literal("function"), name: z.string() })),
+  text: z.strictObject({
+    format: z.discriminatedUnion("type", [
+      z.strictObject({ type: z.literal("text") }),
+      z.strictObject({ type: z.literal("json_object") }),
+      z.strictObject({
+        type: z.literal("json_schema"),
+        name: z.string(),
+        description: z.string().optional(),
+        schema: z.record(z.string(), z.unknown()),
+        strict: z.boolean().nullish(),
+      }),
+    ]),
+  }),
+  tool_choice: FunctionChoice,
+  tools: z.array(
+    z.strictObject({
+      type: z.literal("function"),
+      name: z.string(),
+      description: z.string().optional(),
+      parameters: z.record(z.string(), z.unknown()).nullable(),
+      strict: z.boolean().nullable(),
+    }),
+  ),
   top_logprobs: z.literal(0),
   top_p: z.number(),
   truncation: z.literal("disabled"),
@@ -75,7 +97,7 @@ export const ResponseResponse = z.strictObject({
       output_tokens_details: z.strictObject({ reasoning_tokens: z.int() }),
       total_tokens: z.int(),
     })
-    .nullable(),
+    .optional(),
 });
 
 export const DeletedResponse = z.strictObject({
@@ -99,8 +121,9 @@ const ofPart = { ...ofItem, content_index: z.literal(0) };
 const noLogprobs = z.array(z.never());
 const part = z.discriminatedUnion("type", [reasoningText, outputText]);
 
-const life = (name: string) => z.strictObject({ type: z.literal(name), ...numbered, response: ResponseResponse });
-const event = <const F extends z.core.$ZodLooseShape>(name: string, fields: F) =>
+const life = <const N extends string>(name: N) =>
+  z.strictObject({ type: z.literal(name), ...numbered, response: ResponseResponse });
+const event = <const N extends string, const F extends z.core.$ZodLooseShape>(name: N, fields: F) =>
   z.strictObject({ type: z.literal(name), ...fields });
 
 /** One event of a streamed response. */
