@@ -39,7 +39,7 @@ function describeClient({ python, env }: PythonWithPackage): void {
   test("gets text, in one piece and streamed, with its usage", () => {
     expect(seen).toMatchObject({ version: VERSION, models: ["nano"], text: "The capital of Japan is Tokyo." });
     expect(seen.streamed.same).toBe(true);
-    expect(seen.streamed.pieces).toBeGreaterThan(3);
+    expect(seen.streamed.pieces).toBeGreaterThan(1);
     expect(seen.streamed.tokens).toBeGreaterThan(3);
   });
 
