@@ -1,5 +1,3 @@
-import { once } from "node:events";
-import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { z } from "zod";
 import type { Bus } from "#protocol/bus/bus.ts";
@@ -8,6 +6,7 @@ import { connectNats } from "#protocol/bus/nats-bus.ts";
 import type { RankId } from "#protocol/ids.ts";
 import { subjects } from "#protocol/subjects.ts";
 import { systemClock, systemRandom } from "#service/clock.ts";
+import { NatsDoor } from "../support/nats-door.ts";
 import { NatsServer } from "../support/nats-server.ts";
 
 /** A crowded machine: an attempt to connect takes longer than it may, and is answered when another one has succeeded. */
@@ -19,50 +18,6 @@ const LATE_MS = 3_000;
 /** A client that does not say who it is, is cut off by the server after two seconds. */
 const CUT_OFF_MS = 2_000;
 
-/** Joins connections to a server; the second one only after LATE_MS. */
-class SlowDoor implements AsyncDisposable {
-  readonly #server = createServer((client) => void this.#join(client));
-  readonly #port: number;
-  readonly #open: Socket[] = [];
-  joined = 0;
-
-  constructor(port: number) {
-    this.#port = port;
-  }
-
-  async listen(): Promise<number> {
-    this.#server.listen(0, "127.0.0.1");
-    await once(this.#server, "listening");
-    return (this.#server.address() as AddressInfo).port;
-  }
-
-  cut(): void {
-    for (const socket of this.#open.splice(0)) socket.destroy();
-  }
-
-  async #join(client: Socket): Promise<void> {
-    client.on("error", () => {});
-    this.#open.push(client);
-    const number = ++this.joined;
-    if (number === 2) await systemClock.sleep(LATE_MS);
-    const server = connect(this.#port, "127.0.0.1");
-    this.#open.push(server);
-    for (const [one, other] of [
-      [client, server],
-      [server, client],
-    ] as const) {
-      one.pipe(other);
-      one.on("error", () => other.destroy());
-      one.once("close", () => other.destroy());
-    }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.cut();
-    this.#server.close();
-  }
-}
-
 let server: NatsServer;
 beforeAll(async () => {
   server = await NatsServer.start();
@@ -70,12 +25,14 @@ beforeAll(async () => {
 afterAll(() => server[Symbol.asyncDispose]());
 
 test("a connection that opens after its time is nobody's: messages go on to come once, whole and in order", async () => {
-  await using door = new SlowDoor(Number(new URL(server.url).port));
-  const port = await door.listen();
+  await using door = await NatsDoor.open(server.url, async (number) => {
+    if (number === 2) await systemClock.sleep(LATE_MS);
+    return true;
+  });
   const rejected: string[] = [];
   const states: string[] = [];
   const hearing: Bus = await connectNats({
-    url: `nats://127.0.0.1:${port}`,
+    url: door.url,
     user: "control-plane",
     password: server.credentials["control-plane"],
     ...{ tls: null, role: "control-plane", name: "test", connectTimeoutMs: 10_000 },
@@ -102,7 +59,7 @@ test("a connection that opens after its time is nobody's: messages go on to come
   });
   while (heard.length < 100) await systemClock.sleep(10);
   door.cut();
-  while (door.joined < 3 || hearing.state !== "connected") await systemClock.sleep(10);
+  while (door.came.length < 3 || hearing.state !== "connected") await systemClock.sleep(10);
   // The late one has opened meanwhile or will; after this the server has cut it off.
   await systemClock.sleep(LATE_MS + CUT_OFF_MS);
   stream.cancel();
@@ -112,7 +69,7 @@ test("a connection that opens after its time is nobody's: messages go on to come
 
   expect(rejected).toEqual([]);
   expect(states).toEqual(["disconnected", "connected"]);
-  expect(door.joined).toBe(3);
+  expect(door.came.length).toBe(3);
   for (let i = 1; i < heard.length; i++) expect(heard[i]).toBeGreaterThan(heard[i - 1]!);
   await sending.close(1_000);
   await hearing.close(1_000);
