@@ -8,6 +8,7 @@
 #include <array>
 #include <climits>
 #include <csignal>
+#include <type_traits>
 
 namespace margay {
 namespace {
@@ -51,8 +52,10 @@ constexpr int kPem = 1;
 const OpenSsl* Library() {
   static const OpenSsl* const library = []() -> const OpenSsl* {
     void* handle = RTLD_DEFAULT;
-    if (dlsym(handle, "SSL_CTX_new") == nullptr) handle = dlopen("libssl.so.3", RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr && dlsym(RTLD_DEFAULT, "SSL_CTX_new") == nullptr) return nullptr;
+    if (dlsym(handle, "SSL_CTX_new") == nullptr) {
+      handle = dlopen("libssl.so.3", RTLD_NOW | RTLD_LOCAL);
+      if (handle == nullptr) return nullptr;
+    }
     static OpenSsl found;
     bool whole = true;
     const auto find = [&](auto* function, const char* name) {
