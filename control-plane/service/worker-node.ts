@@ -212,7 +212,7 @@ export class WorkerNode<Engine extends NodeEngine, Result, Event extends { reado
       metrics.gauge("margay_start_seconds", { role: this.#role.role, step }, ms / 1000);
     }
     const told = Object.fromEntries(Object.entries(steps).map(([step, ms]) => [step, Number(ms.toFixed(1))]));
-    logger.info(told, "started, milliseconds by step");
+    logger.info({ steps: told }, "started, milliseconds by step");
   }
 
   async drain(deadlineMs: number): Promise<void> {
